@@ -1,0 +1,1 @@
+"""See and measure queries, keys, values and attention."""

@@ -1,0 +1,407 @@
+"""The configuration of QKViT: every choice of the architecture, annotated, validated and named.
+
+The file stands alone (it imports nothing of this package but `preprocessing_qkvit`), because it travels with
+every saved model: see `modeling/shipping.py`.
+"""
+
+import difflib
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig
+
+from .preprocessing_qkvit import save_image_processor
+
+# hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, and where the size was named.
+NAMED_SIZES: dict[str, tuple[int, int, int, int]] = {
+    "tiny": (192, 12, 3, 768),  # DeiT-Ti: Touvron et al. 2021, arXiv 2012.12877
+    "small": (384, 12, 6, 1536),  # DeiT-S: the same
+    "base": (768, 12, 12, 3072),  # ViT-B: Dosovitskiy et al. 2021, arXiv 2010.11929
+    "large": (1024, 24, 16, 4096),  # ViT-L: the same
+    "so400m": (1152, 27, 16, 4304),  # SoViT-400m: Alabdulmohsin et al. 2023, arXiv 2305.13035
+    "huge": (1280, 32, 16, 5120),  # ViT-H: Dosovitskiy et al. 2021
+    "giant": (1408, 40, 16, 6144),  # ViT-g: Zhai et al. 2022, arXiv 2106.04560
+}
+
+# Keys that transformers itself reads from, or writes into, a config.json beside the fields of a config.
+_LIBRARY_KEYS = frozenset(
+    {
+        "attn_implementation",
+        "auto_map",
+        "experts_implementation",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "out_features",
+        "out_indices",
+        "output_attentions",
+        "per_layer_config",
+        "quantization_config",
+        "stage_names",
+        "tie_last_hidden_states",
+        "tie_word_embeddings",
+        "torch_dtype",
+        "use_cache",
+    }
+)
+
+_POSITIVE_INTEGERS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "head_dim",
+    "intermediate_size",
+    "num_channels",
+)
+_PROBABILITIES = (
+    "drop_path_rate",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "patch_drop_rate",
+    "label_smoothing",
+)
+
+
+def _with_plain_errors(cls: type) -> type:
+    """Raise one-sentence `ValueError`s where `strict` raises two-line errors of its own class."""
+
+    def plain(method: Callable) -> Callable:
+        @functools.wraps(method)
+        def wrapper(self: Any, *args: Any) -> None:
+            try:
+                method(self, *args)
+            except StrictDataclassClassValidationError as error:
+                raise ValueError(str(error.__cause__)) from error
+            except StrictDataclassFieldValidationError as error:
+                cause = " ".join(str(error.__cause__).split())
+                raise ValueError(f"{cause}; see the fields of QKViTConfig for what it takes") from error
+
+        return wrapper
+
+    for name in ("__setattr__", "validate"):
+        setattr(cls, name, plain(getattr(cls, name)))
+    return cls
+
+
+def _pair(value: int | list | tuple) -> tuple[int, int]:
+    """`16` -> `(16, 16)`; `(height, width)` stays."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+@_with_plain_errors
+@strict
+class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""Configuration of a QKViT model; the defaults are ViT-B/16 at 224 pixels.
+
+    Args:
+        hidden_size: Width C of the residual stream.
+        num_hidden_layers: Depth L.
+        num_attention_heads: Heads H of every layer.
+        head_dim: Width D of one head. `None`: `hidden_size // num_attention_heads`, which must divide.
+        intermediate_size: Width of the MLP. `None`: `4 * hidden_size` for "mlp"; for "swiglu" two thirds of
+            that, rounded up to a multiple of 8, so that both have the same number of parameters.
+        hidden_act: Activation, a name in `transformers.activations.ACT2FN`. `None`: "gelu" for "mlp", "silu" for
+            "swiglu".
+        mlp_type: "mlp" is `down(act(up(x)))`; "swiglu" is `down(act(gate(x)) * up(x))` (Shazeer 2020, arXiv
+            2002.05202).
+        norm_type: "layernorm" or "rmsnorm" (Zhang and Sennrich 2019, arXiv 1910.07467).
+        layer_norm_eps: Epsilon of every normalisation.
+        query_bias, key_bias, value_bias, output_bias: One switch for each projection's bias. A key bias adds the
+            same number to every score of a row, which softmax removes: it changes nothing.
+        mlp_bias: Biases of the MLP.
+        qk_norm: Normalise queries and keys per head, before positions and softmax (Dehghani et al. 2023, arXiv
+            2302.05442).
+        layer_scale_init_value: Initial value of LayerScale (Touvron et al. 2021, arXiv 2103.17239). `None`: none.
+        drop_path_rate: Stochastic depth (Huang et al. 2016, arXiv 1603.09382) of the last layer; it grows linearly
+            from 0 in the first layer.
+        hidden_dropout_prob: Dropout on the embeddings and on the output of each branch.
+        attention_probs_dropout_prob: Dropout on the attention weights.
+        patch_drop_rate: Fraction of the patches left out in each training step (Liu et al. 2022, arXiv
+            2208.07220).
+        image_size: Pixels of the images it is trained on, a number or (height, width). Others are accepted too.
+        patch_size: Pixels of a patch, a number or (height, width).
+        num_channels: Channels of an image.
+        position_embedding: "learned"; "sincos2d", fixed (Beyer et al. 2022, arXiv 2205.01580); "rope2d", rotary, on
+            queries and keys (as DINOv3: Simeoni et al. 2025, arXiv 2508.10104); "none".
+        rope_theta: Base of the rotary frequencies.
+        use_class_token: Put a learned token before the patches (\[CLS\]).
+        use_distillation_token: Put a second one after it, with a classifier of its own (DeiT, arXiv 2012.12877).
+        num_register_tokens: Registers (Darcet et al. 2024, arXiv 2309.16588), between those and the patches.
+        use_pre_norm: Normalise the embeddings before the first layer (as CLIP).
+        pooling: "class" takes the class token, "mean" the mean of the patches, "class_mean" both, concatenated
+            (2 C wide), "attention" a learned query's attention over all tokens (as SigLIP, arXiv 2303.15343).
+        classification_loss: For integer labels: "cross_entropy", or "binary_cross_entropy" of one-hot targets (as
+            DeiT III, arXiv 2204.07118). Float labels: see `QKViTForImageClassification`.
+        label_smoothing: Share of the target spread evenly over the classes (Szegedy et al. 2016, arXiv 1512.00567).
+        initializer_range: Standard deviation of the truncated normal that initialises the weights.
+        apply_layernorm: `QKViTBackbone`: normalise the feature maps.
+        reshape_hidden_states: `QKViTBackbone`: give feature maps as (batch, C, height, width) of the patches; or
+            else as the tokens (batch, N, C).
+
+    Raises:
+        ValueError: a field is unknown, has the wrong type or is out of range, or two of them do not go together.
+
+    Example:
+
+    ```python
+    >>> config = QKViTConfig.from_size("small", patch_size=16, num_labels=10)
+    >>> config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.head_dim
+    (384, 12, 6, 64)
+    >>> QKViTConfig(hidden_size=100, num_attention_heads=12)
+    Traceback (most recent call last):
+    ...
+    ValueError: num_attention_heads=12 does not divide hidden_size=100; pass hidden_size=96 or 108, or head_dim
+
+    ```
+    """
+
+    model_type = "qkvit"
+    keys_to_ignore_at_inference = ["hidden_states", "attentions", "queries", "keys", "values"]  # noqa: RUF012
+
+    # How a saved model gets its code: set by the installed package (modeling/shipping.py), None in code that came
+    # with a model, whose flat files transformers copies by itself.
+    ship_code: ClassVar[Callable[..., None] | None] = None
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    head_dim: int | None = None
+    intermediate_size: int | None = None
+    hidden_act: str | None = None
+    mlp_type: Literal["mlp", "swiglu"] = "mlp"
+    mlp_bias: bool = True
+    norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
+    layer_norm_eps: float = 1e-6
+    query_bias: bool = True
+    key_bias: bool = True
+    value_bias: bool = True
+    output_bias: bool = True
+    qk_norm: bool = False
+    layer_scale_init_value: float | int | None = None
+    drop_path_rate: float | int = 0.0
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    patch_drop_rate: float | int = 0.0
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int | list[int] | tuple[int, int] = 16
+    num_channels: int = 3
+    position_embedding: Literal["learned", "sincos2d", "rope2d", "none"] = "learned"
+    rope_theta: float | int = 100.0
+    use_class_token: bool = True
+    use_distillation_token: bool = False
+    num_register_tokens: int = 0
+    use_pre_norm: bool = False
+    pooling: Literal["class", "mean", "class_mean", "attention"] = "class"
+    classification_loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
+    label_smoothing: float | int = 0.0
+    initializer_range: float = 0.02
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
+
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any):
+        self._refuse_unknown(kwargs)
+        self._check_ranges()
+        for name in ("image_size", "patch_size"):
+            value = getattr(self, name)
+            setattr(self, name, value if isinstance(value, int) else (value[0], value[1]))
+        if self.head_dim is None:
+            self.head_dim = self._whole_head_dim()
+        if self.hidden_act is None:
+            self.hidden_act = "gelu" if self.mlp_type == "mlp" else "silu"
+        if self.intermediate_size is None:
+            self.intermediate_size = (
+                4 * self.hidden_size if self.mlp_type == "mlp" else 8 * math.ceil(self.hidden_size / 3)
+            )
+        self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, self.num_hidden_layers + 1)]
+        kwargs.pop("stage_names", None)
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_size(cls, size: str, **fields: Any) -> "QKViTConfig":
+        """The configuration of a named size of the literature; `fields` add to it or override it.
+
+        Args:
+            size: One of "tiny", "small", "base", "large", "so400m", "huge", "giant" (`NAMED_SIZES`).
+
+        Raises:
+            ValueError: no size has that name.
+
+        Example:
+
+        ```python
+        >>> QKViTConfig.from_size("giant").intermediate_size
+        6144
+
+        ```
+        """
+        if size not in NAMED_SIZES:
+            raise ValueError(f"size={size!r} is not known; pass one of {', '.join(NAMED_SIZES)}")
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size = NAMED_SIZES[size]
+        named = {
+            "hidden_size": hidden_size,
+            "num_hidden_layers": num_hidden_layers,
+            "num_attention_heads": num_attention_heads,
+        }
+        # A SwiGLU has three matrices where an MLP has two: its width follows from the default of the field.
+        if fields.get("mlp_type", "mlp") == "mlp":
+            named["intermediate_size"] = intermediate_size
+        return cls(**{**named, **fields})
+
+    # ---- what follows from the fields
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches of an image of `image_size`, as (height, width)."""
+        (height, width), (patch_height, patch_width) = _pair(self.image_size), _pair(self.patch_size)
+        return height // patch_height, width // patch_width
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches: class token, distillation token, registers."""
+        return int(self.use_class_token) + int(self.use_distillation_token) + self.num_register_tokens
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of the pooled output: C, or 2 C for `pooling="class_mean"`."""
+        return self.hidden_size * (2 if self.pooling == "class_mean" else 1)
+
+    # ---- outputs: maps are given on every attention implementation, for all layers or for chosen ones
+
+    @property
+    def output_attentions(self) -> bool | int | list[int] | None:
+        """Default of the forward argument of that name: a flag, a layer index or a list of them."""
+        return self._output_attentions
+
+    @output_attentions.setter
+    def output_attentions(self, value: bool | int | list[int] | None) -> None:
+        self._output_attentions = value
+
+    # ---- saving
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Save as transformers does, with the model's code and an image processor beside it.
+
+        `PreTrainedModel.save_pretrained` calls this before it uploads, so all of it reaches the Hub as well.
+        """
+        if self.ship_code is not None:
+            type(self).ship_code(self, save_directory)
+        save_image_processor(self, save_directory)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    # ---- validation
+
+    def validate_output_attentions(self) -> None:
+        """Take the place of the check that allows maps with the eager implementation alone."""
+
+    def validate_architecture(self) -> None:
+        """Check each range and each combination of fields; runs when a config is made, used or saved."""
+        self._check_ranges()
+        self._check_sizes()
+        self._check_tokens()
+        self._check_positions()
+        if self.label_smoothing > 0 and self.problem_type in ("regression", "multi_label_classification"):
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing} does not go with problem_type={self.problem_type!r};"
+                " pass label_smoothing=0.0"
+            )
+
+    def _refuse_unknown(self, extra: dict[str, Any]) -> None:
+        known = {*self.__dataclass_fields__, *_LIBRARY_KEYS}
+        for name in extra:
+            # Private names are the libraries' own bookkeeping in saved files.
+            if name not in known and not name.startswith("_"):
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else "take it out; the fields are in QKViTConfig's help"
+                raise ValueError(f"{name}={extra[name]!r} is not a field of QKViTConfig: {hint}")
+
+    def _check_ranges(self) -> None:
+        for name in _POSITIVE_INTEGERS:
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name}={value} is not a positive integer; pass {name}=1 or more")
+        if isinstance(self.num_register_tokens, bool) or self.num_register_tokens < 0:
+            raise ValueError(f"num_register_tokens={self.num_register_tokens} is not a count; pass 0 or more")
+        for name in _PROBABILITIES:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not 0 <= value < 1:
+                raise ValueError(f"{name}={value} is not in [0, 1); pass a fraction such as {name}=0.1")
+        for name in ("layer_norm_eps", "initializer_range", "rope_theta"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not 0 < value < math.inf:
+                raise ValueError(f"{name}={value} is not a positive number; the default is a good one to take")
+        scale = self.layer_scale_init_value
+        if scale is not None and (isinstance(scale, bool) or not math.isfinite(scale)):
+            raise ValueError(f"layer_scale_init_value={scale} is not a finite number; pass 1e-5, say, or None")
+        if self.hidden_act is not None and self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act={self.hidden_act!r} is not known; pass one such as 'gelu' or 'silu'")
+        for name in ("image_size", "patch_size"):
+            value = getattr(self, name)
+            sides = [value] if isinstance(value, int) else list(value)
+            if isinstance(value, bool) or len(sides) not in (1, 2) or any(side < 1 for side in sides):
+                raise ValueError(f"{name}={value} is not a size; pass a number of pixels or (height, width)")
+            if not isinstance(value, int) and len(sides) != 2:
+                raise ValueError(f"{name}={value} has one number in a list; pass {name}={sides[0]} or (height, width)")
+
+    def _whole_head_dim(self) -> int:
+        if self.hidden_size % self.num_attention_heads:
+            below = self.hidden_size // self.num_attention_heads * self.num_attention_heads
+            choices = [str(size) for size in (below, below + self.num_attention_heads) if size]
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size};"
+                f" pass hidden_size={' or '.join(choices)}, or head_dim"
+            )
+        return self.hidden_size // self.num_attention_heads
+
+    def _check_sizes(self) -> None:
+        for side, pixels, patch in zip(
+            ("height", "width"), _pair(self.image_size), _pair(self.patch_size), strict=True
+        ):
+            if pixels % patch:
+                near = max(1, round(pixels / patch)) * patch
+                divisors = [size for size in range(1, pixels + 1) if pixels % size == 0]
+                fitting = min(divisors, key=lambda size: abs(size - patch))
+                raise ValueError(
+                    f"patch_size {patch} does not divide image_size {pixels} ({side}); pass image_size={near} or"
+                    f" patch_size={fitting}"
+                )
+
+    def _check_tokens(self) -> None:
+        if self.pooling in ("class", "class_mean") and not self.use_class_token:
+            raise ValueError(
+                f"pooling={self.pooling!r} needs a class token, but use_class_token=False; pass pooling='mean' or"
+                " use_class_token=True"
+            )
+        if self.use_distillation_token and (not self.use_class_token or self.pooling != "class"):
+            raise ValueError(
+                "use_distillation_token=True stands beside a class token that is pooled, but"
+                f" use_class_token={self.use_class_token} and pooling={self.pooling!r}; pass use_class_token=True and"
+                " pooling='class', or use_distillation_token=False"
+            )
+
+    def _check_positions(self) -> None:
+        if self.position_embedding == "rope2d" and self.head_dim % 4:
+            raise ValueError(
+                f"position_embedding='rope2d' rotates pairs along two axes, but head_dim={self.head_dim} is not a"
+                f" multiple of 4; pass head_dim={4 * math.ceil(self.head_dim / 4)}"
+            )
+        if self.position_embedding == "sincos2d" and (self.hidden_size % 4 or self.hidden_size < 8):
+            raise ValueError(
+                "position_embedding='sincos2d' has a sine and a cosine along two axes, but"
+                f" hidden_size={self.hidden_size} is not a multiple of 4 from 8 up; pass"
+                f" hidden_size={max(8, 4 * math.ceil(self.hidden_size / 4))}"
+            )
+
+
+__all__ = ["NAMED_SIZES", "QKViTConfig"]

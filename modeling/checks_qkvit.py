@@ -1,0 +1,119 @@
+"""What a model may be given, and the one sentence that says what is wrong with the rest."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from transformers.utils import TransformersKwargs
+
+# What transformers' own wrappers and callers hand to a model's forward, beside its named arguments.
+_FORWARD_ARGUMENTS = frozenset(TransformersKwargs.__annotations__) | {"return_dict", "output_hidden_states"}
+
+
+def check_arguments(arguments: Iterable[str]) -> None:
+    """Refuse an unknown keyword argument: a misspelt one would be ignored in silence."""
+    unknown = set(arguments) - _FORWARD_ARGUMENTS
+    if unknown:
+        raise TypeError(f"forward() got an unexpected argument {min(unknown)!r}; its arguments are in help(model.forward)")
+
+
+def check_pixels(pixel_values: torch.Tensor | None, num_channels: int, patch_size: tuple[int, int]) -> None:
+    """Refuse pixels of the wrong shape or type, and pixels that are not numbers.
+
+    The values are looked at on the CPU only: elsewhere it would make the step wait for the device.
+
+    Example:
+
+    ```python
+    >>> check_pixels(torch.zeros(1, 3, 30, 32), num_channels=3, patch_size=(16, 16))
+    Traceback (most recent call last):
+    ...
+    ValueError: patch_size 16 does not divide the images' height 30; resize or pad them to 32
+
+    ```
+    """
+    if pixel_values is None:
+        raise ValueError("pixel_values is None; pass a float tensor (batch, channels, height, width)")
+    if pixel_values.ndim != 4:
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}; pass (batch, channels, height, width), one image as"
+            " pixel_values[None]"
+        )
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values has type {pixel_values.dtype}; pass floats as the image processor makes them"
+            " (pixel_values.float() / 255, normalised)"
+        )
+    batch, channels, height, width = pixel_values.shape
+    if batch == 0:
+        raise ValueError("pixel_values holds 0 images; pass a batch of at least one")
+    if channels != num_channels:
+        raise ValueError(
+            f"pixel_values has {channels} channels where the model has num_channels={num_channels}; convert the images"
+            f" ({'RGB' if num_channels == 3 else 'grey' if num_channels == 1 else 'to that many channels'})"
+        )
+    for name, pixels, patch in (("height", height, patch_size[0]), ("width", width, patch_size[1])):
+        if pixels % patch or pixels == 0:
+            near = max(1, round(pixels / patch)) * patch
+            raise ValueError(f"patch_size {patch} does not divide the images' {name} {pixels}; resize or pad them to {near}")
+    if pixel_values.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+        # One pass: a sum is finite only if every pixel is (float16 sums are kept in float32, or they overflow).
+        if not torch.isfinite(pixel_values.detach().sum(dtype=torch.promote_types(pixel_values.dtype, torch.float32))):
+            bad = int((~torch.isfinite(pixel_values)).sum())
+            if bad:
+                raise ValueError(f"pixel_values has {bad} values that are NaN or infinite; check how images are decoded")
+
+
+def token_mask_from(
+    attention_mask: torch.Tensor | None, batch_size: int, num_patches: int, num_prefix_tokens: int, device: torch.device
+) -> torch.Tensor | None:
+    """A mask over all tokens, (B, N) and boolean, from one over all tokens or over the patches alone."""
+    if attention_mask is None:
+        return None
+    num_tokens = num_prefix_tokens + num_patches
+    if attention_mask.ndim != 2 or attention_mask.shape[0] != batch_size or attention_mask.shape[1] not in (num_patches, num_tokens):
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}; pass ({batch_size}, {num_patches}) for the patches"
+            f" or ({batch_size}, {num_tokens}) for all tokens, 1 where a token is seen"
+        )
+    mask = attention_mask.to(device=device, dtype=torch.bool)
+    if mask.shape[1] == num_tokens:
+        return mask
+    return torch.nn.functional.pad(mask, (num_prefix_tokens, 0), value=True)
+
+
+def masked_patches_from(bool_masked_pos: torch.Tensor | None, batch_size: int, num_patches: int) -> torch.Tensor | None:
+    """`bool_masked_pos` as booleans (B, P)."""
+    if bool_masked_pos is None:
+        return None
+    if tuple(bool_masked_pos.shape) != (batch_size, num_patches):
+        raise ValueError(
+            f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}; pass ({batch_size}, {num_patches}), True where a"
+            " patch is hidden"
+        )
+    return bool_masked_pos.to(torch.bool)
+
+
+def chosen_layers(choice: Any, num_layers: int, name: str) -> frozenset[int]:
+    """The layers that `output_attentions` or `output_qkv` asks for.
+
+    Example:
+
+    ```python
+    >>> sorted(chosen_layers([0, -1], 12, "output_qkv"))
+    [0, 11]
+
+    ```
+    """
+    if choice is None or choice is False:
+        return frozenset()
+    if choice is True:
+        return frozenset(range(num_layers))
+    layers = [choice] if isinstance(choice, int) else list(choice)
+    for layer in layers:
+        if not isinstance(layer, int) or isinstance(layer, bool) or not -num_layers <= layer < num_layers:
+            raise ValueError(
+                f"{name}={choice!r}: {layer!r} is no layer of this model; pass True, or indices from {-num_layers} to"
+                f" {num_layers - 1}"
+            )
+    return frozenset(layer % num_layers for layer in layers)

@@ -1,0 +1,101 @@
+"""From pixels to tokens: patches, the tokens before them, positions, masking and patch dropout.
+
+Shapes: B batch, N tokens, P patches, C width of the model.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .positions_qkvit import Grid, Rotation, interpolate_learned, rotary_2d, sincos_2d
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
+
+
+class QKViTEmbeddings(nn.Module):
+    """Tokens, in this order: class token, distillation token, registers, patches row by row.
+
+    Learned positions cover the class and the distillation token too (as ViT and DeiT have it), registers never.
+    """
+
+    def __init__(self, config: Any, use_mask_token: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_size = _pair(config.patch_size)
+        self.trained_grid: Grid = config.grid
+        width = config.hidden_size
+
+        def token(count: int, wanted: bool) -> nn.Parameter | None:
+            return nn.Parameter(torch.zeros(1, count, width)) if wanted and count else None
+
+        self.patch_projection = nn.Conv2d(config.num_channels, width, kernel_size=self.patch_size, stride=self.patch_size)
+        self.class_token = token(1, config.use_class_token)
+        self.distillation_token = token(1, config.use_distillation_token)
+        self.register_tokens = token(config.num_register_tokens, True)
+        self.mask_token = token(1, use_mask_token)
+        self.num_placed_tokens = int(config.use_class_token) + int(config.use_distillation_token)
+        num_positions = self.num_placed_tokens + self.trained_grid[0] * self.trained_grid[1]
+        self.position_embeddings = token(num_positions, config.position_embedding == "learned")
+        self.dropout = nn.Dropout(config.hidden_dropout_prob) if config.hidden_dropout_prob else nn.Identity()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        token_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, Rotation | None]:
+        """Embed images.
+
+        Args:
+            pixel_values: (B, channels, height, width).
+            bool_masked_pos: (B, P), True for patches that the mask token replaces.
+            token_mask: (B, N), True for tokens that may be attended to.
+
+        Returns:
+            Tokens (B, N, C), the token mask and the rotary angles, these two for the patches that are left.
+        """
+        patches = self.patch_projection(pixel_values)  # (B, C, rows, columns)
+        grid: Grid = (patches.shape[-2], patches.shape[-1])
+        patches = patches.flatten(2).transpose(1, 2)  # (B, P, C)
+        if bool_masked_pos is not None:
+            patches = torch.where(bool_masked_pos.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
+
+        placed = [token for token in (self.class_token, self.distillation_token) if token is not None]
+        rotation = None
+        if self.config.position_embedding == "learned":
+            before, on_grid = self.position_embeddings.tensor_split([self.num_placed_tokens], dim=1)
+            placed = [token + before[:, [index]] for index, token in enumerate(placed)]
+            patches = patches + interpolate_learned(on_grid, self.trained_grid, grid)
+        elif self.config.position_embedding == "sincos2d":
+            table = sincos_2d(self.config.hidden_size, self.trained_grid, grid, patches.device)
+            patches = patches + table.to(patches.dtype)
+        elif self.config.position_embedding == "rope2d":
+            rotation = rotary_2d(self.config.head_dim, grid, patches.device, self.config.rope_theta)
+
+        if self.training and self.config.patch_drop_rate:
+            patches, token_mask, rotation = self.drop_patches(patches, token_mask, rotation)
+        if self.register_tokens is not None:
+            placed.append(self.register_tokens)
+        prefix = [token.expand(len(patches), -1, -1) for token in placed]
+        tokens = torch.cat([*prefix, patches], dim=1) if prefix else patches  # (B, N, C)
+        return self.dropout(tokens), token_mask, rotation
+
+    def drop_patches(
+        self, patches: torch.Tensor, token_mask: torch.Tensor | None, rotation: Rotation | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, Rotation | None]:
+        """PatchDropout (Liu et al. 2022, arXiv 2208.07220): keep a random subset of each image's patches, in order."""
+        batch, count, width = patches.shape
+        kept_count = max(1, round(count * (1 - self.config.patch_drop_rate)))
+        order = torch.rand(batch, count, device=patches.device).argsort(dim=1)
+        kept = order[:, :kept_count].sort(dim=1).values  # (B, P kept)
+        patches = patches.gather(1, kept.unsqueeze(-1).expand(-1, -1, width))
+        if token_mask is not None:
+            prefix, on_patches = token_mask.tensor_split([token_mask.shape[1] - count], dim=1)
+            token_mask = torch.cat([prefix, on_patches.gather(1, kept)], dim=1)
+        if rotation is not None:
+            cosine, sine = (table[kept].unsqueeze(1) for table in rotation)  # (B, 1, P kept, D)
+            rotation = (cosine, sine)
+        return patches, token_mask, rotation

@@ -1,0 +1,94 @@
+"""Losses of classification: cross-entropy, label smoothing, soft targets, binary cross-entropy, multi-label, regression.
+
+Shapes: B batch, K labels.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: Any) -> torch.Tensor:
+    """The mean loss of a batch; which one follows from the labels and the configuration.
+
+    - integer labels (B,): cross-entropy, with `config.label_smoothing`; with `config.classification_loss =
+      "binary_cross_entropy"` the sum over labels of BCE against (smoothed) one-hot targets, as DeiT III. -100 leaves
+      a sample out.
+    - float labels (B, K), rows sum to 1 (mixup, distillation): cross-entropy or BCE against them.
+    - `config.problem_type = "multi_label_classification"`: labels (B, K) in [0, 1], mean BCE.
+    - `config.problem_type = "regression"`, or a single label: mean squared error.
+
+    Args:
+        logits: (B, K).
+
+    Raises:
+        ValueError: the labels have the wrong shape or type, or one is out of range.
+
+    Example:
+
+    ```python
+    >>> from qkvit import QKViTConfig
+    >>> logits = torch.zeros(2, 4)
+    >>> round(classification_loss(logits, torch.tensor([0, 3]), QKViTConfig(num_labels=4)).item(), 4)  # log 4
+    1.3863
+
+    ```
+    """
+    labels = labels.to(logits.device)
+    logits = logits.float()
+    num_labels = logits.shape[-1]
+    if config.problem_type == "regression" or (config.problem_type is None and num_labels == 1):
+        return nn.functional.mse_loss(logits, _as_targets(labels, logits))
+    if config.problem_type == "multi_label_classification":
+        return nn.functional.binary_cross_entropy_with_logits(logits, _as_targets(labels, logits))
+    if labels.is_floating_point():
+        targets = _as_targets(labels, logits)
+        if config.classification_loss == "binary_cross_entropy":
+            return _summed_bce(logits, targets, config.label_smoothing)
+        return nn.functional.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+
+    check_class_labels(labels, len(logits), num_labels)
+    labels = labels.reshape(-1).long()
+    if config.classification_loss == "binary_cross_entropy":
+        counted = labels != -100
+        targets = nn.functional.one_hot(labels.clamp(min=0), num_labels).to(logits.dtype)
+        return _summed_bce(logits, targets, config.label_smoothing, counted)
+    return nn.functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+
+
+def _summed_bce(
+    logits: torch.Tensor, targets: torch.Tensor, smoothing: float, counted: torch.Tensor | None = None
+) -> torch.Tensor:
+    """BCE summed over the labels, mean over the samples."""
+    targets = targets * (1 - smoothing) + smoothing / logits.shape[-1]
+    loss = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=-1)  # (B,)
+    return loss.mean() if counted is None else (loss * counted).sum() / counted.sum().clamp(min=1)
+
+
+def _as_targets(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Labels as float targets (B, K), or an error that names both shapes."""
+    if labels.numel() != logits.numel():
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)};"
+            " pass one number per sample and label"
+        )
+    return labels.reshape(logits.shape).to(logits.dtype)
+
+
+def check_class_labels(labels: torch.Tensor, batch_size: int, num_labels: int) -> None:
+    """Refuse class labels that are not one integer in [0, num_labels) per image (-100 leaves a sample out)."""
+    if labels.dtype == torch.bool or labels.numel() != batch_size:
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} and type {labels.dtype} for {batch_size} images; pass one class"
+            f" index per image, or floats of shape ({batch_size}, {num_labels}) for soft targets"
+        )
+    if torch.compiler.is_compiling():
+        return
+    valid = ((labels >= 0) & (labels < num_labels)) | (labels == -100)
+    message = f"is outside [0, {num_labels}): pass labels of that range, or a config with more num_labels"
+    if labels.device.type == "cpu":
+        if not valid.all():
+            raise ValueError(f"label {labels[~valid][0].item()} {message}")
+    else:  # no waiting for the device in the middle of a training step
+        torch._assert_async(valid.all(), f"a label {message}")

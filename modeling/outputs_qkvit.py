@@ -1,0 +1,140 @@
+"""What a QKViT model returns: transformers' outputs with queries, keys and values added.
+
+`ModelOutput` is a dictionary, so `keys` and `values` are methods of it; here they are also fields. `out.keys` is
+the tuple of key tensors when they were asked for, and `out.keys()` still lists the names of what is in the output,
+as every library that takes a `ModelOutput` apart needs it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from transformers.utils import ModelOutput
+
+# One entry per layer; None for a layer that was not asked for.
+LayerTensors = tuple[torch.Tensor | None, ...]
+
+
+class CallableTuple(tuple):
+    """A tuple that, called, answers with the dictionary method whose name it took."""
+
+    method: Callable[[], Any]
+
+    def __new__(cls, items: tuple, method: Callable[[], Any]) -> "CallableTuple":
+        self = super().__new__(cls, items)
+        self.method = method
+        return self
+
+    def __call__(self) -> Any:
+        return self.method()
+
+
+class _FieldOverMethod:
+    """Descriptor: the field where it was set, the dictionary's method of the same name where not."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.method = getattr(OrderedDict, name)
+
+    def __get__(self, output: Any, owner: type | None = None) -> Any:
+        if output is None:
+            return self.method
+        method = self.method.__get__(output)
+        field = output.__dict__.get(self.name)
+        return method if field is None else CallableTuple(field, method)
+
+    def __set__(self, output: Any, value: Any) -> None:
+        output.__dict__[self.name] = value
+
+
+def _with_keys_and_values(cls: type) -> type:
+    """Let the fields `keys` and `values` stand over the dictionary methods (after `@dataclass` has read them)."""
+    for name in ("keys", "values"):
+        setattr(cls, name, _FieldOverMethod(name))
+    return cls
+
+
+class _QKVOutput(ModelOutput):
+    def __reduce__(self) -> Any:  # pickle and deepcopy: the fields as set, not as the descriptors show them
+        return type(self), tuple(self.__dict__.get(field.name) for field in fields(self))
+
+
+@_with_keys_and_values
+@dataclass
+class QKViTModelOutput(_QKVOutput):
+    """Output of `QKViTModel`. B batch, N tokens, C width, H heads, D head width.
+
+    Args:
+        last_hidden_state: (B, N, C), after the final normalisation.
+        pooler_output: (B, C), or (B, 2 C) for `pooling="class_mean"`.
+        hidden_states: (B, N, C) after the embeddings and after each layer.
+        attentions: (B, H, N queries, N keys), rows sum to 1.
+        queries, keys, values: (B, H, N, D), exactly as they enter softmax(Q K^T) V.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    hidden_states: LayerTensors | None = None
+    attentions: LayerTensors | None = None
+    queries: LayerTensors | None = None
+    keys: LayerTensors | None = None  # type: ignore[assignment]
+    values: LayerTensors | None = None  # type: ignore[assignment]
+
+
+@_with_keys_and_values
+@dataclass
+class QKViTClassifierOutput(_QKVOutput):
+    """Output of `QKViTForImageClassification`; the rest as in `QKViTModelOutput`.
+
+    Args:
+        loss: Scalar, when labels were given.
+        logits: (B, labels). With a distillation token: the mean of the two classifiers' logits.
+        distillation_logits: (B, labels) of the distillation token's own classifier.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    distillation_logits: torch.Tensor | None = None
+    hidden_states: LayerTensors | None = None
+    attentions: LayerTensors | None = None
+    queries: LayerTensors | None = None
+    keys: LayerTensors | None = None  # type: ignore[assignment]
+    values: LayerTensors | None = None  # type: ignore[assignment]
+
+
+@_with_keys_and_values
+@dataclass
+class QKViTMaskedImageModelingOutput(_QKVOutput):
+    """Output of `QKViTForMaskedImageModeling`; the rest as in `QKViTModelOutput`.
+
+    Args:
+        loss: Scalar, when patches were masked.
+        reconstruction: (B, channels, height, width) pixels.
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    hidden_states: LayerTensors | None = None
+    attentions: LayerTensors | None = None
+    queries: LayerTensors | None = None
+    keys: LayerTensors | None = None  # type: ignore[assignment]
+    values: LayerTensors | None = None  # type: ignore[assignment]
+
+
+@_with_keys_and_values
+@dataclass
+class QKViTBackboneOutput(_QKVOutput):
+    """Output of `QKViTBackbone`; the rest as in `QKViTModelOutput`.
+
+    Args:
+        feature_maps: One per chosen stage: (B, C, rows, columns) of the patches, or (B, N, C) tokens.
+    """
+
+    feature_maps: tuple[torch.Tensor, ...] | None = None
+    hidden_states: LayerTensors | None = None
+    attentions: LayerTensors | None = None
+    queries: LayerTensors | None = None
+    keys: LayerTensors | None = None  # type: ignore[assignment]
+    values: LayerTensors | None = None  # type: ignore[assignment]
