@@ -1,21 +1,20 @@
 """The configuration of QKViT: every choice of the architecture, annotated, validated and named.
 
-The file stands alone (it imports nothing of this package but `preprocessing_qkvit`), because it travels with
-every saved model: see `modeling/shipping.py`.
+The file imports nothing outside its folder, because it travels with every saved model: see `modeling/shipping.py`.
 """
 
 import difflib
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
+import torch
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
+from .errors_qkvit import shown, with_plain_errors
 from .preprocessing_qkvit import save_image_processor
 
 # hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, and where the size was named.
@@ -51,6 +50,7 @@ _LIBRARY_KEYS = frozenset(
     }
 )
 
+_PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 _POSITIVE_INTEGERS = (
     "hidden_size",
     "num_hidden_layers",
@@ -68,33 +68,12 @@ _PROBABILITIES = (
 )
 
 
-def _with_plain_errors(cls: type) -> type:
-    """Raise one-sentence `ValueError`s where `strict` raises two-line errors of its own class."""
-
-    def plain(method: Callable) -> Callable:
-        @functools.wraps(method)
-        def wrapper(self: Any, *args: Any) -> None:
-            try:
-                method(self, *args)
-            except StrictDataclassClassValidationError as error:
-                raise ValueError(str(error.__cause__)) from error
-            except StrictDataclassFieldValidationError as error:
-                cause = " ".join(str(error.__cause__).split())
-                raise ValueError(f"{cause}; see the fields of QKViTConfig for what it takes") from error
-
-        return wrapper
-
-    for name in ("__setattr__", "validate"):
-        setattr(cls, name, plain(getattr(cls, name)))
-    return cls
-
-
 def _pair(value: int | list | tuple) -> tuple[int, int]:
     """`16` -> `(16, 16)`; `(height, width)` stays."""
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-@_with_plain_errors
+@with_plain_errors
 @strict
 class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""Configuration of a QKViT model; the defaults are ViT-B/16 at 224 pixels.
@@ -177,7 +156,7 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
     mlp_type: Literal["mlp", "swiglu"] = "mlp"
     mlp_bias: bool = True
     norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: float | int = 1e-6
     query_bias: bool = True
     key_bias: bool = True
     value_bias: bool = True
@@ -200,7 +179,7 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
     pooling: Literal["class", "mean", "class_mean", "attention"] = "class"
     classification_loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
     label_smoothing: float | int = 0.0
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
 
@@ -209,6 +188,7 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any):
         self._refuse_unknown(kwargs)
+        self._check_inherited(kwargs)
         self._check_ranges()
         for name in ("image_size", "patch_size"):
             value = getattr(self, name)
@@ -288,7 +268,22 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
     def output_attentions(self, value: bool | int | list[int] | None) -> None:
         self._output_attentions = value
 
-    # ---- saving
+    # ---- loading and saving
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields; attributes that others hung onto the config are left out, since loading would refuse them."""
+        return {name: value for name, value in super().to_dict().items() if self._is_known(name)}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers has it; refuses the configuration of another kind of model, which it takes with a warning."""
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"model_type={shown(model_type)} is another kind of model than {cls.model_type!r}; load it with AutoModel or"
+                " its own class"
+            )
+        return super().from_dict(config_dict, **kwargs)
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Save as transformers does, with the model's code and an image processor beside it.
@@ -317,14 +312,44 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 " pass label_smoothing=0.0"
             )
 
+    @classmethod
+    def _is_known(cls, name: str) -> bool:
+        # Private names are the libraries' own bookkeeping in saved files.
+        return name in cls.__dataclass_fields__ or name in _LIBRARY_KEYS or name.startswith("_")
+
     def _refuse_unknown(self, extra: dict[str, Any]) -> None:
-        known = {*self.__dataclass_fields__, *_LIBRARY_KEYS}
         for name in extra:
-            # Private names are the libraries' own bookkeeping in saved files.
-            if name not in known and not name.startswith("_"):
-                close = difflib.get_close_matches(name, known, n=1)
+            if not self._is_known(name):
+                close = difflib.get_close_matches(name, [*self.__dataclass_fields__, *_LIBRARY_KEYS], n=1)
                 hint = f"did you mean {close[0]!r}?" if close else "take it out; the fields are in QKViTConfig's help"
-                raise ValueError(f"{name}={extra[name]!r} is not a field of QKViTConfig: {hint}")
+                raise ValueError(f"{name}={shown(extra[name])} is not a field of QKViTConfig: {hint}")
+
+    def _check_inherited(self, extra: dict[str, Any]) -> None:
+        """Check the fields of every transformers configuration that matter here; transformers takes what it gets."""
+        num_labels = extra.get("num_labels", 2)
+        if not isinstance(num_labels, int) or isinstance(num_labels, bool) or num_labels < 0:
+            raise ValueError(
+                f"num_labels={shown(num_labels)} is not a count; pass num_labels=10, say, or 0 for no head"
+            )
+        if not (self.id2label is None or isinstance(self.id2label, Mapping)):
+            raise ValueError(
+                f"id2label={shown(self.id2label)} is no mapping; pass such as id2label={{0: 'cat', 1: 'dog'}}"
+            )
+        if self.problem_type not in (None, *_PROBLEM_TYPES):
+            choices = ", ".join(map(repr, _PROBLEM_TYPES))
+            raise ValueError(f"problem_type={shown(self.problem_type)} is not known; pass one of {choices}, or None")
+        dtype = getattr(torch, self.dtype, ...) if isinstance(self.dtype, str) else self.dtype
+        if not (dtype is None or isinstance(dtype, torch.dtype)):
+            raise ValueError(f"dtype={shown(self.dtype)} is no data type of torch; pass dtype='bfloat16', say")
+        maps = extra.get("output_attentions")
+        layers = [] if maps is None or isinstance(maps, bool) else maps if isinstance(maps, list) else [maps]
+        if not all(
+            type(layer) is int and -self.num_hidden_layers <= layer < self.num_hidden_layers for layer in layers
+        ):
+            raise ValueError(
+                f"output_attentions={shown(maps)} names no layers of this model; pass True, False, or indices from"
+                f" {-self.num_hidden_layers} to {self.num_hidden_layers - 1}"
+            )
 
     def _check_ranges(self) -> None:
         for name in _POSITIVE_INTEGERS:

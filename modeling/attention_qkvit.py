@@ -133,7 +133,8 @@ class QKViTAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             **kwargs,
         )
-        if output_attentions and weights is None:
+        # Implementations that build no map give None in its place, or (flex_attention on a GPU) a log-sum-exp (B, H, N).
+        if output_attentions and (weights is None or weights.ndim != 4):
             weights = attention_map(query, key, self.scaling, token_mask)
         output = self.o_proj(output.flatten(2))  # (B, N, H, D) -> (B, N, C)
         return output, weights if output_attentions else None, (query, key, value)

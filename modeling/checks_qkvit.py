@@ -14,7 +14,9 @@ def check_arguments(arguments: Iterable[str]) -> None:
     """Refuse an unknown keyword argument: a misspelt one would be ignored in silence."""
     unknown = set(arguments) - _FORWARD_ARGUMENTS
     if unknown:
-        raise TypeError(f"forward() got an unexpected argument {min(unknown)!r}; its arguments are in help(model.forward)")
+        raise TypeError(
+            f"forward() got an unexpected argument {min(unknown)!r}; its arguments are in help(model.forward)"
+        )
 
 
 def check_pixels(pixel_values: torch.Tensor | None, num_channels: int, patch_size: tuple[int, int]) -> None:
@@ -34,6 +36,11 @@ def check_pixels(pixel_values: torch.Tensor | None, num_channels: int, patch_siz
     """
     if pixel_values is None:
         raise ValueError("pixel_values is None; pass a float tensor (batch, channels, height, width)")
+    if not isinstance(pixel_values, torch.Tensor):
+        raise ValueError(
+            f"pixel_values is a {type(pixel_values).__name__}; pass a float tensor (batch, channels, height, width), as the"
+            " image processor makes it with return_tensors='pt'"
+        )
     if pixel_values.ndim != 4:
         raise ValueError(
             f"pixel_values has shape {tuple(pixel_values.shape)}; pass (batch, channels, height, width), one image as"
@@ -55,13 +62,17 @@ def check_pixels(pixel_values: torch.Tensor | None, num_channels: int, patch_siz
     for name, pixels, patch in (("height", height, patch_size[0]), ("width", width, patch_size[1])):
         if pixels % patch or pixels == 0:
             near = max(1, round(pixels / patch)) * patch
-            raise ValueError(f"patch_size {patch} does not divide the images' {name} {pixels}; resize or pad them to {near}")
+            raise ValueError(
+                f"patch_size {patch} does not divide the images' {name} {pixels}; resize or pad them to {near}"
+            )
     if pixel_values.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
         # One pass: a sum is finite only if every pixel is (float16 sums are kept in float32, or they overflow).
         if not torch.isfinite(pixel_values.detach().sum(dtype=torch.promote_types(pixel_values.dtype, torch.float32))):
             bad = int((~torch.isfinite(pixel_values)).sum())
             if bad:
-                raise ValueError(f"pixel_values has {bad} values that are NaN or infinite; check how images are decoded")
+                raise ValueError(
+                    f"pixel_values has {bad} values that are NaN or infinite; check how images are decoded"
+                )
 
 
 def token_mask_from(
@@ -71,7 +82,11 @@ def token_mask_from(
     if attention_mask is None:
         return None
     num_tokens = num_prefix_tokens + num_patches
-    if attention_mask.ndim != 2 or attention_mask.shape[0] != batch_size or attention_mask.shape[1] not in (num_patches, num_tokens):
+    if (
+        attention_mask.ndim != 2
+        or attention_mask.shape[0] != batch_size
+        or attention_mask.shape[1] not in (num_patches, num_tokens)
+    ):
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}; pass ({batch_size}, {num_patches}) for the patches"
             f" or ({batch_size}, {num_tokens}) for all tokens, 1 where a token is seen"
@@ -109,7 +124,7 @@ def chosen_layers(choice: Any, num_layers: int, name: str) -> frozenset[int]:
         return frozenset()
     if choice is True:
         return frozenset(range(num_layers))
-    layers = [choice] if isinstance(choice, int) else list(choice)
+    layers = list(choice) if isinstance(choice, Iterable) else [choice]
     for layer in layers:
         if not isinstance(layer, int) or isinstance(layer, bool) or not -num_layers <= layer < num_layers:
             raise ValueError(

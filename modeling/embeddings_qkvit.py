@@ -31,7 +31,9 @@ class QKViTEmbeddings(nn.Module):
         def token(count: int, wanted: bool) -> nn.Parameter | None:
             return nn.Parameter(torch.zeros(1, count, width)) if wanted and count else None
 
-        self.patch_projection = nn.Conv2d(config.num_channels, width, kernel_size=self.patch_size, stride=self.patch_size)
+        self.patch_projection = nn.Conv2d(
+            config.num_channels, width, kernel_size=self.patch_size, stride=self.patch_size
+        )
         self.class_token = token(1, config.use_class_token)
         self.distillation_token = token(1, config.use_distillation_token)
         self.register_tokens = token(config.num_register_tokens, True)

@@ -23,7 +23,7 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: Any)
         logits: (B, K).
 
     Raises:
-        ValueError: the labels have the wrong shape or type, or one is out of range.
+        ValueError: the labels have the wrong shape or type, or one is out of range or not a number.
 
     Example:
 
@@ -41,9 +41,9 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: Any)
     if config.problem_type == "regression" or (config.problem_type is None and num_labels == 1):
         return nn.functional.mse_loss(logits, _as_targets(labels, logits))
     if config.problem_type == "multi_label_classification":
-        return nn.functional.binary_cross_entropy_with_logits(logits, _as_targets(labels, logits))
+        return nn.functional.binary_cross_entropy_with_logits(logits, _as_shares(labels, logits))
     if labels.is_floating_point():
-        targets = _as_targets(labels, logits)
+        targets = _as_shares(labels, logits)
         if config.classification_loss == "binary_cross_entropy":
             return _summed_bce(logits, targets, config.label_smoothing)
         return nn.functional.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
@@ -68,12 +68,20 @@ def _summed_bce(
 
 def _as_targets(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Labels as float targets (B, K), or an error that names both shapes."""
-    if labels.numel() != logits.numel():
+    fits = labels.shape == logits.shape or (logits.shape[-1] == 1 and labels.numel() == logits.numel())
+    if not fits:
         raise ValueError(
             f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)};"
             " pass one number per sample and label"
         )
     return labels.reshape(logits.shape).to(logits.dtype)
+
+
+def _as_shares(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """The same for targets that are probabilities."""
+    targets = _as_targets(labels, logits)
+    _refuse_others((targets >= 0) & (targets <= 1), targets, "is outside [0, 1]: pass each label's probability")
+    return targets
 
 
 def check_class_labels(labels: torch.Tensor, batch_size: int, num_labels: int) -> None:
@@ -83,10 +91,16 @@ def check_class_labels(labels: torch.Tensor, batch_size: int, num_labels: int) -
             f"labels of shape {tuple(labels.shape)} and type {labels.dtype} for {batch_size} images; pass one class"
             f" index per image, or floats of shape ({batch_size}, {num_labels}) for soft targets"
         )
+    valid = ((labels >= 0) & (labels < num_labels)) | (labels == -100)
+    _refuse_others(
+        valid, labels, f"is outside [0, {num_labels}): pass labels of that range, or a config with more num_labels"
+    )
+
+
+def _refuse_others(valid: torch.Tensor, labels: torch.Tensor, message: str) -> None:
+    """Raise where a label is not valid; the first such label opens the message."""
     if torch.compiler.is_compiling():
         return
-    valid = ((labels >= 0) & (labels < num_labels)) | (labels == -100)
-    message = f"is outside [0, {num_labels}): pass labels of that range, or a config with more num_labels"
     if labels.device.type == "cpu":
         if not valid.all():
             raise ValueError(f"label {labels[~valid][0].item()} {message}")

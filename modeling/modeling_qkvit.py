@@ -16,11 +16,12 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from ..configuration.configuration_qkvit import QKViTConfig
 from .attention_qkvit import QKViTAttention
 from .checks_qkvit import check_arguments, check_pixels, chosen_layers, masked_patches_from, token_mask_from
-from ..configuration.configuration_qkvit import QKViTConfig
 from .embeddings_qkvit import QKViTEmbeddings
 from .layers_qkvit import QKViTLayer, QKViTResidual
+from .loading_qkvit import plain_load_errors
 from .losses_qkvit import classification_loss
 from .normalization_qkvit import make_norm
 from .outputs_qkvit import (
@@ -55,6 +56,13 @@ class QKViTPreTrainedModel(PreTrainedModel):
     def __init__(self, config: QKViTConfig, *args: Any, **kwargs: Any) -> None:
         config.validate()  # fields may have been set one by one since the config was made
         super().__init__(config, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers loads it, with an `OSError` of one sentence where a file is missing or damaged."""
+        has_config = kwargs.get("config") is not None
+        with plain_load_errors(pretrained_model_name_or_path, kwargs.get("subfolder") or "", has_config):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -371,7 +379,8 @@ class QKViTBackbone(BackboneMixin, QKViTModel):
         **kwargs: Any,
     ) -> QKViTBackboneOutput:
         """Feature maps of `config.out_features`; the arguments are those of `QKViTModel.forward`."""
-        outputs = super().forward(
+        outputs = QKViTModel.forward(  # not super(): BackboneMixin has a forward that only says to write one
+            self,
             pixel_values,
             attention_mask=attention_mask,
             output_attentions=output_attentions,
@@ -394,7 +403,9 @@ class QKViTBackbone(BackboneMixin, QKViTModel):
 
 def _shown(outputs: QKViTModelOutput) -> dict[str, Any]:
     """What a model with a head hands on from the base model's output."""
-    return {name: outputs[name] for name in ("hidden_states", "attentions", "queries", "keys", "values") if name in outputs}
+    return {
+        name: outputs[name] for name in ("hidden_states", "attentions", "queries", "keys", "values") if name in outputs
+    }
 
 
 __all__ = [

@@ -6,11 +6,12 @@ as every library that takes a `ModelOutput` apart needs it.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 from transformers.utils import ModelOutput
 
 # One entry per layer; None for a layer that was not asked for.
@@ -18,17 +19,33 @@ LayerTensors = tuple[torch.Tensor | None, ...]
 
 
 class CallableTuple(tuple):
-    """A tuple that, called, answers with the dictionary method whose name it took."""
+    """A tuple that, called, answers with the dictionary method whose name it took.
+
+    What is made of it (by `type(it)(items)`, pickle, copy or a map over a pytree) is a plain tuple.
+    """
 
     method: Callable[[], Any]
 
-    def __new__(cls, items: tuple, method: Callable[[], Any]) -> "CallableTuple":
+    def __new__(cls, items: Iterable, method: Callable[[], Any] | None = None) -> Any:
+        if method is None:
+            return tuple(items)
         self = super().__new__(cls, items)
         self.method = method
         return self
 
     def __call__(self) -> Any:
         return self.method()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return tuple, (tuple(self),)
+
+
+pytree.register_pytree_node(CallableTuple, lambda items: (list(items), None), lambda items, _: tuple(items))
+
+
+def _plain(value: Any) -> Any:
+    """A field's value as it is kept: what one output shows may be put into another."""
+    return tuple(value) if isinstance(value, CallableTuple) else value
 
 
 class _FieldOverMethod:
@@ -57,12 +74,31 @@ def _with_keys_and_values(cls: type) -> type:
 
 
 class _QKVOutput(ModelOutput):
+    """The items stand in the order of the fields, whatever is set last, so that `to_tuple` is the same everywhere."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, _plain(value))
+        self._sort()
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, _plain(value))
+        self._sort()
+
+    def _sort(self) -> None:
+        for field in fields(self):
+            if field.name in self:
+                self.move_to_end(field.name)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{field.name}={self.__dict__.get(field.name)!r}" for field in fields(self))
+        return f"{type(self).__name__}({shown})"
+
     def __reduce__(self) -> Any:  # pickle and deepcopy: the fields as set, not as the descriptors show them
         return type(self), tuple(self.__dict__.get(field.name) for field in fields(self))
 
 
 @_with_keys_and_values
-@dataclass
+@dataclass(repr=False)
 class QKViTModelOutput(_QKVOutput):
     """Output of `QKViTModel`. B batch, N tokens, C width, H heads, D head width.
 
@@ -84,7 +120,7 @@ class QKViTModelOutput(_QKVOutput):
 
 
 @_with_keys_and_values
-@dataclass
+@dataclass(repr=False)
 class QKViTClassifierOutput(_QKVOutput):
     """Output of `QKViTForImageClassification`; the rest as in `QKViTModelOutput`.
 
@@ -105,7 +141,7 @@ class QKViTClassifierOutput(_QKVOutput):
 
 
 @_with_keys_and_values
-@dataclass
+@dataclass(repr=False)
 class QKViTMaskedImageModelingOutput(_QKVOutput):
     """Output of `QKViTForMaskedImageModeling`; the rest as in `QKViTModelOutput`.
 
@@ -124,7 +160,7 @@ class QKViTMaskedImageModelingOutput(_QKVOutput):
 
 
 @_with_keys_and_values
-@dataclass
+@dataclass(repr=False)
 class QKViTBackboneOutput(_QKVOutput):
     """Output of `QKViTBackbone`; the rest as in `QKViTModelOutput`.
 

@@ -46,7 +46,9 @@ def flat_sources() -> dict[str, str]:
             if isinstance(node, ast.ImportFrom) and node.level:
                 folder = path.parents[node.level - 1]
                 waiting.append(folder.joinpath(*(node.module or "").split(".")).with_suffix(".py"))
-        sources[path.name] = _HEADER + re.sub(r"^from \.\.\w+\.(\w+) import", r"from .\1 import", text, flags=re.MULTILINE)
+        sources[path.name] = _HEADER + re.sub(
+            r"^from \.\.\w+\.(\w+) import", r"from .\1 import", text, flags=re.MULTILINE
+        )
     return sources
 
 

@@ -1,0 +1,267 @@
+"""Throughput of QKViT beside transformers' ViT (sdpa) and, where it imports, timm's, in turn in one process.
+
+    python benchmarks/throughput.py                                   # the CPU table of docs/performance.md
+    python benchmarks/throughput.py --device cuda --compile off on --dtypes bfloat16 --batches 1 8 64 256
+
+All three have the same sizes, see the same images and take turns, so that a machine whose speed drifts slows all of
+them; what is compared is the ratio of a round's times. A ratio is a peer's time over QKViT's: above 1, QKViT is faster.
+The share of the matrix rate is the model's matrix products (2 mnk each, three times that in training) over the time,
+against a large matrix product measured in the same run.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+
+import qkvit
+
+IMAGE_SIZE, PATCH_SIZE, NUM_LABELS = 224, 16, 1000
+
+
+# ---- the three models
+
+
+def make_qkvit(size: str) -> nn.Module:
+    config = qkvit.QKViTConfig.from_size(
+        size, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, num_labels=NUM_LABELS, attn_implementation="sdpa"
+    )
+    return qkvit.QKViTForImageClassification(config)
+
+
+def make_transformers(size: str) -> nn.Module:
+    width, depth, heads, mlp = qkvit.NAMED_SIZES[size]
+    config = transformers.ViTConfig(
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        intermediate_size=mlp,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        num_labels=NUM_LABELS,
+        layer_norm_eps=1e-6,
+        attn_implementation="sdpa",
+    )
+    return transformers.ViTForImageClassification(config)
+
+
+def make_timm(size: str) -> nn.Module:
+    import timm
+
+    return timm.create_model(f"vit_{size}_patch16_224", num_classes=NUM_LABELS)
+
+
+def logits_of(output: object) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output.logits  # type: ignore[attr-defined]
+
+
+def makers() -> dict[str, Callable[[str], nn.Module]]:
+    found: dict[str, Callable[[str], nn.Module]] = {"qkvit": make_qkvit, "transformers": make_transformers}
+    try:
+        import timm  # noqa: F401
+
+        found["timm"] = make_timm
+    except Exception as error:
+        print(f"timm is left out, it does not import here ({type(error).__name__}: {error})", file=sys.stderr)
+    return found
+
+
+# ---- what is timed
+
+
+def inference(model: nn.Module, images: torch.Tensor, autocast: torch.dtype | None) -> Callable[[], None]:
+    model.eval()
+
+    def step() -> None:
+        with torch.no_grad(), torch.autocast(images.device.type, autocast, enabled=autocast is not None):
+            logits_of(model(images))
+
+    return step
+
+
+def training(model: nn.Module, images: torch.Tensor, autocast: torch.dtype | None) -> Callable[[], None]:
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    labels = torch.arange(len(images), device=images.device) % NUM_LABELS
+
+    def step() -> None:
+        with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
+            loss = nn.functional.cross_entropy(logits_of(model(images)).float(), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+MODES = {"inference": inference, "training": training}
+
+
+# ---- timing
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(step: Callable[[], None], repeats: int, device: str) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    synchronize(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def take_turns(
+    steps: dict[str, Callable[[], None]], rounds: int, at_least: float, device: str
+) -> dict[str, list[float]]:
+    """Seconds of each step in each round; a round starts with another step each time."""
+    repeats = 1
+    for step in steps.values():
+        for _ in range(3):
+            step()
+        repeats = max(repeats, round(at_least / seconds(step, 1, device)))
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            times[name].append(seconds(steps[name], repeats, device))
+    return times
+
+
+def matrix_rate(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product in the data type of the models' products."""
+    n = 8192 if device == "cuda" else 1536
+    left, right = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+
+    def product() -> None:
+        left @ right
+
+    for _ in range(3):
+        product()
+    return 2 * n**3 / min(seconds(product, 5, device) for _ in range(3))
+
+
+def flops_per_image(size: str) -> float:
+    """Matrix products of one image's forward pass: patches, Q K V O, scores and output, MLP, classifier."""
+    width, depth, _, mlp = qkvit.NAMED_SIZES[size]
+    patches = (IMAGE_SIZE // PATCH_SIZE) ** 2
+    tokens = patches + 1
+    layer = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * mlp
+    return 2.0 * (patches * 3 * PATCH_SIZE**2 * width + depth * layer + width * NUM_LABELS)
+
+
+def quartiles(values: list[float]) -> list[float]:
+    return statistics.quantiles(values, n=4, method="inclusive")
+
+
+def measure(size: str, mode: str, batch: int, dtype: str, compiled: bool, args: argparse.Namespace) -> dict:
+    """One row of the table."""
+    autocast = None if dtype == "float32" else getattr(torch, dtype)
+    images = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=args.device)
+    steps = {}
+    for name, make in makers_in_use.items():
+        torch.manual_seed(0)
+        model: nn.Module = make(size).to(args.device)
+        if compiled:
+            model = torch.compile(model, mode=args.compile_mode)  # type: ignore[assignment]
+        steps[name] = MODES[mode](model, images, autocast)
+    times = take_turns(steps, args.rounds, args.seconds, args.device)
+    rate = matrix_rate(args.device, autocast or torch.float32)
+    flops = flops_per_image(size) * batch * (3 if mode == "training" else 1)
+    row: dict = {"size": size, "mode": mode, "batch": batch, "dtype": dtype, "compiled": compiled}
+    row["milliseconds"] = {name: 1000 * statistics.median(values) for name, values in times.items()}
+    row["images_per_second"] = {name: batch / statistics.median(values) for name, values in times.items()}
+    row["share_of_matrix_rate"] = {name: flops / statistics.median(values) / rate for name, values in times.items()}
+    row["matrix_tflops"] = rate / 1e12
+    row["ratio"] = {
+        name: quartiles([peer / ours for peer, ours in zip(times[name], times["qkvit"], strict=True)])
+        for name in times
+        if name != "qkvit"
+    }
+    return row
+
+
+# ---- report
+
+
+def machine(device: str) -> dict:
+    """Where and with what it was measured."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "qkvit": qkvit.__version__}
+    versions["transformers"] = transformers.__version__
+    if "timm" in makers_in_use:
+        versions["timm"] = sys.modules["timm"].__version__
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads, {cpu_name()}"
+    return {"device": name, "load_average": os.getloadavg()[0], "versions": versions}
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def line_of(row: dict) -> str:
+    """A row as one line of text."""
+    what = f"{row['size'] + '/16':9} {row['mode']:9} {row['dtype']:8} batch {row['batch']:3}"
+    what += " compiled" if row["compiled"] else "         "
+    times = "  ".join(f"{name} {value:8.2f} ms" for name, value in row["milliseconds"].items())
+    ratios = "  ".join(f"vs {name} {mid:.3f} [{low:.3f} {high:.3f}]" for name, (low, mid, high) in row["ratio"].items())
+    return f"{what}  {times}  {ratios}  {row['share_of_matrix_rate']['qkvit']:.0%} of matrix rate"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--sizes", nargs="+", default=["tiny", "small", "base"])
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16", "float16"]
+    )
+    parser.add_argument("--compile", nargs="+", default=["off"], choices=["off", "on"])
+    parser.add_argument("--compile-mode", default="default")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=0.2, help="shortest time that one turn takes")
+    parser.add_argument("--output", type=Path, help="write a JSON file with machine, versions, date and all rows")
+    args = parser.parse_args()
+
+    makers_in_use.update(makers())
+    report = {
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+        **machine(args.device),
+        "ratio": "peer's time / QKViT's time, quartiles over rounds: above 1, QKViT is faster",
+        "rows": [],
+    }
+    for compiled in args.compile:
+        for dtype in args.dtypes:
+            for mode in args.modes:
+                for size in args.sizes:
+                    for batch in args.batches:
+                        row = measure(size, mode, batch, dtype, compiled == "on", args)
+                        report["rows"].append(row)
+                        print(line_of(row), flush=True)
+                        if args.output:  # after each row, so that an interrupted run keeps what it measured
+                            args.output.parent.mkdir(parents=True, exist_ok=True)
+                            args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+makers_in_use: dict[str, Callable[[str], nn.Module]] = {}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Say in one sentence why a saved model does not load: the file, what is wrong with it, and what to do.
+
+safetensors and transformers name neither the damaged file nor a way out. Nothing is looked at before a load fails, so
+whatever transformers can load, it loads.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+AGAIN = "copy, download or save it again"
+
+
+@contextmanager
+def plain_load_errors(name_or_path: Any, subfolder: str = "", has_config: bool = False) -> Iterator[None]:
+    """Raise an `OSError` of one sentence where loading `name_or_path` fails for want of a sound file.
+
+    Every other error passes as it is.
+
+    Args:
+        has_config: The caller has a configuration, so that the folder needs none.
+
+    Example:
+
+    ```python
+    >>> with plain_load_errors("no/such/folder"):
+    ...     raise OSError("Repo id must be in the form ...")
+    Traceback (most recent call last):
+    ...
+    OSError: 'no/such/folder' is no folder here and no id on the Hub; pass a folder that save_pretrained wrote, or an id
+
+    ```
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+        sentence = _sentence(str(name_or_path), subfolder, has_config, error)
+        if sentence is None:
+            raise
+        raise OSError(sentence) from error
+
+
+def _sentence(name_or_path: str, subfolder: str, has_config: bool, error: Exception) -> str | None:
+    """What is wrong, or None if the files are not the reason."""
+    folder = Path(name_or_path, subfolder)
+    if folder.is_dir():
+        return _missing(folder, has_config) or _damaged(sorted(folder.glob("*.safetensors")))
+    if "Repo id must be" in str(error) or folder.is_file():
+        kind = "a file" if folder.is_file() else "no folder here and no id on the Hub"
+        return f"{name_or_path!r} is {kind}; pass a folder that save_pretrained wrote, or an id"
+    if isinstance(error, SafetensorError):
+        return _damaged(_cached(name_or_path, subfolder))
+    return None
+
+
+def _missing(folder: Path, has_config: bool) -> str | None:
+    """The sentence for a folder that is no model, or that lacks a part of one."""
+    if (folder / "adapter_config.json").is_file():
+        return None  # an adapter's folder: its model is elsewhere
+    if not has_config and not (folder / CONFIG).is_file():
+        return f"{folder} is no model: it has no {CONFIG}; pass a folder that save_pretrained wrote"
+    index = folder / INDEX
+    if index.is_file() and not (folder / WEIGHTS).is_file():
+        shards = _shards(index)
+        if shards is None:
+            return f"{index} is damaged: it is not an index of files in JSON; {AGAIN}"
+        lacking = [shard for shard in shards if not (folder / shard).is_file()]
+        if lacking:
+            return f"{folder / lacking[0]} is missing, one of {len(shards)} files that {INDEX} names; {AGAIN}"
+    elif not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin*")):
+        return f"{folder} has no weights; save the model there again, or copy {WEIGHTS} into it"
+    return None
+
+
+def _shards(index: Path) -> list[str] | None:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _damaged(files: list[Path]) -> str | None:
+    """The sentence for the first file that safetensors does not open."""
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                continue
+        except (SafetensorError, OSError) as error:
+            with file.open("rb") as stream:
+                pointer = stream.read(40).startswith(b"version https://git-lfs")
+            if pointer:
+                return f"{file} is a Git LFS pointer, not the weights; run `git lfs pull` in its folder"
+            reason = str(error).removeprefix("Error while deserializing header: ")
+            return f"{file} is damaged or cut short ({file.stat().st_size:,} bytes; safetensors: {reason}); {AGAIN}"
+    return None
+
+
+def _cached(repository: str, subfolder: str) -> list[Path]:
+    """The weight files of a Hub repository that lie in the cache."""
+    prefix = f"{subfolder}/" if subfolder else ""
+    try:
+        found = [try_to_load_from_cache(repository, prefix + name) for name in (WEIGHTS, INDEX)]
+    except HFValidationError:
+        return []
+    folders = {Path(path).parent for path in found if isinstance(path, str)}
+    return sorted(file for folder in folders for file in folder.glob("*.safetensors"))

@@ -1,0 +1,73 @@
+"""The command line. A command is a function in a file of its own, `cli_NAME.py`, and one line here.
+
+Commands import what is heavy when they run, and raise `UserError` for what a user can put right.
+"""
+
+import errno
+import signal
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from .cli_quickstart import quickstart
+from .errors import UserError
+from .version import __version__
+
+# What the machine refuses, rather than the program: told without a traceback.
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+app = typer.Typer(
+    name="qkvit",
+    help="QKViT: a Vision Transformer that shows its queries, keys, values and attention.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(quickstart)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qkvit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and exit: 0 success, 1 a defect of ours, 2 a user's error, 130 stopped with ctrl-C."""
+    signal.signal(signal.SIGTERM, _stop)  # so that a command that is ended cleans up behind itself
+    try:
+        result: Any = app(arguments, standalone_mode=False, prog_name="qkvit")
+    except (KeyboardInterrupt, typer.Abort):
+        _leave("stopped", 130)
+    except UserError as error:
+        _leave(f"error: {error}", 2)
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        _leave(f"error: {error.strerror}: {error.filename}" if error.filename else f"error: {error.strerror}", 2)
+    except Exception as error:
+        # What typer refuses: an unknown command or option, a value of the wrong type. Its classes are not public.
+        if not hasattr(error, "format_message"):
+            raise
+        _leave(f"error: {error.format_message().rstrip('.')}; see qkvit --help", 2)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _stop(number: int, frame: Any) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    typer.echo(f"\n{message}" if code == 130 else message, err=True)
+    sys.exit(code)

@@ -1,0 +1,276 @@
+"""The first run: train on handwritten digits, check the saved model, look at its queries, keys, values and attention.
+
+The folder it writes:
+
+    model/             the model: weights, configuration, its code, its image processor
+    pictures/          attention_layer_0.png, qkv_layer_0.png, ...
+    digits/            a few held-out digits as images, to try the model on
+    head_facts.csv     the simplest facts about each head
+    run.json           what was run, with which versions, and what came out
+"""
+
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from . import load_without_qkvit
+from .errors import UserError
+from .finished_folder import check_target, finished_folder
+from .quickstart_report import accuracy_table, facts_table, farewell, write_facts
+from .version import __version__
+
+NEEDED = ("accelerate", "matplotlib", "mlxtend", "sklearn")
+RECORD = "run.json"
+SHOWN_DIGITS = (0, 2, 4, 7, 8)  # one of each in the pictures of attention
+DISSECTED_DIGIT = 4  # the one whose queries, keys and values are drawn
+NUM_QUICK_IMAGES = 512
+
+
+def run_quickstart(output: Path, *, seed: int = 0, force: bool = False, quick: bool = False) -> dict[str, Any]:
+    """All of it, from digits to pictures.
+
+    Args:
+        output: The folder to write.
+        seed: For the weights' first values, the order of the digits and their warps.
+        force: Replace the folder of an earlier quickstart.
+        quick: One pass over a few digits, only to see that everything runs.
+
+    Returns:
+        The record that is also in `run.json`.
+
+    Raises:
+        UserError: the folder may not be written, or a package is missing.
+    """
+    check_packages(NEEDED)
+    check_target(output, marker=RECORD, force=force, what="qkvit quickstart")
+    with quiet_libraries(), finished_folder(output) as folder:
+        record = _run(folder, seed=seed, quick=quick)
+        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(farewell(output, record))
+    return record
+
+
+def check_packages(names: tuple[str, ...]) -> None:
+    """Refuse to start when a package that is needed later is missing."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f'{", ".join(missing)} cannot be imported; run: pip install "qkvit[quickstart]"')
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep transformers' notices and small progress bars off the screen; its errors stay."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _run(folder: Path, *, seed: int, quick: bool) -> dict[str, Any]:
+    from .training import digits, quickstart
+
+    record = _provenance(seed, quick)
+    stopwatch = Stopwatch()
+    _say("Reading 5,000 handwritten digits.")
+    train, held_out = digits.load_digits()
+    trained_on = train[:NUM_QUICK_IMAGES] if quick else train
+    epochs = 1 if quick else quickstart.EPOCHS
+    stopwatch.lap("data")
+
+    _say(f"Training on {len(trained_on):,} of them, {epochs} times over; {len(held_out):,} are held out.")
+    model, log = quickstart.train_quickstart(trained_on, folder / "model", seed=seed, epochs=epochs)
+    stopwatch.lap("training")
+
+    logits = quickstart.classify(model, held_out)
+    accuracies = _accuracies(logits, train, held_out)
+    _say(f"\n{accuracy_table(accuracies, len(held_out))}\n")
+    stopwatch.lap("accuracy")
+
+    difference = check_saved_model(folder / "model", held_out.images, held_out.labels, logits)
+    _say("Saved, and loaded by AutoModelForImageClassification in a process without qkvit: the same accuracy.\n")
+    stopwatch.lap("loading without qkvit")
+
+    look_inside(model, held_out, folder, f"{record['command']}, qkvit {__version__}, {record['date']}")
+    stopwatch.lap("pictures and facts")
+    return record | {
+        "data": {
+            "source": digits.SOURCE,
+            "split": f"stratified, seed {digits.SPLIT_SEED}",
+            "trained on": len(trained_on),
+            "held out": len(held_out),
+        },
+        "model": model.config.to_diff_dict(),
+        "parameters": model.num_parameters(),
+        "training": quickstart.recipe(num_images=len(trained_on), seed=seed, epochs=epochs),
+        "accuracy": accuracies,
+        "largest difference of a logit when loaded without qkvit": difference,
+        "seconds": stopwatch.laps,
+        "log": log,
+    }
+
+
+def _provenance(seed: int, quick: bool) -> dict[str, Any]:
+    """What a result depends on beside the data and the recipe."""
+    import torch
+
+    packages = ("torch", "transformers", "accelerate", "numpy", "scikit-learn", "mlxtend", "matplotlib")
+    return {
+        "command": "qkvit quickstart" + (" --quick" if quick else "") + f" --seed {seed}",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "quick": quick,
+        "seed": seed,
+        "versions": {
+            "qkvit": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
+        "machine": {
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def _accuracies(logits: Any, train: Any, held_out: Any) -> dict[str, float]:
+    from .training import baselines
+
+    return {
+        "QKViT": _share_right(logits, held_out.labels),
+        "3 nearest neighbours": baselines.nearest_neighbour_accuracy(train, held_out),
+        "logistic regression": baselines.logistic_regression_accuracy(train, held_out),
+    }
+
+
+def _share_right(logits: Any, labels: Any) -> float:
+    return float((logits.argmax(axis=1) == labels).mean())
+
+
+def check_saved_model(model_folder: Path, images: Any, labels: Any, logits: Any) -> float:
+    """Load the saved model in a process that cannot import qkvit, and compare.
+
+    Args:
+        model_folder: What `save_pretrained` or `Trainer` wrote.
+        images: (count, height, width) uint8.
+        labels: (count,).
+        logits: (count, labels), what the model gave before it was saved.
+
+    Returns:
+        The largest absolute difference of a logit.
+
+    Raises:
+        RuntimeError: it does not load, or its accuracy is another.
+    """
+    import numpy as np
+
+    with tempfile.TemporaryDirectory(prefix="qkvit-") as scratch:
+        images_file, logits_file = Path(scratch, "images.npy"), Path(scratch, "logits.npy")
+        np.save(images_file, images)
+        command = [sys.executable, load_without_qkvit.__file__, str(model_folder.absolute()), images_file, logits_file]
+        environment = {**os.environ, "HF_MODULES_CACHE": str(Path(scratch, "modules")), "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"the saved model does not load in a process without qkvit:\n{done.stderr}")
+        loaded = np.load(logits_file)
+    before, after = _share_right(logits, labels), _share_right(loaded, labels)
+    if before != after:
+        raise RuntimeError(
+            f"the saved model gets {after:.1%} right when it is loaded in a process without qkvit, and {before:.1%} in"
+            " the process that trained it"
+        )
+    return float(np.abs(logits - loaded).max())
+
+
+def look_inside(model: Any, held_out: Any, folder: Path, provenance: str) -> None:
+    """Write the digits, the pictures and the facts about the heads, and print these."""
+    import torch
+    from PIL import Image
+
+    from .analysis.head_facts import head_facts, uniform_facts
+    from .analysis.token_layout import TokenLayout
+    from .training.digits import pixel_values
+
+    layout = TokenLayout.from_config(model.config)
+    shown = held_out[[held_out.labels.tolist().index(digit) for digit in SHOWN_DIGITS]]
+    (folder / "digits").mkdir()
+    for image, label in zip(shown.images, shown.labels, strict=True):
+        Image.fromarray(image).save(folder / "digits" / f"{label}.png")
+    draw_layers(model, shown, layout, folder / "pictures", provenance)
+
+    batches = [pixel_values(images) for images in torch.from_numpy(held_out.images).split(250)]
+    torch.manual_seed(0)
+    untrained = type(model)(model.config).eval()
+    facts = {name: head_facts(net, batches, layout) for name, net in (("trained", model), ("untrained", untrained))}
+    write_facts(facts, folder / "head_facts.csv")
+    _say(facts_table(facts["trained"], facts["untrained"], uniform_facts(layout)))
+
+
+def draw_layers(model: Any, shown: Any, layout: Any, folder: Path, provenance: str) -> None:
+    """Two pictures of each layer: where each head looks in some digits; queries, keys and values of one digit."""
+    import torch
+
+    from .analysis.attention_pictures import draw_attention
+    from .analysis.qkv_pictures import draw_qkv
+    from .training.digits import pixel_values
+
+    folder.mkdir()
+    images = torch.from_numpy(shown.images)
+    with torch.no_grad():
+        out = model(pixel_values(images), output_attentions=True, output_qkv=True)
+    one = SHOWN_DIGITS.index(DISSECTED_DIGIT)
+    for layer, (weights, *qkv) in enumerate(zip(out.attentions, out.queries, out.keys, out.values, strict=True)):
+        draw_attention(
+            images / 255,
+            weights,
+            layout,
+            folder / f"attention_layer_{layer}.png",
+            title=f"Layer {layer}: what the class token looks at",
+            row_names=[str(label) for label in shown.labels],
+            provenance=provenance,
+        )
+        draw_qkv(
+            images[one] / 255,
+            *(tensor[one] for tensor in qkv),
+            weights[one],
+            layout,
+            folder / f"qkv_layer_{layer}.png",
+            title=f"Layer {layer}: queries, keys and values of a {DISSECTED_DIGIT}",
+            provenance=provenance,
+        )
+
+
+class Stopwatch:
+    """Seconds of each part of a run, by name."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Write down the time since the last lap."""
+        now = time.perf_counter()
+        self.laps[name] = round(now - self.last, 1)
+        self.last = now
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

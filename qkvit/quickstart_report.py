@@ -1,0 +1,111 @@
+"""What `qkvit quickstart` tells: tables for the screen, the facts as CSV, where everything is."""
+
+import csv
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from .tables import table
+
+# Fields of HeadFacts, and how they are called on the screen.
+COLUMNS = {
+    "entropy": "entropy",
+    "entropy_share": "of log N",
+    "distance": "distance",
+    "on_class_token": "on class",
+    "on_itself": "on itself",
+}
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """95 % confidence interval of a share of `count` (Wilson 1927).
+
+    Example:
+
+    ```python
+    >>> low, high = wilson_interval(0.97, 1000)
+    >>> round(low, 3), round(high, 3)
+    (0.958, 0.979)
+
+    ```
+    """
+    z = 1.959964
+    centre = share + z**2 / (2 * count)
+    spread = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    scale = 1 + z**2 / count
+    return (centre - spread) / scale, (centre + spread) / scale
+
+
+def accuracy_table(accuracies: dict[str, float], count: int) -> str:
+    """The accuracies beside each other.
+
+    Example:
+
+    ```python
+    >>> print(accuracy_table({"QKViT": 0.98, "logistic regression": 0.901}, 1000))
+      1,000 held-out digits  accuracy    95 % interval
+      QKViT                    98.0 %  96.9 to 98.7 %
+      logistic regression      90.1 %  88.1 to 91.8 %
+
+    ```
+    """
+    rows = [[f"{count:,} held-out digits", "accuracy", "95 % interval"]]
+    for name, accuracy in accuracies.items():
+        low, high = wilson_interval(accuracy, count)
+        rows.append([name, f"{accuracy:.1%}".replace("%", " %"), f"{100 * low:.1f} to {100 * high:.1f} %"])
+    return table(rows)
+
+
+def facts_table(trained: list[Any], untrained: list[Any], uniform: dict[str, float]) -> str:
+    """The facts of every head, the means over an untrained model's heads, and a head that looks at all tokens alike."""
+    rows = [["", *COLUMNS.values()]]
+    rows += [[f"layer {fact.layer}, head {fact.head}", *_numbers(dataclasses.asdict(fact))] for fact in trained]
+    rows.append(["untrained model", *_numbers(_means(untrained))])
+    rows.append(["all tokens alike", *_numbers(uniform)])
+    explanation = (
+        f"  Means over {trained[0].images:,} held-out digits. Entropy in nats: low where a token looks at few others.\n"
+        "  Distance from a patch to the patches it looks at, in patches; a patch's weight on the class token, on itself."
+    )
+    return f"{table(rows)}\n{explanation}"
+
+
+def _numbers(values: dict[str, Any]) -> list[str]:
+    return ["-" if values.get(name) is None else f"{values[name]:.2f}" for name in COLUMNS]
+
+
+def _means(facts: list[Any]) -> dict[str, float]:
+    known = {name: [value for fact in facts if (value := getattr(fact, name)) is not None] for name in COLUMNS}
+    return {name: sum(values) / len(values) for name, values in known.items() if values}
+
+
+def write_facts(facts: dict[str, list[Any]], path: Path) -> None:
+    """The facts of each model as CSV, with the standard errors of the means; empty where something does not exist."""
+    rows = [{"weights": weights, **dataclasses.asdict(fact)} for weights, of_heads in facts.items() for fact in of_heads]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def farewell(output: Path, record: dict[str, Any]) -> str:
+    """Where everything is, and what to try next."""
+    minutes, seconds = divmod(round(sum(record["seconds"].values())), 60)
+    contents = [
+        ["model/", "the model, its code and its image processor"],
+        ["pictures/", "attention_layer_*.png: where each head looks; qkv_layer_*.png: queries, keys, values"],
+        ["digits/", "a few held-out digits to try it on"],
+        ["head_facts.csv", "the table above, with standard errors"],
+        ["run.json", "settings, versions, accuracies, times"],
+    ]
+    lines = [
+        f"\nDone in {minutes} min {seconds} s. In {output.absolute()}:",
+        table(contents, left=2),
+        "\nTry next, in Python:",
+        "  from transformers import pipeline",
+        f'  classify = pipeline("image-classification", "{output / "model"}", trust_remote_code=True)',
+        f'  print(classify("{output / "digits" / "7.png"}"))',
+    ]
+    if record["quick"]:
+        lines.append("\nThis was --quick: the model has hardly been trained. Run it without --quick for one that works.")
+    return "\n".join(lines)

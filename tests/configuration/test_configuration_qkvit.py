@@ -1,0 +1,323 @@
+"""QKViTConfig: what it refuses, what follows from its fields, and the round trip through its file."""
+
+import copy
+import dataclasses
+import json
+import math
+import pickle
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from qkvit import NAMED_SIZES, QKViTConfig, QKViTForImageClassification
+
+# ---- valid configurations, drawn at random
+
+sides = st.integers(1, 3)
+
+
+@st.composite
+def valid_fields(draw) -> dict:
+    """Fields that go together: whatever they are, the model can be built."""
+    patch = draw(st.one_of(st.integers(1, 4), st.tuples(st.integers(1, 4), st.integers(1, 4))))
+    patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
+    if isinstance(patch, int) and draw(st.booleans()):
+        image = patch * draw(sides)
+    else:
+        image = (patch_height * draw(sides), patch_width * draw(sides))
+    pooling = draw(st.sampled_from(["class", "mean", "class_mean", "attention"]))
+    class_token = pooling in ("class", "class_mean") or draw(st.booleans())
+    heads = draw(st.integers(1, 3))
+    rate = st.one_of(st.just(0), st.floats(0, 0.9))
+    fields = {
+        "hidden_size": heads * 4 * draw(st.integers(2, 3)),
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "num_attention_heads": heads,
+        "head_dim": draw(st.sampled_from([None, 4, 8])),
+        "intermediate_size": draw(st.one_of(st.none(), st.integers(1, 20))),
+        "mlp_type": draw(st.sampled_from(["mlp", "swiglu"])),
+        "norm_type": draw(st.sampled_from(["layernorm", "rmsnorm"])),
+        "layer_norm_eps": draw(st.floats(1e-12, 1e-3)),
+        "layer_scale_init_value": draw(st.one_of(st.none(), st.floats(-1, 1))),
+        "position_embedding": draw(st.sampled_from(["learned", "sincos2d", "rope2d", "none"])),
+        "rope_theta": draw(st.one_of(st.integers(1, 1000), st.floats(1, 1000))),
+        "num_register_tokens": draw(st.integers(0, 3)),
+        "image_size": image,
+        "patch_size": patch,
+        "num_channels": draw(st.integers(1, 4)),
+        "pooling": pooling,
+        "use_class_token": class_token,
+        "use_distillation_token": class_token and pooling == "class" and draw(st.booleans()),
+        "num_labels": draw(st.integers(0, 4)),
+        "initializer_range": draw(st.floats(1e-3, 1)),
+    }
+    for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob", "patch_drop_rate"):
+        fields[name] = draw(rate)
+    for name in ("query_bias", "key_bias", "value_bias", "output_bias", "mlp_bias", "qk_norm", "use_pre_norm"):
+        fields[name] = draw(st.booleans())
+    return fields
+
+
+@given(valid_fields())
+@settings(max_examples=40)
+def test_a_valid_configuration_survives_saving_and_loading(tmp_path_factory, fields):
+    folder = tmp_path_factory.mktemp("config")
+    config = QKViTConfig(**fields)
+    config.save_pretrained(folder)
+    loaded = QKViTConfig.from_pretrained(folder)
+    for field in dataclasses.fields(QKViTConfig):
+        assert getattr(loaded, field.name) == getattr(config, field.name) or field.name == "transformers_version"
+    assert loaded.num_labels == config.num_labels
+    again = QKViTConfig.from_dict(json.loads((folder / "config.json").read_text()))
+    assert again.to_dict() == loaded.to_dict()
+
+
+@given(valid_fields())
+@settings(max_examples=40)
+def test_a_valid_configuration_builds_a_model_that_runs_and_learns(fields):
+    config = QKViTConfig(**fields)
+    model = QKViTForImageClassification(config)
+    height, width = config.image_size if isinstance(config.image_size, tuple) else (config.image_size,) * 2
+    model.train()
+    out = model(torch.rand(2, config.num_channels, height, width))
+    assert out.logits.shape == (2, config.num_labels or config.pooled_size)
+    out.logits.sum().backward()
+    model.eval()
+    out = model(torch.rand(1, config.num_channels, height, width), output_attentions=True, output_qkv=-1)
+    num_tokens = config.num_prefix_tokens + config.grid[0] * config.grid[1]
+    assert out.attentions[0].shape == (1, config.num_attention_heads, num_tokens, num_tokens)
+    assert out.queries[-1].shape == (1, config.num_attention_heads, num_tokens, config.head_dim)
+    assert out.logits.isfinite().all()
+
+
+def test_a_configuration_can_be_copied_and_pickled(tiny_config):
+    config = tiny_config(patch_size=(4, 8), out_features=["stage1"])
+    assert copy.deepcopy(config).to_dict() == config.to_dict()
+    assert pickle.loads(pickle.dumps(config)).to_dict() == config.to_dict()
+
+
+# ---- what follows from the fields
+
+
+def test_the_defaults_are_vit_base_16_at_224():
+    config = QKViTConfig()
+    sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
+    assert sizes == NAMED_SIZES["base"]
+    assert (config.image_size, config.patch_size, config.num_channels, config.head_dim) == (224, 16, 3, 64)
+    assert (config.hidden_act, config.pooling, config.position_embedding) == ("gelu", "class", "learned")
+
+
+def test_the_defaults_have_as_many_parameters_as_vit_base():
+    with torch.device("meta"):
+        model = QKViTForImageClassification(QKViTConfig(num_labels=1000))
+    assert model.num_parameters() == 86_567_656  # ViT-B/16 with its classifier, of the paper
+
+
+@pytest.mark.parametrize("size", NAMED_SIZES)
+def test_every_named_size_makes_the_configuration_of_its_paper(size):
+    published = {  # width, depth, heads, width of the MLP
+        "tiny": (192, 12, 3, 768),
+        "small": (384, 12, 6, 1536),
+        "base": (768, 12, 12, 3072),
+        "large": (1024, 24, 16, 4096),
+        "so400m": (1152, 27, 16, 4304),
+        "huge": (1280, 32, 16, 5120),
+        "giant": (1408, 40, 16, 6144),
+    }[size]
+    config = QKViTConfig.from_size(size, patch_size=14)
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size) == published
+    assert config.head_dim * config.num_attention_heads == config.hidden_size
+    assert config.patch_size == 14
+
+
+def test_fields_given_to_a_named_size_override_it():
+    config = QKViTConfig.from_size("tiny", num_hidden_layers=2, intermediate_size=100, num_labels=7)
+    assert (config.hidden_size, config.num_hidden_layers, config.intermediate_size, config.num_labels) == (192, 2, 100, 7)
+
+
+def test_an_unknown_size_is_refused_with_the_known_ones(raises_sentence):
+    with raises_sentence(ValueError, "size='medium'", "small"):
+        QKViTConfig.from_size("medium")
+
+
+def test_swiglu_has_as_many_parameters_as_the_mlp_to_a_hundredth():
+    for size in ("small", "base", "large"):
+        width = NAMED_SIZES[size][0]
+        config = QKViTConfig.from_size(size, mlp_type="swiglu")
+        assert config.intermediate_size % 8 == 0
+        assert math.isclose(3 * width * config.intermediate_size, 2 * width * 4 * width, rel_tol=0.01)
+        assert config.hidden_act == "silu"
+
+
+def test_the_grid_the_prefix_and_the_pooled_size_follow_from_the_fields():
+    config = QKViTConfig(image_size=(32, 48), patch_size=(8, 16), num_register_tokens=4, use_distillation_token=True)
+    assert config.grid == (4, 3)
+    assert config.num_prefix_tokens == 6
+    assert config.pooled_size == 768
+    assert QKViTConfig(pooling="class_mean").pooled_size == 2 * 768
+
+
+def test_sizes_given_as_lists_become_pairs():
+    config = QKViTConfig(image_size=[32, 48], patch_size=[8, 16])
+    assert (config.image_size, config.patch_size) == ((32, 48), (8, 16))
+
+
+def test_maps_may_be_asked_for_on_every_attention_implementation():
+    for implementation in ("eager", "sdpa", "flex_attention"):
+        config = QKViTConfig(attn_implementation=implementation, output_attentions=[0, -1])
+        config.validate()
+        assert config.output_attentions == [0, -1]
+
+
+def test_stages_are_named_after_the_stem_and_the_layers():
+    config = QKViTConfig(num_hidden_layers=2, out_indices=[0, 2])
+    assert config.stage_names == ["stem", "stage1", "stage2"]
+    assert config.out_features == ["stem", "stage2"]
+
+
+# ---- what is refused
+
+INTEGERS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels", "num_register_tokens")
+OPTIONAL_INTEGERS = ("head_dim", "intermediate_size")
+RATES = ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob", "patch_drop_rate", "label_smoothing")
+POSITIVE_NUMBERS = ("layer_norm_eps", "initializer_range", "rope_theta")
+FLAGS = (
+    "query_bias", "key_bias", "value_bias", "output_bias", "mlp_bias", "qk_norm", "use_class_token",
+    "use_distillation_token", "use_pre_norm", "apply_layernorm", "reshape_hidden_states",
+)  # fmt: skip
+CHOICES = ("mlp_type", "norm_type", "position_embedding", "pooling", "classification_loss")
+SIZES = ("image_size", "patch_size")
+
+no_number = st.sampled_from(["12", "", b"1", [], [1], {}, (), object, 1j])
+no_real = st.sampled_from([math.nan, math.inf, -math.inf])
+# What each kind of field can never be.
+NEVER = {
+    INTEGERS: st.one_of(no_number, no_real, st.booleans(), st.none(), st.integers(max_value=-1), st.floats()),
+    OPTIONAL_INTEGERS: st.one_of(no_number, no_real, st.booleans(), st.integers(max_value=0), st.floats()),
+    RATES: st.one_of(
+        no_number, no_real, st.booleans(), st.none(), st.floats(max_value=-1e-6), st.floats(min_value=1), st.integers(1)
+    ),
+    POSITIVE_NUMBERS: st.one_of(no_number, no_real, st.booleans(), st.none(), st.floats(max_value=0), st.integers(max_value=0)),
+    ("layer_scale_init_value",): st.one_of(no_number, no_real, st.booleans()),
+    FLAGS: st.one_of(no_number, no_real, st.none(), st.integers(), st.floats()),
+    CHOICES: st.one_of(no_number, no_real, st.none(), st.booleans(), st.integers(), st.text(max_size=4)),
+    ("hidden_act",): st.one_of(no_number, st.booleans(), st.integers(), st.sampled_from(["gelo", "GELU"])),
+    SIZES: st.one_of(
+        st.sampled_from(["12", b"1", {}, object, 1j]),
+        no_real,
+        st.booleans(),
+        st.none(),
+        st.integers(max_value=0),
+        st.floats(),
+        st.lists(st.integers(8, 16), max_size=1),
+        st.lists(st.integers(8, 16), min_size=3, max_size=4),
+        st.tuples(st.integers(8, 16), st.one_of(st.booleans(), st.floats(), st.none(), st.integers(max_value=0))),
+        st.tuples(st.integers(8, 16), st.text(max_size=2)).map(list),
+    ),
+    ("num_labels",): st.one_of(no_number, no_real, st.booleans(), st.none(), st.integers(max_value=-1), st.floats()),
+    ("problem_type",): st.one_of(no_number, st.booleans(), st.integers(), st.just("classification")),
+    ("dtype",): st.sampled_from(["float33", "nn", ""]),
+    ("id2label",): st.sampled_from(["cat", ["cat", "dog"], 3]),
+    ("output_attentions",): st.one_of(st.sampled_from(["all", [0.5], [99], [True], {}, -13, 12]), st.floats()),
+}  # fmt: skip
+
+
+@given(st.data())
+@settings(max_examples=400)
+def test_a_value_that_a_field_can_never_have_is_refused_in_one_sentence(raises_sentence, data):
+    names = data.draw(st.sampled_from(list(NEVER)))
+    name, value = data.draw(st.sampled_from(names)), data.draw(NEVER[names])
+    with raises_sentence(ValueError, name, " ".join(repr(value).split())[:40]):
+        QKViTConfig(**{name: value})
+
+
+@pytest.mark.parametrize("name", [name for names in NEVER for name in names])
+def test_a_wrong_type_is_refused_for_every_field(raises_sentence, name):
+    with raises_sentence(ValueError, name, "Ellipsis"):
+        QKViTConfig(**{name: ...})
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "qk_norm", "pooling", "image_size"])
+def test_a_wrong_type_is_refused_when_a_field_is_set_later(raises_sentence, name):
+    config = QKViTConfig()
+    with raises_sentence(ValueError, f"{name}=3.5"):
+        setattr(config, name, 3.5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"hidden_size": 100, "num_attention_heads": 12}, ["num_attention_heads=12", "hidden_size=100", "96 or 108"]),
+        ({"hidden_size": 2, "num_attention_heads": 3}, ["num_attention_heads=3", "hidden_size=2", "pass hidden_size=3"]),
+        ({"image_size": 30}, ["patch_size 16", "image_size 30", "image_size=32", "patch_size=15"]),
+        ({"image_size": (32, 30)}, ["patch_size 16", "image_size 30", "(width)"]),
+        ({"image_size": (30, 32)}, ["(height)"]),
+        ({"image_size": 8}, ["patch_size 16", "image_size 8", "patch_size=8"]),
+        ({"use_class_token": False}, ["pooling='class'", "use_class_token=False", "pooling='mean'"]),
+        ({"use_class_token": False, "pooling": "class_mean"}, ["pooling='class_mean'", "use_class_token=True"]),
+        ({"use_distillation_token": True, "pooling": "mean"}, ["use_distillation_token", "pooling='mean'", "pooling='class'"]),
+        ({"position_embedding": "rope2d", "head_dim": 6}, ["head_dim=6", "head_dim=8", "rope2d"]),
+        ({"position_embedding": "sincos2d", "hidden_size": 14, "num_attention_heads": 2}, ["hidden_size=14", "hidden_size=16"]),
+        ({"position_embedding": "sincos2d", "hidden_size": 4, "num_attention_heads": 2}, ["hidden_size=4", "hidden_size=8"]),
+        ({"label_smoothing": 0.1, "problem_type": "regression"}, ["label_smoothing=0.1", "regression"]),
+        ({"label_smoothing": 0.1, "problem_type": "multi_label_classification"}, ["label_smoothing=0.1", "0.0"]),
+        ({"out_features": ["stage13"]}, ["out_features", "stage13", "stage12"]),
+        ({"out_indices": 3}, ["out_indices=3", "list of integers"]),
+    ],
+)  # fmt: skip
+def test_fields_that_do_not_go_together_are_refused_with_what_would_do(raises_sentence, fields, words):
+    with raises_sentence(ValueError, *words):
+        QKViTConfig(**fields)
+
+
+def test_a_stage_that_the_model_does_not_have_is_refused_with_those_it_has():
+    with pytest.raises(ValueError, match="out_indices must be valid indices.*'stage12'.*13"):
+        QKViTConfig(out_indices=[13])
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("hidden_sizes", "did you mean 'hidden_size'?"), ("num_layers", "did you mean 'num_"), ("xyzzy", "take it out")],
+)
+def test_an_unknown_field_is_refused(raises_sentence, name, hint):
+    with raises_sentence(ValueError, f"{name}=3", hint):
+        QKViTConfig(**{name: 3})
+
+
+@given(st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=20))
+def test_any_unknown_field_is_refused(raises_sentence, name):
+    assume(not name.startswith("_") and not hasattr(QKViTConfig(), name))
+    with raises_sentence(ValueError, f"{name}='value'"):
+        QKViTConfig(**{name: "value"})
+
+
+@pytest.mark.parametrize("field", [{"xyzzy": 1}, {"hidden_size": "big"}, {"pooling": "max"}, {"patch_size": [16.0, 16]}])
+def test_an_unknown_or_ill_typed_field_in_a_file_is_refused(raises_sentence, tmp_path, field):
+    QKViTConfig().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **field}))
+    ((name, value),) = field.items()
+    with raises_sentence(ValueError, f"{name}={value!r}"):
+        QKViTConfig.from_pretrained(tmp_path)
+
+
+def test_the_configuration_of_another_kind_of_model_is_refused(raises_sentence, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "hidden_size": 32}')
+    with raises_sentence(ValueError, "model_type='vit'", "qkvit"):
+        QKViTConfig.from_pretrained(tmp_path)
+
+
+def test_a_model_is_not_built_from_fields_that_no_longer_go_together(raises_sentence, tiny_config):
+    config = tiny_config()
+    config.use_class_token = False
+    with raises_sentence(ValueError, "use_class_token=False"):
+        QKViTForImageClassification(config)
+
+
+def test_fields_that_no_longer_go_together_are_not_saved(raises_sentence, tiny_config, tmp_path):
+    config = tiny_config()
+    config.image_size = 17
+    with raises_sentence(ValueError, "image_size 17"):
+        config.save_pretrained(tmp_path)

@@ -1,0 +1,93 @@
+"""From tokens to one vector an image: each kind against its plain formula, with and without a mask."""
+
+import math
+
+import pytest
+import torch
+
+from qkvit import QKViTForImageClassification, QKViTModel
+from qkvit.modeling.pooling_qkvit import QKViTPooling
+
+PREFIX = 3  # a class token and two registers
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randn(2, PREFIX + 6, 32)
+
+
+@pytest.fixture
+def seen() -> torch.Tensor:
+    """Two patches of the first image are hidden, five of the second."""
+    mask = torch.ones(2, PREFIX + 6, dtype=torch.bool)
+    mask[0, PREFIX + 1 : PREFIX + 3] = False
+    mask[1, PREFIX + 1 :] = False
+    return mask
+
+
+def make(tiny_config, pooling: str) -> QKViTPooling:
+    return QKViTPooling(tiny_config(pooling=pooling, num_register_tokens=2))
+
+
+def mean_of_seen(tokens, seen) -> torch.Tensor:
+    return torch.stack([image[PREFIX:][mask[PREFIX:]].mean(dim=0) for image, mask in zip(tokens, seen, strict=True)])
+
+
+def test_class_takes_the_first_token(tiny_config, tokens, seen):
+    for mask in (None, seen):
+        assert torch.equal(make(tiny_config, "class")(tokens, mask), tokens[:, 0])
+
+
+def test_mean_is_over_the_patches_that_are_seen(tiny_config, tokens, seen):
+    pooling = make(tiny_config, "mean")
+    torch.testing.assert_close(pooling(tokens), tokens[:, PREFIX:].mean(dim=1))
+    torch.testing.assert_close(pooling(tokens, seen), mean_of_seen(tokens, seen))
+
+
+def test_class_mean_is_both_beside_each_other(tiny_config, tokens, seen):
+    found = make(tiny_config, "class_mean")(tokens, seen)
+    assert torch.equal(found[:, :32], tokens[:, 0])
+    torch.testing.assert_close(found[:, 32:], mean_of_seen(tokens, seen))
+
+
+def test_the_mean_of_no_patches_is_zero_and_not_nan(tiny_config, tokens):
+    hidden = torch.zeros(2, PREFIX + 6, dtype=torch.bool)
+    assert torch.equal(make(tiny_config, "mean")(tokens, hidden), torch.zeros(2, 32))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_pooling_is_a_learned_querys_attention_and_an_mlp(tiny_config, tokens, seen, masked):
+    pooling = make(tiny_config, "attention")
+    head = pooling.attention
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    with torch.no_grad():
+        found = pooling(tokens, seen if masked else None)
+        for image in range(2):
+            visible = tokens[image][seen[image]] if masked else tokens[image]
+            query, keys, values = head.q_proj(head.probe)[0, 0], head.k_proj(visible), head.v_proj(visible)
+            heads = []
+            for start in range(0, 32, 16):
+                part = slice(start, start + 16)
+                weights = (keys[:, part] @ query[part] / math.sqrt(16)).softmax(0)
+                heads.append(weights @ values[:, part])
+            pooled = head.o_proj(torch.cat(heads))
+            expected = pooled + head.mlp(head.norm(pooled))
+            torch.testing.assert_close(found[image], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["class", "mean", "class_mean", "attention"])
+def test_the_pooled_output_is_that_of_the_normalised_tokens_and_as_wide_as_the_configuration_says(
+    tiny_model, pixels, pooling
+):
+    model = tiny_model(QKViTModel, pooling=pooling, num_register_tokens=2)
+    out = model(pixels)
+    assert out.pooler_output.shape == (2, model.config.pooled_size)
+    assert torch.equal(out.pooler_output, model.pooler(out.last_hidden_state))
+
+
+@pytest.mark.parametrize("pooling", ["class", "mean", "class_mean", "attention"])
+def test_the_classifier_stands_on_the_pooled_output(tiny_model, pixels, pooling):
+    model = tiny_model(QKViTForImageClassification, pooling=pooling)
+    pooled = model.qkvit(pixels).pooler_output
+    assert torch.equal(model(pixels).logits, model.classifier(pooled))

@@ -1,0 +1,109 @@
+"""What lands in a user's site-packages, and what `import qkvit` costs."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("configuration", "modeling", "analysis", "training", "study", "sharing")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    """The wheel, built from a copy, so that no old build/ of the checkout gets into it."""
+    source = tmp_path_factory.mktemp("source")
+    for file in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
+        if (ROOT / file).is_file():
+            shutil.copy(ROOT / file, source)
+    for folder in ("qkvit", *FOLDERS, "tests"):
+        if (ROOT / folder).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "common_suite")
+            shutil.copytree(ROOT / folder, source / folder, ignore=ignored)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", source / "dist", source]
+    built = subprocess.run(build, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (path,) = (source / "dist").glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel):
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    return Parser().parsestr(wheel.read(name).decode())
+
+
+def test_the_wheel_installs_nothing_but_qkvit(wheel, metadata):
+    top_level = {name.split("/")[0] for name in wheel.namelist()}
+    assert top_level == {"qkvit", f"qkvit-{metadata['Version']}.dist-info"}
+
+
+def test_the_wheel_holds_every_module_of_every_folder(wheel):
+    expected = {
+        f"qkvit/{path.relative_to(ROOT / 'qkvit' if folder == 'qkvit' else ROOT).as_posix()}"
+        for folder in ("qkvit", *FOLDERS)
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    modules = {name for name in wheel.namelist() if name.endswith(".py")}
+    assert modules == expected
+
+
+def test_the_wheel_holds_every_recipe(wheel):
+    expected = {f"qkvit/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "training").rglob("*.yaml")}
+    assert {name for name in wheel.namelist() if name.endswith(".yaml")} == expected
+
+
+def test_the_wheel_says_that_it_is_typed(wheel):
+    assert "qkvit/py.typed" in wheel.namelist()
+
+
+def test_the_wheel_carries_its_licence(wheel, metadata):
+    assert metadata["License-Expression"] == "Apache-2.0"
+    (name,) = (name for name in wheel.namelist() if name.endswith("/licenses/LICENSE"))
+    assert wheel.read(name) == (ROOT / "LICENSE").read_bytes()
+
+
+def test_every_requirement_has_a_tested_version(metadata):
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0] for line in lines if "==" in line and not line.startswith("#")}
+    required = {line.split(">=")[0] for line in metadata.get_all("Requires-Dist")}
+    assert required <= pinned
+
+
+def in_another_folder(code: str, folder: Path) -> str:
+    """What `code` prints in a fresh interpreter that does not stand in the checkout."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_no_folder_of_the_checkout_is_importable_by_its_own_name(tmp_path):
+    names = [*FOLDERS, "tests", "benchmarks"]
+    code = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
+    assert in_another_folder(code, tmp_path) == "[]"
+
+
+def test_every_folder_is_importable_under_qkvit(tmp_path):
+    names = [f"qkvit.{folder}" for folder in FOLDERS if (ROOT / folder / "__init__.py").is_file()]
+    code = f"import importlib; print([importlib.import_module(n).__name__ for n in {names}])"
+    assert in_another_folder(code, tmp_path) == str(names)
+
+
+def test_import_qkvit_brings_no_package_that_transformers_does_not_bring(tmp_path):
+    """Matplotlib, scikit-learn, datasets, typer and their like wait until they are used."""
+    packages = "import json, sys; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    # A bare `import transformers` loads next to nothing; what a model needs is the fair comparison.
+    transformers = (
+        "import torch, transformers\n"
+        "from transformers import AutoBackbone, AutoImageProcessor, AutoModel, ViTModel\n"
+    )
+    before = set(json.loads(in_another_folder(transformers + packages, tmp_path)))
+    after = set(json.loads(in_another_folder(transformers + "import qkvit\n" + packages, tmp_path)))
+    assert "qkvit" in after
+    assert after - before - sys.stdlib_module_names == {"qkvit"}
