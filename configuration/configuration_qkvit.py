@@ -280,8 +280,8 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(
-                f"model_type={shown(model_type)} is another kind of model than {cls.model_type!r}; load it with AutoModel or"
-                " its own class"
+                f"model_type={shown(model_type)} is another kind of model than {cls.model_type!r}; load it with"
+                " AutoModel or its own class"
             )
         return super().from_dict(config_dict, **kwargs)
 

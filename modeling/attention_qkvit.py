@@ -12,6 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .normalization_qkvit import make_norm
 from .positions_qkvit import Rotation, rotate_patches
+from .precision_qkvit import cast_once
 
 
 def eager_attention_forward(
@@ -81,13 +82,14 @@ class QKViTAttention(nn.Module):
         self.scaling = config.head_dim**-0.5
         self.attention_dropout = config.attention_probs_dropout_prob
         self.is_causal = False
+        self.num_key_value_groups = 1  # each head has keys and values of its own; implementations ask for it
         inner_size = config.num_attention_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, inner_size, bias=config.query_bias)
         self.k_proj = nn.Linear(config.hidden_size, inner_size, bias=config.key_bias)
         self.v_proj = nn.Linear(config.hidden_size, inner_size, bias=config.value_bias)
         self.o_proj = nn.Linear(inner_size, config.hidden_size, bias=config.output_bias)
-        self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
-        self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
+        self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else None
+        self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else None
 
     def split_heads(self, projected: torch.Tensor) -> torch.Tensor:
         """(B, N, H * D) -> (B, H, N, D)."""
@@ -114,9 +116,12 @@ class QKViTAttention(nn.Module):
         Returns:
             The output (B, N, C); the map (B, H, N, N) or None; query, key and value (B, H, N, D).
         """
-        query = self.q_norm(self.split_heads(self.q_proj(hidden_states)))  # (B, H, N, D)
-        key = self.k_norm(self.split_heads(self.k_proj(hidden_states)))  # (B, H, N, D)
+        hidden_states = cast_once(hidden_states)
+        query = self.split_heads(self.q_proj(hidden_states))  # (B, H, N, D)
+        key = self.split_heads(self.k_proj(hidden_states))  # (B, H, N, D)
         value = self.split_heads(self.v_proj(hidden_states))  # (B, H, N, D)
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
         if rotation is not None:
             query, key = rotate_patches(query, rotation), rotate_patches(key, rotation)
 
@@ -133,7 +138,7 @@ class QKViTAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             **kwargs,
         )
-        # Implementations that build no map give None in its place, or (flex_attention on a GPU) a log-sum-exp (B, H, N).
+        # Implementations that build no map give None there, or (flex_attention on a GPU) a log-sum-exp (B, H, N).
         if output_attentions and (weights is None or weights.ndim != 4):
             weights = attention_map(query, key, self.scaling, token_mask)
         output = self.o_proj(output.flatten(2))  # (B, N, H, D) -> (B, N, C)

@@ -38,8 +38,8 @@ def check_pixels(pixel_values: torch.Tensor | None, num_channels: int, patch_siz
         raise ValueError("pixel_values is None; pass a float tensor (batch, channels, height, width)")
     if not isinstance(pixel_values, torch.Tensor):
         raise ValueError(
-            f"pixel_values is a {type(pixel_values).__name__}; pass a float tensor (batch, channels, height, width), as the"
-            " image processor makes it with return_tensors='pt'"
+            f"pixel_values is a {type(pixel_values).__name__}; pass a float tensor (batch, channels, height, width), as"
+            " the image processor makes it with return_tensors='pt'"
         )
     if pixel_values.ndim != 4:
         raise ValueError(
@@ -66,13 +66,16 @@ def check_pixels(pixel_values: torch.Tensor | None, num_channels: int, patch_siz
                 f"patch_size {patch} does not divide the images' {name} {pixels}; resize or pad them to {near}"
             )
     if pixel_values.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
-        # One pass: a sum is finite only if every pixel is (float16 sums are kept in float32, or they overflow).
-        if not torch.isfinite(pixel_values.detach().sum(dtype=torch.promote_types(pixel_values.dtype, torch.float32))):
-            bad = int((~torch.isfinite(pixel_values)).sum())
-            if bad:
-                raise ValueError(
-                    f"pixel_values has {bad} values that are NaN or infinite; check how images are decoded"
-                )
+        _check_finite(pixel_values.detach())
+
+
+def _check_finite(pixel_values: torch.Tensor) -> None:
+    # One pass: a sum is finite only if every pixel is (float16 sums are kept in float32, or they overflow).
+    if torch.isfinite(pixel_values.sum(dtype=torch.promote_types(pixel_values.dtype, torch.float32))):
+        return
+    bad = int((~torch.isfinite(pixel_values)).sum())
+    if bad:
+        raise ValueError(f"pixel_values has {bad} values that are NaN or infinite; check how images are decoded")
 
 
 def token_mask_from(
@@ -88,8 +91,8 @@ def token_mask_from(
         or attention_mask.shape[1] not in (num_patches, num_tokens)
     ):
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}; pass ({batch_size}, {num_patches}) for the patches"
-            f" or ({batch_size}, {num_tokens}) for all tokens, 1 where a token is seen"
+            f"attention_mask has shape {tuple(attention_mask.shape)}; pass ({batch_size}, {num_patches}) for the"
+            f" patches or ({batch_size}, {num_tokens}) for all tokens, 1 where a token is seen"
         )
     mask = attention_mask.to(device=device, dtype=torch.bool)
     if mask.shape[1] == num_tokens:
@@ -103,8 +106,8 @@ def masked_patches_from(bool_masked_pos: torch.Tensor | None, batch_size: int, n
         return None
     if tuple(bool_masked_pos.shape) != (batch_size, num_patches):
         raise ValueError(
-            f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}; pass ({batch_size}, {num_patches}), True where a"
-            " patch is hidden"
+            f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}; pass ({batch_size}, {num_patches}), True where"
+            " a patch is hidden"
         )
     return bool_masked_pos.to(torch.bool)
 

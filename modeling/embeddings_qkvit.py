@@ -15,6 +15,25 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else value
 
 
+def cut_patches(pixel_values: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
+    """Images (B, channels, height, width) -> patches row by row (B, P, channels * patch height * patch width).
+
+    A linear layer on these is the strided convolution that a ViT is often written with, and no slower.
+
+    Example:
+
+    ```python
+    >>> cut_patches(torch.arange(8.0).view(1, 1, 2, 4), (2, 2))
+    tensor([[[0., 1., 4., 5.],
+             [2., 3., 6., 7.]]])
+
+    ```
+    """
+    rows = pixel_values.unflatten(2, (-1, patch_size[0])).unflatten(-1, (-1, patch_size[1]))
+    # (B, channels, rows, patch height, columns, patch width) -> (B, rows, columns, channels, height, width)
+    return rows.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
 class QKViTEmbeddings(nn.Module):
     """Tokens, in this order: class token, distillation token, registers, patches row by row.
 
@@ -26,14 +45,14 @@ class QKViTEmbeddings(nn.Module):
         self.config = config
         self.patch_size = _pair(config.patch_size)
         self.trained_grid: Grid = config.grid
+        self.position_embedding = config.position_embedding
         width = config.hidden_size
 
         def token(count: int, wanted: bool) -> nn.Parameter | None:
             return nn.Parameter(torch.zeros(1, count, width)) if wanted and count else None
 
-        self.patch_projection = nn.Conv2d(
-            config.num_channels, width, kernel_size=self.patch_size, stride=self.patch_size
-        )
+        patch_values = config.num_channels * self.patch_size[0] * self.patch_size[1]
+        self.patch_projection = nn.Linear(patch_values, width)
         self.class_token = token(1, config.use_class_token)
         self.distillation_token = token(1, config.use_distillation_token)
         self.register_tokens = token(config.num_register_tokens, True)
@@ -59,22 +78,21 @@ class QKViTEmbeddings(nn.Module):
         Returns:
             Tokens (B, N, C), the token mask and the rotary angles, these two for the patches that are left.
         """
-        patches = self.patch_projection(pixel_values)  # (B, C, rows, columns)
-        grid: Grid = (patches.shape[-2], patches.shape[-1])
-        patches = patches.flatten(2).transpose(1, 2)  # (B, P, C)
+        grid: Grid = (pixel_values.shape[-2] // self.patch_size[0], pixel_values.shape[-1] // self.patch_size[1])
+        patches = self.patch_projection(cut_patches(pixel_values, self.patch_size))  # (B, P, C)
         if bool_masked_pos is not None:
             patches = torch.where(bool_masked_pos.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
 
         placed = [token for token in (self.class_token, self.distillation_token) if token is not None]
         rotation = None
-        if self.config.position_embedding == "learned":
+        if self.position_embedding == "learned":
             before, on_grid = self.position_embeddings.tensor_split([self.num_placed_tokens], dim=1)
             placed = [token + before[:, [index]] for index, token in enumerate(placed)]
             patches = patches + interpolate_learned(on_grid, self.trained_grid, grid)
-        elif self.config.position_embedding == "sincos2d":
+        elif self.position_embedding == "sincos2d":
             table = sincos_2d(self.config.hidden_size, self.trained_grid, grid, patches.device)
             patches = patches + table.to(patches.dtype)
-        elif self.config.position_embedding == "rope2d":
+        elif self.position_embedding == "rope2d":
             rotation = rotary_2d(self.config.head_dim, grid, patches.device, self.config.rope_theta)
 
         if self.training and self.config.patch_drop_rate:

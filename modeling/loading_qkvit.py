@@ -18,6 +18,8 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 AGAIN = "copy, download or save it again"
+_FILE_ERRORS = (OSError, RuntimeError, SafetensorError)
+_INDEX_ERRORS = (json.JSONDecodeError, KeyError, TypeError, AttributeError)  # what a damaged index leads to
 
 
 @contextmanager
@@ -42,7 +44,7 @@ def plain_load_errors(name_or_path: Any, subfolder: str = "", has_config: bool =
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+    except (*_FILE_ERRORS, *_INDEX_ERRORS) as error:
         sentence = _sentence(str(name_or_path), subfolder, has_config, error)
         if sentence is None:
             raise
@@ -54,9 +56,9 @@ def _sentence(name_or_path: str, subfolder: str, has_config: bool, error: Except
     folder = Path(name_or_path, subfolder)
     if folder.is_dir():
         return _missing(folder, has_config) or _damaged(sorted(folder.glob("*.safetensors")))
-    if "Repo id must be" in str(error) or folder.is_file():
-        kind = "a file" if folder.is_file() else "no folder here and no id on the Hub"
-        return f"{name_or_path!r} is {kind}; pass a folder that save_pretrained wrote, or an id"
+    if "Repo id must be" in str(error):
+        way_out = "pass a folder that save_pretrained wrote, or an id"
+        return f"{name_or_path!r} is no folder here and no id on the Hub; {way_out}"
     if isinstance(error, SafetensorError):
         return _damaged(_cached(name_or_path, subfolder))
     return None

@@ -1,4 +1,4 @@
-"""Losses of classification: cross-entropy, label smoothing, soft targets, binary cross-entropy, multi-label, regression.
+"""Losses of classification: cross-entropy with label smoothing, soft targets, binary, multi-label, regression.
 
 Shapes: B batch, K labels.
 """

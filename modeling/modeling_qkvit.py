@@ -70,7 +70,7 @@ class QKViTPreTrainedModel(PreTrainedModel):
 
         | parameter | first value |
         |---|---|
-        | weights of linear layers and of the patch projection | normal, truncated at 2, std `initializer_range` |
+        | weights of linear layers | normal, truncated at 2, std `initializer_range` |
         | class, distillation and register tokens, positions, the pooling's probe | the same |
         | biases, the mask token | 0 |
         | normalisations | weight 1, bias 0 |
@@ -83,7 +83,7 @@ class QKViTPreTrainedModel(PreTrainedModel):
             if tensor is not None:
                 init.trunc_normal_(tensor, mean=0.0, std=std, a=-2 * std, b=2 * std)
 
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, nn.Linear):
             truncated_normal(module.weight)
         elif isinstance(module, QKViTEmbeddings):
             truncated_normal(module.class_token)
@@ -195,7 +195,8 @@ class QKViTModel(QKViTPreTrainedModel):
             output_attentions = config.output_attentions
         shown_maps = chosen_layers(output_attentions, len(self.layers), "output_attentions")
         shown_qkv = chosen_layers(output_qkv, len(self.layers), "output_qkv")
-        attention_mask = create_bidirectional_mask(config, tokens, token_mask)
+        # Without a mask nothing is built: flex_attention would get a block mask, which torch.compile cannot trace.
+        attention_mask = None if token_mask is None else create_bidirectional_mask(config, tokens, token_mask)
 
         hidden_states = self.pre_norm(tokens)
         maps, triples = [], []

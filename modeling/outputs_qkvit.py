@@ -76,18 +76,24 @@ def _with_keys_and_values(cls: type) -> type:
 class _QKVOutput(ModelOutput):
     """The items stand in the order of the fields, whatever is set last, so that `to_tuple` is the same everywhere."""
 
+    def __post_init__(self) -> None:
+        # Each field has been entered by __setattr__. What is left is a dictionary or an iterator of pairs in the place
+        # of the first field, from which other libraries rebuild an output.
+        first = next(iter(self.__dataclass_fields__))
+        if not isinstance(self.__dict__[first], torch.Tensor | type(None)):
+            super().__post_init__()
+
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, _plain(value))
-        self._sort()
+        value = _plain(value)
+        if value is not None and name in self.__dataclass_fields__:
+            OrderedDict.__setitem__(self, name, value)
+        object.__setattr__(self, name, value)
 
     def __setitem__(self, name: str, value: Any) -> None:
         super().__setitem__(name, _plain(value))
-        self._sort()
-
-    def _sort(self) -> None:
-        for field in fields(self):
-            if field.name in self:
-                self.move_to_end(field.name)
+        for field in self.__dataclass_fields__:
+            if field in self:
+                self.move_to_end(field)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{field.name}={self.__dict__.get(field.name)!r}" for field in fields(self))

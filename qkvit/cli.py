@@ -17,6 +17,8 @@ from .version import __version__
 # What the machine refuses, rather than the program: told without a traceback.
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
+_STOPPED = 128 + signal.SIGINT
+
 app = typer.Typer(
     name="qkvit",
     help="QKViT: a Vision Transformer that shows its queries, keys, values and attention.",
@@ -48,8 +50,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _stop)  # so that a command that is ended cleans up behind itself
     try:
         result: Any = app(arguments, standalone_mode=False, prog_name="qkvit")
+        if result == _STOPPED:  # so typer answers ctrl-C; older releases raise Abort
+            raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
-        _leave("stopped", 130)
+        _leave("\nstopped", _STOPPED)
     except UserError as error:
         _leave(f"error: {error}", 2)
     except OSError as error:
@@ -69,5 +73,5 @@ def _stop(number: int, frame: Any) -> NoReturn:
 
 
 def _leave(message: str, code: int) -> NoReturn:
-    typer.echo(f"\n{message}" if code == 130 else message, err=True)
+    typer.echo(message, err=True)
     sys.exit(code)

@@ -14,7 +14,9 @@ from qkvit.configuration.preprocessing_qkvit import FILE_NAME, default_image_pro
 
 def test_the_default_processor_gives_pixels_in_minus_one_to_one_at_the_models_size(tiny_config):
     config = tiny_config(image_size=(8, 12))
-    image = Image.fromarray(np.repeat(np.array([[0], [255]], dtype=np.uint8), 12, axis=1)).convert("RGB").resize((12, 8))
+    image = (
+        Image.fromarray(np.repeat(np.array([[0], [255]], dtype=np.uint8), 12, axis=1)).convert("RGB").resize((12, 8))
+    )
     pixels = default_image_processor(config)(image, return_tensors="pt")["pixel_values"]
     assert pixels.shape == (1, 3, 8, 12)
     assert pixels.min() == -1

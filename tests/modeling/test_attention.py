@@ -1,4 +1,4 @@
-"""The attention product: every implementation against the formula in float64, and what is true of it whatever the weights.
+"""The attention product: every implementation against the formula in float64, and what is true for all weights.
 
 Shapes: B batch, H heads, N tokens, D width of a head, C width of the model.
 """

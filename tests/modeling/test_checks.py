@@ -165,7 +165,9 @@ def test_true_chooses_every_layer_and_nothing_chooses_none():
 
 
 @pytest.mark.parametrize("argument", ["output_attentions", "output_qkv"])
-@pytest.mark.parametrize("choice", [3, -4, [0, 3], "all", [True], 1.5, [0.0], [None], "1", {"0": 1}, torch.tensor([1.0])])
+@pytest.mark.parametrize(
+    "choice", [3, -4, [0, 3], "all", [True], 1.5, [0.0], [None], "1", {"0": 1}, torch.tensor([1.0])]
+)
 def test_a_layer_that_does_not_exist(raises_sentence, model, pixels, argument, choice):
     with raises_sentence(ValueError, argument, "from -3 to 2"):
         model(pixels, **{argument: choice})

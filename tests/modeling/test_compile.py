@@ -56,13 +56,12 @@ def test_every_option_compiles_to_one_graph(tiny_model, pixels, options):
 
 
 @pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
-def test_other_implementations_compile_to_one_graph(tiny_model, pixels, implementation, uncompiled_flex):
+def test_other_implementations_compile_to_one_graph(tiny_model, pixels, implementation):
     model = tiny_model(num_hidden_layers=2)
-    model.set_attn_implementation(implementation)
     with torch.no_grad():
         expected = model(pixels, **ASKED)
-        with torch.compiler.set_stance("default"):
-            assert_same(one_graph(model)(pixels, **ASKED), expected)
+        model.set_attn_implementation(implementation)
+        assert_same(one_graph(model)(pixels, **ASKED), expected)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -78,8 +77,9 @@ def test_a_mask_and_another_size_compile_to_one_graph(tiny_model, implementation
 def test_base_model_and_backbone_compile_to_one_graph(tiny_model, pixels, model_class):
     model = tiny_model(model_class, num_hidden_layers=2)
     with torch.no_grad():
-        found = one_graph(model)(pixels, output_hidden_states=True, **ASKED)
-        assert_same(found, model(pixels, output_hidden_states=True, **ASKED))
+        # The first call that asks for hidden states installs transformers' hooks, which takes a lock: not compiled.
+        expected = model(pixels, output_hidden_states=True, **ASKED)
+        assert_same(one_graph(model)(pixels, output_hidden_states=True, **ASKED), expected)
 
 
 def test_masked_image_modeling_compiles_to_one_graph(tiny_model, pixels):
@@ -119,12 +119,13 @@ def test_training_with_every_kind_of_dropout_compiles_to_one_graph(tiny_model, p
 
 def test_bad_input_is_refused_in_a_compiled_model_too(tiny_model):
     compiled = torch.compile(tiny_model(num_hidden_layers=1), backend="eager")
-    with torch.no_grad(), pytest.raises(Exception, match="does not divide|4 channels"):
+    with torch.no_grad(), pytest.raises(Exception, match="4 channels"):
         compiled(torch.rand(1, 4, 16, 16))
 
 
 @pytest.mark.slow
 def test_the_default_compiler_gives_the_output_of_the_eager_model(tiny_model, pixels):
-    model = tiny_model(num_hidden_layers=2, position_embedding="rope2d", qk_norm=True, num_register_tokens=2)
+    model = tiny_model(num_hidden_layers=1, position_embedding="rope2d", qk_norm=True, num_register_tokens=2)
     with torch.no_grad():
-        assert_same(one_graph(model, "inductor")(pixels, **ASKED), model(pixels, **ASKED))
+        asked = {"output_attentions": True, "output_qkv": True}
+        assert_same(one_graph(model, "inductor")(pixels, **asked), model(pixels, **asked))

@@ -30,9 +30,7 @@ def test_a_patch_token_is_the_linear_projection_of_the_patches_pixels(tiny_confi
 
 
 def test_the_order_is_class_token_distillation_token_registers_patches(tiny_config, pixels):
-    embeddings = make(
-        tiny_config, use_distillation_token=True, num_register_tokens=3, position_embedding="none"
-    )
+    embeddings = make(tiny_config, use_distillation_token=True, num_register_tokens=3, position_embedding="none")
     tokens, _, _ = embeddings(pixels)
     assert tokens.shape == (2, 1 + 1 + 3 + 16, 32)
     prefix = torch.cat([embeddings.class_token, embeddings.distillation_token, embeddings.register_tokens], dim=1)
@@ -167,7 +165,9 @@ def test_patch_dropout_is_off_outside_training(tiny_model, pixels):
 
 
 @pytest.mark.parametrize("position_embedding", ["learned", "sincos2d", "rope2d"])
-def test_patch_dropout_equals_a_mask_over_the_patches_that_it_leaves_out(tiny_model, pixels, position_embedding, monkeypatch):
+def test_patch_dropout_equals_a_mask_over_the_patches_that_it_leaves_out(
+    tiny_model, pixels, position_embedding, monkeypatch
+):
     """Left out or hidden from every other token: the class token sees the same."""
     model = tiny_model(QKViTModel, position_embedding=position_embedding, patch_drop_rate=0.5).train()
     scores = torch.rand(2, 16)

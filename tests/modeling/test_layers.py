@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qkvit import QKViTModel
-from qkvit.modeling.layers_qkvit import QKViTMLP, QKViTLayer, QKViTResidual
+from qkvit.modeling.layers_qkvit import QKViTLayer, QKViTMLP, QKViTResidual
 from qkvit.modeling.normalization_qkvit import make_norm
 
 

@@ -48,7 +48,9 @@ def one_hot(labels) -> torch.Tensor:
 
 
 @given(seeds, smoothings)
-def test_integer_labels_give_cross_entropy_with_label_smoothing_over_the_samples_that_count(tiny_config, seed, smoothing):
+def test_integer_labels_give_cross_entropy_with_label_smoothing_over_the_samples_that_count(
+    tiny_config, seed, smoothing
+):
     logits, labels = random_logits(seed), random_labels(seed)
     counted = labels >= 0
     expected = cross_entropy(logits[counted], smooth(one_hot(labels[counted]), smoothing))
@@ -68,7 +70,9 @@ def test_integer_labels_give_binary_cross_entropy_where_the_configuration_says_s
 @given(seeds, smoothings, st.sampled_from(["cross_entropy", "binary_cross_entropy"]))
 def test_float_labels_are_soft_targets(tiny_config, seed, smoothing, kind):
     logits, targets = random_logits(seed), random_logits(seed + 1).softmax(-1)
-    expected = {"cross_entropy": cross_entropy, "binary_cross_entropy": summed_bce}[kind](logits, smooth(targets, smoothing))
+    expected = {"cross_entropy": cross_entropy, "binary_cross_entropy": summed_bce}[kind](
+        logits, smooth(targets, smoothing)
+    )
     config = tiny_config(label_smoothing=smoothing, classification_loss=kind)
     assert classification_loss(logits, targets, config).item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
@@ -174,7 +178,5 @@ def test_the_model_gives_the_loss_of_its_logits(tiny_model, pixels):
     labels = torch.tensor([1, 4])
     model = tiny_model(QKViTForImageClassification, label_smoothing=0.2)
     out = model(pixels, labels=labels)
-    torch.testing.assert_close(
-        out.loss, torch.nn.functional.cross_entropy(out.logits, labels, label_smoothing=0.2)
-    )
+    torch.testing.assert_close(out.loss, torch.nn.functional.cross_entropy(out.logits, labels, label_smoothing=0.2))
     assert model(pixels).loss is None

@@ -66,7 +66,9 @@ def test_layers_that_were_asked_for_are_given_and_the_others_are_none(tiny_model
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_map_of_the_returned_queries_and_keys_is_the_returned_map(tiny_model, pixels, implementation, variant, masked):
+def test_the_map_of_the_returned_queries_and_keys_is_the_returned_map(
+    tiny_model, pixels, implementation, variant, masked
+):
     model = tiny_model(QKViTModel, **VARIANTS[variant])
     model.set_attn_implementation(implementation)
     prefix = model.config.num_prefix_tokens

@@ -65,7 +65,7 @@ def test_without_them_keys_and_values_are_the_methods_alone(model, pixels):
     assert not isinstance(out.keys, tuple)
     assert list(out.keys()) == names(out)
     assert not {"queries", "keys", "values", "attentions", "hidden_states"} & set(out.keys())
-    assert list(out.values())[0] is out[0]
+    assert next(iter(out.values())) is out[0]
 
 
 def test_items_by_name_by_index_and_by_attribute_are_the_same(out):

@@ -111,7 +111,9 @@ def test_rotary_angles_are_those_of_the_formula(head_dim, grid, base):
         for column in range(grid[1]):
             centre = (2 * (row + 0.5) / grid[0] - 1, 2 * (column + 0.5) / grid[1] - 1)
             angles = [
-                2 * math.pi * coordinate * base ** (-4 * i / head_dim) for coordinate in centre for i in range(head_dim // 4)
+                2 * math.pi * coordinate * base ** (-4 * i / head_dim)
+                for coordinate in centre
+                for i in range(head_dim // 4)
             ]
             angles = torch.tensor(angles * 2, dtype=torch.float64)
             patch = row * grid[1] + column

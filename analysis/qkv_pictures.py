@@ -1,0 +1,136 @@
+"""Queries, keys and values of one image and one layer as they are, and the map that they make: one row a head.
+
+Single dimensions of Q and K mean nothing by themselves (another basis gives the same attention); what can be read is
+which tokens are alike, and which pairs give a high score.
+
+Shapes: H heads, N tokens, D width of a head.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .token_layout import TokenLayout
+
+DOTS_PER_INCH = 150
+
+
+def token_names(layout: TokenLayout) -> list[str]:
+    """A short name for each token.
+
+    Example:
+
+    ```python
+    >>> token_names(TokenLayout(grid=(2, 2), has_class_token=True, num_register_tokens=1))
+    ['class', 'register 0', '0,0', '0,1', '1,0', '1,1']
+
+    ```
+    """
+    named = ["class"] * layout.has_class_token + ["distillation"] * layout.has_distillation_token
+    named += [f"register {index}" for index in range(layout.num_register_tokens)]
+    named = named or [f"prefix {index}" for index in range(layout.num_prefix)]
+    rows, columns = layout.grid
+    return named + [f"{row},{column}" for row in range(rows) for column in range(columns)]
+
+
+def draw_qkv(
+    image: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    weights: torch.Tensor,
+    layout: TokenLayout,
+    path: str | Path,
+    *,
+    title: str,
+    provenance: str = "",
+) -> None:
+    """Write a picture of one image's queries, keys, values and attention maps in one layer.
+
+    Args:
+        image: (height, width), 0 for paper to 1 for ink.
+        query, key, value: (H, N, D).
+        weights: (H, N queries, N keys).
+        layout: What the tokens are.
+        path: The PNG file to write.
+        title: Stands above.
+        provenance: Written into the file, as its description.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    layout.check(weights.shape[-1])
+    num_heads = len(weights)
+    names = token_names(layout)
+    figure = Figure(figsize=(10.5, 1.5 + 2.35 * num_heads), layout="constrained")
+    FigureCanvasAgg(figure)
+    head_strip, body = figure.subfigures(2, 1, height_ratios=[1.5, 2.35 * num_heads])
+    _draw_heading(head_strip, image, layout, title)
+    axes = body.subplots(num_heads, 4, squeeze=False)
+    columns = (("queries", query), ("keys", key), ("values", value))
+    for head in range(num_heads):
+        for panel, (name, tensor) in zip(axes[head], columns, strict=False):
+            _draw_vectors(body, panel, tensor[head], _limit(tensor), names)
+            panel.set_title(name if head == 0 else "", fontsize=10)
+            panel.set_xlabel("dimension" if head == num_heads - 1 else "", fontsize=8)
+        axes[head][0].set_ylabel(f"head {head}", fontsize=10)
+        _draw_map(body, axes[head][3], weights[head], weights.max().item(), names)
+    axes[0][3].set_title("attention, query by key", fontsize=10)
+    figure.savefig(path, dpi=DOTS_PER_INCH, facecolor="white", metadata={"Description": provenance})
+
+
+def _draw_heading(strip: Any, image: torch.Tensor, layout: TokenLayout, title: str) -> None:
+    """The image, cut into its patches, and how to read the rest."""
+    rows, columns = layout.grid
+    height, width = image.shape
+    picture, text = strip.subplots(1, 2, width_ratios=[1, 6])
+    picture.imshow(image.cpu(), cmap="Greys", vmin=0, vmax=1, extent=(0, columns, rows, 0), aspect=height / width * columns / rows)
+    picture.set_xticks([column + 0.5 for column in range(columns)], range(columns))
+    picture.set_yticks([row + 0.5 for row in range(rows)], range(rows))
+    picture.tick_params(labelsize=6, length=0)
+    for row in range(1, rows):
+        picture.axhline(row, color="#d95f0e", linewidth=0.6)
+    for column in range(1, columns):
+        picture.axvline(column, color="#d95f0e", linewidth=0.6)
+    text.set_axis_off()
+    text.text(0, 0.85, title, fontsize=12, va="top", transform=text.transAxes)
+    explanation = (
+        "Each row of a panel is a token; a patch is named by its row and column in the image.\n"
+        "Attention: the row of a query token shows how much it takes from the value of each key token."
+    )
+    text.text(0, 0.5, explanation, fontsize=9, va="top", color="#444444", transform=text.transAxes)
+
+
+def _limit(tensor: torch.Tensor) -> float:
+    """One scale for all heads of a column, symmetric around 0, that a few outliers do not stretch."""
+    return max(tensor.detach().abs().flatten().float().quantile(0.99).item(), 1e-12)
+
+
+def _draw_vectors(figure: Any, panel: Any, tensor: torch.Tensor, limit: float, names: Sequence[str]) -> None:
+    shown = panel.imshow(tensor.detach().float().cpu(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    _name_tokens(panel.yaxis, names)
+    panel.set_xticks([0, tensor.shape[-1] - 1])
+    panel.tick_params(labelsize=6, length=2)
+    _colour_bar(figure, panel, shown)
+
+
+def _draw_map(figure: Any, panel: Any, weights: torch.Tensor, limit: float, names: Sequence[str]) -> None:
+    shown = panel.imshow(weights.detach().float().cpu(), cmap="Oranges", vmin=0, vmax=limit, aspect="auto")
+    _name_tokens(panel.yaxis, names)
+    _name_tokens(panel.xaxis, names)
+    panel.tick_params(labelsize=6, length=2)
+    panel.tick_params(axis="x", rotation=90)
+    _colour_bar(figure, panel, shown)
+
+
+def _name_tokens(axis: Any, names: Sequence[str]) -> None:
+    step = -(-len(names) // 32)  # not more names than can be read
+    axis.set_ticks(range(0, len(names), step), names[::step])
+
+
+def _colour_bar(figure: Any, panel: Any, shown: Any) -> None:
+    bar = figure.colorbar(shown, ax=panel, fraction=0.04, pad=0.02)
+    bar.ax.tick_params(labelsize=6, length=2)
+    bar.outline.set_visible(False)

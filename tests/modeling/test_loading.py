@@ -1,0 +1,319 @@
+"""Saving and loading on this machine, and what a user sees when a saved model is damaged or is none."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoBackbone,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+)
+
+from qkvit import QKViTBackbone, QKViTForImageClassification, QKViTForMaskedImageModeling, QKViTModel
+from qkvit.modeling.loading_qkvit import plain_load_errors
+
+EVERYTHING = {
+    "position_embedding": "rope2d",
+    "use_distillation_token": True,
+    "num_register_tokens": 2,
+    "layer_scale_init_value": 0.1,
+    "qk_norm": True,
+    "image_size": (16, 24),
+}
+HEADS = {
+    QKViTModel: AutoModel,
+    QKViTForImageClassification: AutoModelForImageClassification,
+    QKViTForMaskedImageModeling: AutoModelForMaskedImageModeling,
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_model, tmp_path_factory) -> Path:
+    """A saved classifier; nobody writes here."""
+    folder = tmp_path_factory.mktemp("saved")
+    tiny_model().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path) -> Path:
+    """A copy of it to damage."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def assert_same_weights(first: torch.nn.Module, second: torch.nn.Module) -> None:
+    expected = second.state_dict()
+    assert first.state_dict().keys() == expected.keys()
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+# ---- what is saved comes back
+
+
+@pytest.mark.parametrize("model_class", HEADS)
+@pytest.mark.parametrize("loader", ["its class", "the Auto class"])
+def test_a_saved_model_comes_back_to_the_bit(tiny_model, tmp_path, model_class, loader):
+    model = tiny_model(model_class, **EVERYTHING)
+    model.save_pretrained(tmp_path)
+    load = (model_class if loader == "its class" else HEADS[model_class]).from_pretrained
+    loaded = load(tmp_path)
+    assert type(loaded) is model_class
+    assert not loaded.training
+    assert_same_weights(loaded, model)
+    pixels = torch.rand(1, 3, 16, 24)
+    torch.testing.assert_close(loaded(pixels).to_tuple()[0], model(pixels).to_tuple()[0])
+
+
+def test_a_backbone_comes_back_with_its_stages(tiny_model, tmp_path):
+    model = tiny_model(QKViTBackbone, out_features=["stage1", "stage3"])
+    model.save_pretrained(tmp_path)
+    loaded = QKViTBackbone.from_pretrained(tmp_path)
+    assert loaded.out_features == ["stage1", "stage3"]
+    assert_same_weights(loaded, model)
+    again = AutoBackbone.from_config(loaded.config)
+    assert type(again) is QKViTBackbone
+
+
+def test_a_base_model_goes_into_a_head_and_back(tiny_model, tmp_path):
+    base = tiny_model(QKViTModel, **EVERYTHING)
+    base.save_pretrained(tmp_path / "base")
+    with_head = AutoModelForImageClassification.from_pretrained(tmp_path / "base", num_labels=7)
+    assert with_head.classifier.weight.shape == (7, 32)
+    assert_same_weights(with_head.qkvit, base)
+    with_head.save_pretrained(tmp_path / "head")
+    assert_same_weights(AutoModel.from_pretrained(tmp_path / "head"), base)
+    backbone = QKViTBackbone.from_pretrained(tmp_path / "head")
+    assert_same_weights(backbone.layers, base.layers)
+
+
+def test_a_head_for_other_labels_is_made_anew(saved):
+    model = QKViTForImageClassification.from_pretrained(saved, num_labels=9, ignore_mismatched_sizes=True)
+    assert model.config.num_labels == 9
+    assert_same_weights(model.qkvit, QKViTModel.from_pretrained(saved))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_loads_in_half_precision_and_remembers_it(tiny_model, tmp_path, dtype):
+    model = tiny_model(**EVERYTHING)
+    model.save_pretrained(tmp_path / "full")
+    half = AutoModelForImageClassification.from_pretrained(tmp_path / "full", dtype=dtype)
+    assert {parameter.dtype for parameter in half.parameters()} == {dtype}
+    assert_same_weights(half, model.to(dtype))
+    half.save_pretrained(tmp_path / "half")
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "half")
+    assert again.dtype == dtype
+    assert_same_weights(again, half)
+
+
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, "auto"])
+def test_a_model_loads_with_a_device_map(saved, pixels, device_map):
+    model = QKViTForImageClassification.from_pretrained(saved, device_map=device_map)
+    expected = QKViTForImageClassification.from_pretrained(saved)
+    assert_same_weights(model, expected)
+    torch.testing.assert_close(model(pixels).logits, expected(pixels).logits)
+
+
+@pytest.mark.parametrize("fields", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_a_model_is_saved_in_shards_and_comes_back(tiny_model, tmp_path, fields):
+    model = tiny_model(**fields)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
+    assert not (tmp_path / "model.safetensors").exists()
+    assert_same_weights(AutoModelForImageClassification.from_pretrained(tmp_path), model)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+def test_the_attention_implementation_is_chosen_when_a_model_is_loaded(saved, implementation):
+    model = AutoModelForImageClassification.from_pretrained(saved, attn_implementation=implementation)
+    assert model.config._attn_implementation == implementation
+    assert model.qkvit.layers[0].attention.config._attn_implementation == implementation
+
+
+def test_sdpa_is_the_default(saved):
+    assert AutoModel.from_pretrained(saved).config._attn_implementation == "sdpa"
+
+
+# ---- damaged files
+
+LOADERS = {
+    "QKViTForImageClassification": QKViTForImageClassification.from_pretrained,
+    "QKViTModel": QKViTModel.from_pretrained,
+    "AutoModel": AutoModel.from_pretrained,
+    "AutoModelForImageClassification": AutoModelForImageClassification.from_pretrained,
+}
+
+
+@pytest.fixture(params=LOADERS)
+def load(request):
+    return LOADERS[request.param]
+
+
+def damage_of(data: bytes) -> dict[str, bytes]:
+    return {
+        "cut short": data[:-100],
+        "cut within the header": data[:1000],
+        "a few bytes": data[:5],
+        "empty": b"",
+        "the header's length flipped": bytes(255 - byte for byte in data[:8]) + data[8:],
+        "the header flipped": data[:8] + bytes(255 - byte for byte in data[8:16]) + data[16:],
+        "a type that there is not": data.replace(b'"F32"', b'"F31"', 1),
+        "a shape that does not fit": data.replace(b"[32,128]", b"[32,129]", 1),
+        "too long": data + b"more",
+        "a web page": b"<html><body>404: Not Found</body></html>" * 30,
+    }
+
+
+@pytest.mark.parametrize("damage", damage_of(b"\0" * 2000))
+def test_a_damaged_weight_file_is_named_with_the_way_out(raises_sentence, folder, load, damage):
+    weights = folder / "model.safetensors"
+    data = damage_of(weights.read_bytes())[damage]
+    weights.write_bytes(data)
+    words = (str(weights), "damaged or cut short", f"{len(data):,} bytes", "copy, download or save")
+    with raises_sentence(OSError, *words) as caught:
+        load(folder)
+    assert isinstance(caught.value.__cause__, SafetensorError)
+
+
+@given(st.data())
+def test_a_file_cut_anywhere_is_refused(raises_sentence, saved, tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("cut")
+    whole = (saved / "model.safetensors").read_bytes()
+    shutil.copy(saved / "config.json", folder)
+    (folder / "model.safetensors").write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    with raises_sentence(OSError, "model.safetensors is damaged or cut short"):
+        QKViTForImageClassification.from_pretrained(folder)
+
+
+def test_a_git_lfs_pointer_is_told_from_weights(raises_sentence, folder, load):
+    (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with raises_sentence(OSError, "model.safetensors", "Git LFS pointer", "git lfs pull"):
+        load(folder)
+
+
+def test_a_damaged_shard_is_named(raises_sentence, tiny_model, tmp_path, load):
+    tiny_model().save_pretrained(tmp_path, max_shard_size="20KB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[2]
+    shard.write_bytes(shard.read_bytes()[:-7])
+    with raises_sentence(OSError, str(shard), "damaged or cut short"):
+        load(tmp_path)
+
+
+def test_a_missing_shard_is_named(raises_sentence, tiny_model, tmp_path, load):
+    tiny_model().save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    shards[1].unlink()
+    with raises_sentence(OSError, str(shards[1]), "missing", f"one of {len(shards)} files"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
+def test_a_damaged_index_is_named(raises_sentence, tiny_model, tmp_path, text):
+    tiny_model().save_pretrained(tmp_path, max_shard_size="20KB")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(text)
+    with raises_sentence(OSError, str(index), "damaged"):
+        QKViTModel.from_pretrained(tmp_path)
+
+
+# ---- folders that are no model
+
+
+def test_a_folder_without_weights(raises_sentence, folder, load):
+    (folder / "model.safetensors").unlink()
+    with raises_sentence(OSError, str(folder), "no weights", "save the model there again"):
+        load(folder)
+
+
+def test_weights_without_a_configuration(raises_sentence, folder):
+    """transformers goes on with the default configuration, whose shapes do not fit."""
+    (folder / "config.json").unlink()
+    with raises_sentence(OSError, str(folder), "no config.json"), plain_load_errors(folder):
+        raise RuntimeError("size mismatch")
+
+
+@pytest.mark.parametrize("files", [[], ["readme.txt"]])
+def test_a_folder_without_a_configuration(raises_sentence, tmp_path, files):
+    for name in files:
+        (tmp_path / name).write_text("not a model")
+    with raises_sentence(OSError, str(tmp_path), "no config.json", "save_pretrained"):
+        QKViTForImageClassification.from_pretrained(tmp_path)
+    with pytest.raises((OSError, ValueError), match=r"config\.json") as caught:  # transformers' own words
+        AutoModel.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_folder_that_does_not_exist(raises_sentence, tmp_path):
+    with raises_sentence(OSError, str(tmp_path / "nowhere"), "no folder here", "save_pretrained"):
+        QKViTModel.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(OSError, match="nowhere"):  # transformers' own words
+        AutoModel.from_pretrained(tmp_path / "nowhere")
+
+
+def test_an_error_that_has_another_reason_passes_as_it_is(saved):
+    error = RuntimeError("out of memory")
+    with pytest.raises(RuntimeError, match="out of memory") as caught, plain_load_errors(saved):
+        raise error
+    assert caught.value is error
+    with pytest.raises(OSError, match="connection") as caught, plain_load_errors("someone/something"):
+        raise OSError("no connection")
+
+
+def test_a_configuration_in_hand_stands_in_for_one_in_the_folder(folder, pixels):
+    expected = QKViTForImageClassification.from_pretrained(folder)
+    (folder / "config.json").unlink()
+    model = QKViTForImageClassification.from_pretrained(folder, config=expected.config)
+    assert_same_weights(model, expected)
+
+
+def test_a_subfolder_is_looked_into(raises_sentence, saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "inner")
+    QKViTModel.from_pretrained(tmp_path, subfolder="inner")
+    (tmp_path / "inner" / "model.safetensors").write_bytes(b"")
+    with raises_sentence(OSError, str(tmp_path / "inner" / "model.safetensors"), "0 bytes"):
+        QKViTModel.from_pretrained(tmp_path, subfolder="inner")
+
+
+@pytest.mark.parametrize(
+    "field", [{"xyzzy": 1}, {"hidden_size": "big"}, {"patch_size": 5}, {"pooling": None}, {"hidden_act": "gelo"}]
+)
+def test_a_wrong_field_in_the_configuration_file(raises_sentence, folder, load, field):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **field}))
+    ((name, value),) = field.items()
+    with raises_sentence(ValueError, name, str(value)):
+        load(folder)
+
+
+def test_a_configuration_file_that_is_no_json(folder, load):
+    (folder / "config.json").write_text((folder / "config.json").read_text()[:50])
+    with pytest.raises(OSError, match=r"config\.json' is not a valid JSON file"):
+        load(folder)
+
+
+# ---- tensors that do not fit: transformers' own report
+
+
+def test_missing_and_unexpected_tensors_are_reported_by_name(folder, caplog):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["qkvit.norm.wait"] = tensors.pop("qkvit.norm.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _, report = QKViTForImageClassification.from_pretrained(folder, output_loading_info=True)
+    assert list(report["missing_keys"]) == ["qkvit.norm.weight"]
+    assert list(report["unexpected_keys"]) == ["qkvit.norm.wait"]
+
+
+def test_a_tensor_of_another_shape_is_an_error(folder, load):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["qkvit.norm.weight"] = torch.ones(33)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        load(folder)

@@ -1,0 +1,226 @@
+"""The command line answers with one sentence and the right exit code, whatever it is given."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+import qkvit
+from qkvit.cli import main
+
+
+def run(*arguments, cwd=None):
+    """`qkvit ARGUMENTS` in a process of its own."""
+    command = [sys.executable, "-m", "qkvit", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment())
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+
+
+def leave(capsys, *arguments):
+    """Exit code, standard output and standard error of `qkvit ARGUMENTS`, in this process."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            main([str(argument) for argument in arguments])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    return exit_.value.code, *capsys.readouterr()
+
+
+def assert_one_sentence(errors):
+    assert errors.startswith("error: ")
+    assert len(errors.splitlines()) == 1
+
+
+def test_help_says_what_there_is(capsys):
+    code, output, _ = leave(capsys, "--help")
+    assert code == 0
+    assert "quickstart" in output
+
+
+def test_help_of_a_command_says_its_options(capsys):
+    code, output, _ = leave(capsys, "quickstart", "--help")
+    assert code == 0
+    for option in ("--output", "--seed", "--force", "--quick"):
+        assert option in output
+
+
+def test_version(capsys):
+    assert leave(capsys, "--version") == (0, f"qkvit {qkvit.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["quickstart", "--sead", "1"], "--sead"),
+        (["quickstart", "--seed", "one"], "--seed"),
+        (["quickstart", "--seed", "-1"], "--seed"),
+        (["quickstart", "extra"], "extra"),
+        (["quickstart", "--output"], "--output"),
+        (["kwickstart"], "kwickstart"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence_that_names_it(capsys, arguments, words):
+    code, _, errors = leave(capsys, *arguments)
+    assert code == 2
+    assert_one_sentence(errors)
+    assert words in errors
+
+
+def test_a_missing_package_is_one_sentence_that_says_what_to_install(capsys, monkeypatch, tmp_path):
+    from qkvit import quickstart
+
+    monkeypatch.setattr(quickstart, "NEEDED", ("json", "not_a_package"))
+    code, _, errors = leave(capsys, "quickstart", "--output", tmp_path / "x")
+    assert code == 2
+    assert_one_sentence(errors)
+    assert "not_a_package" in errors
+    assert 'pip install "qkvit[quickstart]"' in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, errors = leave(capsys, "quickstart", "--output", tmp_path / "file" / "x")
+    assert code == 2
+    assert_one_sentence(errors)
+    assert str(tmp_path / "file" / "x") in errors
+
+
+def test_a_full_disk_is_one_sentence(capsys, monkeypatch, tmp_path):
+    from qkvit import quickstart
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "model.safetensors")
+
+    monkeypatch.setattr(quickstart, "_run", full)
+    code, _, errors = leave(capsys, "quickstart", "--output", tmp_path / "x")
+    assert (code, errors) == (2, "error: No space left on device: model.safetensors\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_defect_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
+    from qkvit import quickstart
+
+    def broken(*_, **__):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(quickstart, "_run", broken)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(RuntimeError, match="a defect"):
+            main(["quickstart", "--output", str(tmp_path / "x")])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT between processes on Windows")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_leaves_nothing(tmp_path, number, code):
+    command = [sys.executable, "-m", "qkvit", "quickstart", "--output", str(tmp_path / "run")]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("Training"):
+                break
+        assert any(tmp_path.iterdir())  # it is writing, but not yet where a finished run would be
+        assert not (tmp_path / "run").exists()
+        time.sleep(1)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    if number == signal.SIGINT:
+        assert errors.splitlines()[-1] == "stopped"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run, with few steps."""
+    folder = tmp_path_factory.mktemp("here")
+    return folder, run("quickstart", "--quick", cwd=folder)
+
+
+def test_a_run_ends_with_where_everything_is(finished):
+    folder, done = finished
+    assert done.returncode == 0, done.stderr
+    assert str(folder / "quickstart") in done.stdout
+    contents = {path.name for path in (folder / "quickstart").iterdir()}
+    assert contents == {"model", "pictures", "digits", "head_facts.csv", "run.json"}
+    assert all(name in done.stdout for name in contents)
+    assert [path.name for path in folder.iterdir()] == ["quickstart"]
+
+
+def test_a_run_puts_nothing_on_the_screen_that_a_newcomer_would_not_understand(finished):
+    errors = finished[1].stderr.replace("\r", "\n")
+    assert [line for line in errors.splitlines() if line.strip() and not line.startswith("training ")] == []
+
+
+def test_a_run_records_what_it_was(finished):
+    record = json.loads((finished[0] / "quickstart" / "run.json").read_text())
+    assert record["command"] == "qkvit quickstart --quick --seed 0"
+    assert record["versions"]["qkvit"] == qkvit.__version__
+    assert record["accuracy"].keys() == {"QKViT", "3 nearest neighbours", "logistic regression"}
+    assert record["data"]["held out"] == 1000
+    assert str(finished[0]) not in json.dumps(record)
+
+
+def test_a_run_draws_every_layer(finished):
+    record = json.loads((finished[0] / "quickstart" / "run.json").read_text())
+    pictures = finished[0] / "quickstart" / "pictures"
+    layers = range(record["model"]["num_hidden_layers"])
+    expected = {f"{kind}_layer_{layer}.png" for kind in ("attention", "qkv") for layer in layers}
+    assert {path.name for path in pictures.iterdir()} == expected
+    with Image.open(pictures / "attention_layer_0.png") as picture:
+        assert record["date"] in picture.info["Description"]
+
+
+def test_a_run_has_facts_about_every_head(finished):
+    model = json.loads((finished[0] / "quickstart" / "run.json").read_text())["model"]
+    with (finished[0] / "quickstart" / "head_facts.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * model["num_hidden_layers"] * model["num_attention_heads"]
+    assert all(0 <= float(row["entropy_share"]) <= 1 for row in rows)
+    assert {row["weights"] for row in rows} == {"trained", "untrained"}
+
+
+def test_what_to_try_next_works(finished):
+    folder, done = finished
+    code = done.stdout.partition("in Python:\n")[2].partition("\n\n")[0]
+    tried = subprocess.run(
+        [sys.executable, "-c", "\n".join(line.strip() for line in code.splitlines())],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**environment(), "HF_MODULES_CACHE": str(folder.parent / "modules")},
+    )
+    assert tried.returncode == 0, tried.stderr
+    assert "'label'" in tried.stdout
+
+
+def test_a_second_run_asks_for_force_and_force_replaces(finished, capsys, monkeypatch):
+    from qkvit import quickstart
+
+    folder, _ = finished
+    code, _, errors = leave(capsys, "quickstart", "--output", folder / "quickstart")
+    assert code == 2
+    assert_one_sentence(errors)
+    assert "--force" in errors
+
+    record = json.loads((folder / "quickstart" / "run.json").read_text())
+    monkeypatch.setattr(quickstart, "_run", lambda part, **_: record | {"date": "later"})
+    code, *_ = leave(capsys, "quickstart", "--output", folder / "quickstart", "--force")
+    assert code == 0
+    assert json.loads((folder / "quickstart" / "run.json").read_text())["date"] == "later"
+    assert [path.name for path in (folder / "quickstart").iterdir()] == ["run.json"]

@@ -1,0 +1,72 @@
+"""A result is whole or not there, and nobody's files are lost."""
+
+import pytest
+
+from qkvit.errors import UserError
+from qkvit.finished_folder import check_target, finished_folder
+
+
+def check(folder, force=False):
+    check_target(folder, marker="run.json", force=force, what="qkvit test")
+
+
+def earlier_result(folder):
+    folder.mkdir()
+    (folder / "run.json").write_text("old")
+    return folder
+
+
+def test_a_new_folder_and_an_empty_one_may_be_written(tmp_path):
+    check(tmp_path / "a" / "new")
+    check(tmp_path)
+
+
+def test_an_earlier_result_wants_force(tmp_path):
+    folder = earlier_result(tmp_path / "result")
+    with pytest.raises(UserError, match="pass --force to replace it"):
+        check(folder)
+    check(folder, force=True)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_of_other_things_is_refused_even_with_force(tmp_path, force):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="holds other things"):
+        check(tmp_path, force)
+
+
+def test_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is not a folder"):
+        check(tmp_path / "file")
+
+
+def test_the_folder_appears_at_the_end_in_the_place_of_the_old_one(tmp_path):
+    folder = earlier_result(tmp_path / "result")
+    with finished_folder(folder) as part:
+        (part / "run.json").write_text("new")
+        assert (folder / "run.json").read_text() == "old"
+    assert (folder / "run.json").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_run_that_is_stopped_leaves_all_as_it_was(tmp_path, error):
+    folder = earlier_result(tmp_path / "result")
+    with pytest.raises(error), finished_folder(folder) as part:
+        (part / "run.json").write_text("new")
+        raise error
+    assert (folder / "run.json").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_missing_parents_are_made(tmp_path):
+    with finished_folder(tmp_path / "a" / "b"):
+        pass
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written .* pass --output"), finished_folder(tmp_path / "file" / "x"):
+        pass

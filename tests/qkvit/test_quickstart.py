@@ -1,0 +1,46 @@
+"""The check of the saved model fails loudly when it should."""
+
+import numpy as np
+import pytest
+import torch
+
+from qkvit import QKViTForImageClassification
+from qkvit.quickstart import check_packages, check_saved_model
+from qkvit.errors import UserError
+from qkvit.training.digits import Digits
+from qkvit.training.quickstart import classify, quickstart_config
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    torch.manual_seed(0)
+    model = QKViTForImageClassification(quickstart_config()).eval()
+    folder = tmp_path_factory.mktemp("model with a space")
+    model.save_pretrained(folder)
+    random = np.random.default_rng(0)
+    digits = Digits(random.integers(0, 256, (20, 28, 28)).astype(np.uint8), random.integers(0, 10, 20))
+    return folder, digits, classify(model, digits)
+
+
+def test_a_saved_model_gives_the_same_logits_without_qkvit(saved):
+    folder, digits, logits = saved
+    assert check_saved_model(folder, digits.images, digits.labels, logits) < 1e-5
+
+
+def test_another_accuracy_is_an_error(saved):
+    folder, digits, logits = saved
+    labels = logits.argmax(axis=1)
+    with pytest.raises(RuntimeError, match="gets 100.0% right .* and 0.0% in"):
+        check_saved_model(folder, digits.images, labels, -logits)
+
+
+def test_a_model_that_does_not_load_is_an_error(saved, tmp_path):
+    _, digits, logits = saved
+    with pytest.raises(RuntimeError, match="does not load in a process without qkvit"):
+        check_saved_model(tmp_path, digits.images, digits.labels, logits)
+
+
+def test_packages_that_are_there_are_not_asked_for():
+    check_packages(("torch", "json"))
+    with pytest.raises(UserError, match="not_a_package cannot be imported"):
+        check_packages(("torch", "not_a_package"))

