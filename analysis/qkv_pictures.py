@@ -64,7 +64,7 @@ def draw_qkv(
     layout.check(weights.shape[-1])
     num_heads = len(weights)
     names = token_names(layout)
-    figure = Figure(figsize=(10.5, 1.5 + 2.35 * num_heads), layout="constrained")
+    figure: Any = Figure(figsize=(10.5, 1.5 + 2.35 * num_heads), layout="constrained")
     FigureCanvasAgg(figure)
     head_strip, body = figure.subfigures(2, 1, height_ratios=[1.5, 2.35 * num_heads])
     _draw_heading(head_strip, image, layout, title)
@@ -86,7 +86,8 @@ def _draw_heading(strip: Any, image: torch.Tensor, layout: TokenLayout, title: s
     rows, columns = layout.grid
     height, width = image.shape
     picture, text = strip.subplots(1, 2, width_ratios=[1, 6])
-    picture.imshow(image.cpu(), cmap="Greys", vmin=0, vmax=1, extent=(0, columns, rows, 0), aspect=height / width * columns / rows)
+    aspect = (height / rows) / (width / columns)  # a pixel stays square
+    picture.imshow(image.cpu(), cmap="Greys", vmin=0, vmax=1, extent=(0, columns, rows, 0), aspect=aspect)
     picture.set_xticks([column + 0.5 for column in range(columns)], range(columns))
     picture.set_yticks([row + 0.5 for row in range(rows)], range(rows))
     picture.tick_params(labelsize=6, length=0)

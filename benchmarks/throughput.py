@@ -124,18 +124,23 @@ def seconds(step: Callable[[], None], repeats: int, device: str) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def take_turns(
-    steps: dict[str, Callable[[], None]], rounds: int, at_least: float, device: str
-) -> dict[str, list[float]]:
-    """Seconds of each step in each round; a round starts with another step each time."""
+def take_turns(steps: dict[str, Callable[[], None]], budget: float, device: str) -> dict[str, list[float]]:
+    """Seconds of each step in each round; a round starts with another step each time.
+
+    Rounds are short and many, as many as fit into the budget (at least 7): what slows the machine for a while slows all
+    steps of a round, and the median of the rounds' ratios leaves out those that it hit unevenly.
+    """
     repeats = 1
     for step in steps.values():
         for _ in range(3):
             step()
-        repeats = max(repeats, round(at_least / seconds(step, 1, device)))
+        if device == "cuda":  # long against the cost of waiting for the device
+            repeats = max(repeats, round(0.05 / seconds(step, 1, device)))
     times: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
-    for turn in range(rounds):
+    end = time.perf_counter() + budget
+    while time.perf_counter() < end or len(times[names[0]]) < 7:
+        turn = len(times[names[0]])
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             times[name].append(seconds(steps[name], repeats, device))
     return times
@@ -178,10 +183,11 @@ def measure(size: str, mode: str, batch: int, dtype: str, compiled: bool, args: 
         if compiled:
             model = torch.compile(model, mode=args.compile_mode)  # type: ignore[assignment]
         steps[name] = MODES[mode](model, images, autocast)
-    times = take_turns(steps, args.rounds, args.seconds, args.device)
+    times = take_turns(steps, args.budget, args.device)
     rate = matrix_rate(args.device, autocast or torch.float32)
     flops = flops_per_image(size) * batch * (3 if mode == "training" else 1)
     row: dict = {"size": size, "mode": mode, "batch": batch, "dtype": dtype, "compiled": compiled}
+    row["rounds"] = len(times["qkvit"])
     row["milliseconds"] = {name: 1000 * statistics.median(values) for name, values in times.items()}
     row["images_per_second"] = {name: batch / statistics.median(values) for name, values in times.items()}
     row["share_of_matrix_rate"] = {name: flops / statistics.median(values) / rate for name, values in times.items()}
@@ -221,7 +227,8 @@ def line_of(row: dict) -> str:
     what += " compiled" if row["compiled"] else "         "
     times = "  ".join(f"{name} {value:8.2f} ms" for name, value in row["milliseconds"].items())
     ratios = "  ".join(f"vs {name} {mid:.3f} [{low:.3f} {high:.3f}]" for name, (low, mid, high) in row["ratio"].items())
-    return f"{what}  {times}  {ratios}  {row['share_of_matrix_rate']['qkvit']:.0%} of matrix rate"
+    share = f"{row['share_of_matrix_rate']['qkvit']:.0%} of matrix rate"
+    return f"{what}  {times}  {ratios}  {share}  {row['rounds']} rounds"
 
 
 def main() -> None:
@@ -235,8 +242,7 @@ def main() -> None:
     )
     parser.add_argument("--compile", nargs="+", default=["off"], choices=["off", "on"])
     parser.add_argument("--compile-mode", default="default")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=0.2, help="shortest time that one turn takes")
+    parser.add_argument("--budget", type=float, default=20, help="seconds of turns for each row")
     parser.add_argument("--output", type=Path, help="write a JSON file with machine, versions, date and all rows")
     args = parser.parse_args()
 

@@ -9,6 +9,7 @@ came with the model. Images are (count, height, width) uint8; they go through th
 import sys
 from importlib.abc import MetaPathFinder
 from pathlib import Path
+from typing import Any
 
 
 class Absent(MetaPathFinder):
@@ -17,10 +18,9 @@ class Absent(MetaPathFinder):
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def find_spec(self, fullname, path=None, target=None):  # type: ignore[no-untyped-def]
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
         if fullname.split(".")[0] == self.name:
             raise ModuleNotFoundError(f"No module named {fullname!r} (kept out)", name=fullname)
-        return None
 
 
 def main(model_folder: str, images_file: str, logits_file: str) -> None:

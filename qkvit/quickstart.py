@@ -35,6 +35,7 @@ RECORD = "run.json"
 SHOWN_DIGITS = (0, 2, 4, 7, 8)  # one of each in the pictures of attention
 DISSECTED_DIGIT = 4  # the one whose queries, keys and values are drawn
 NUM_QUICK_IMAGES = 512
+MAX_THREADS = 4  # more do not help so small a model, and containers often show cores that they do not have
 
 
 def run_quickstart(output: Path, *, seed: int = 0, force: bool = False, quick: bool = False) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def run_quickstart(output: Path, *, seed: int = 0, force: bool = False, quick: b
     """
     check_packages(NEEDED)
     check_target(output, marker=RECORD, force=force, what="qkvit quickstart")
-    with quiet_libraries(), finished_folder(output) as folder:
+    with quiet_libraries(), few_threads(MAX_THREADS), finished_folder(output) as folder:
         record = _run(folder, seed=seed, quick=quick)
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(farewell(output, record))
@@ -84,6 +85,19 @@ def quiet_libraries() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@contextmanager
+def few_threads(most: int) -> Iterator[None]:
+    """Let torch use no more than `most` threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(most, before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _run(folder: Path, *, seed: int, quick: bool) -> dict[str, Any]:
     from .training import digits, quickstart
 
@@ -95,7 +109,8 @@ def _run(folder: Path, *, seed: int, quick: bool) -> dict[str, Any]:
     epochs = 1 if quick else quickstart.EPOCHS
     stopwatch.lap("data")
 
-    _say(f"Training on {len(trained_on):,} of them, {epochs} times over; {len(held_out):,} are held out.")
+    passes = "once" if epochs == 1 else f"{epochs} times over"
+    _say(f"Training on {len(trained_on):,} of them, {passes}; {len(held_out):,} are held out.")
     model, log = quickstart.train_quickstart(trained_on, folder / "model", seed=seed, epochs=epochs)
     stopwatch.lap("training")
 
@@ -181,12 +196,19 @@ def check_saved_model(model_folder: Path, images: Any, labels: Any, logits: Any)
         RuntimeError: it does not load, or its accuracy is another.
     """
     import numpy as np
+    import torch
 
     with tempfile.TemporaryDirectory(prefix="qkvit-") as scratch:
         images_file, logits_file = Path(scratch, "images.npy"), Path(scratch, "logits.npy")
         np.save(images_file, images)
-        command = [sys.executable, load_without_qkvit.__file__, str(model_folder.absolute()), images_file, logits_file]
-        environment = {**os.environ, "HF_MODULES_CACHE": str(Path(scratch, "modules")), "HF_HUB_OFFLINE": "1"}
+        files = [load_without_qkvit.__file__, model_folder.absolute(), images_file, logits_file]
+        environment = {
+            **os.environ,
+            "HF_MODULES_CACHE": str(Path(scratch, "modules")),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        }
+        command = [sys.executable, *map(str, files)]
         done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True)
         if done.returncode != 0:
             raise RuntimeError(f"the saved model does not load in a process without qkvit:\n{done.stderr}")
@@ -237,7 +259,7 @@ def draw_layers(model: Any, shown: Any, layout: Any, folder: Path, provenance: s
     with torch.no_grad():
         out = model(pixel_values(images), output_attentions=True, output_qkv=True)
     one = SHOWN_DIGITS.index(DISSECTED_DIGIT)
-    for layer, (weights, *qkv) in enumerate(zip(out.attentions, out.queries, out.keys, out.values, strict=True)):
+    for layer, weights in enumerate(out.attentions):
         draw_attention(
             images / 255,
             weights,
@@ -249,7 +271,9 @@ def draw_layers(model: Any, shown: Any, layout: Any, folder: Path, provenance: s
         )
         draw_qkv(
             images[one] / 255,
-            *(tensor[one] for tensor in qkv),
+            out.queries[layer][one],
+            out.keys[layer][one],
+            out.values[layer][one],
             weights[one],
             layout,
             folder / f"qkv_layer_{layer}.png",

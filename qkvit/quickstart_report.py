@@ -65,7 +65,7 @@ def facts_table(trained: list[Any], untrained: list[Any], uniform: dict[str, flo
     rows.append(["all tokens alike", *_numbers(uniform)])
     explanation = (
         f"  Means over {trained[0].images:,} held-out digits. Entropy in nats: low where a token looks at few others.\n"
-        "  Distance from a patch to the patches it looks at, in patches; a patch's weight on the class token, on itself."
+        "  Distance from a patch to the patches it looks at, in patches; its weight on the class token and on itself."
     )
     return f"{table(rows)}\n{explanation}"
 
@@ -81,7 +81,9 @@ def _means(facts: list[Any]) -> dict[str, float]:
 
 def write_facts(facts: dict[str, list[Any]], path: Path) -> None:
     """The facts of each model as CSV, with the standard errors of the means; empty where something does not exist."""
-    rows = [{"weights": weights, **dataclasses.asdict(fact)} for weights, of_heads in facts.items() for fact in of_heads]
+    rows = [
+        {"weights": weights, **dataclasses.asdict(fact)} for weights, of_heads in facts.items() for fact in of_heads
+    ]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -107,5 +109,7 @@ def farewell(output: Path, record: dict[str, Any]) -> str:
         f'  print(classify("{output / "digits" / "7.png"}"))',
     ]
     if record["quick"]:
-        lines.append("\nThis was --quick: the model has hardly been trained. Run it without --quick for one that works.")
+        lines.append(
+            "\nThis was --quick: the model has hardly been trained; run it without --quick for one that works."
+        )
     return "\n".join(lines)

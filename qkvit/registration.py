@@ -1,5 +1,7 @@
 """Make transformers' Auto classes know QKViT."""
 
+import contextlib
+
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -27,4 +29,5 @@ def register() -> None:
         from transformers import ViTImageProcessor
 
         processors["torchvision"] = ViTImageProcessor
-    AutoImageProcessor.register(QKViTConfig, image_processor_classes=processors, exist_ok=True)
+    with contextlib.suppress(ImportError):  # early versions have no AutoImageProcessor without torchvision
+        AutoImageProcessor.register(QKViTConfig, image_processor_classes=processors, exist_ok=True)

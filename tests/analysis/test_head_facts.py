@@ -44,7 +44,8 @@ def test_the_facts_of_a_map_equal_their_formulas(dtype):
     for image in range(4):
         for head in range(2):
             expected = facts_by_hand(weights[image, head])
-            assert {name: value[image, head].item() for name, value in facts.items()} == pytest.approx(expected, abs=1e-12)
+            found = {name: value[image, head].item() for name, value in facts.items()}
+            assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_head_that_looks_at_one_token_has_no_entropy():
@@ -133,5 +134,5 @@ def test_no_images_are_refused(model):
 
 
 def test_a_layout_of_another_size_is_refused(model):
-    with pytest.raises(ValueError, match="the layout has 10 tokens .* the tensor 5"):
+    with pytest.raises(ValueError, match=r"the layout has 10 tokens .* the tensor 5"):
         head_facts(model, [torch.rand(1, 3, 16, 16)], TokenLayout(grid=(3, 3), has_class_token=True))

@@ -72,6 +72,7 @@ def test_as_many_images_as_maps_and_names_are_needed(tmp_path):
 
 
 def test_importing_the_pictures_does_not_import_matplotlib():
-    code = "import sys, qkvit.analysis.attention_pictures, qkvit.analysis.qkv_pictures; print('matplotlib' in sys.modules)"
+    modules = "qkvit.analysis.attention_pictures, qkvit.analysis.qkv_pictures"
+    code = f"import sys, {modules}; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

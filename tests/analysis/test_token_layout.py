@@ -77,5 +77,5 @@ def test_a_configuration_of_another_model_is_refused():
 
 
 def test_an_image_that_the_patch_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match="does not divide image_size .30, 32."):
+    with pytest.raises(ValueError, match=r"does not divide image_size .30, 32."):
         TokenLayout.from_config(QKViTConfig(image_size=32, patch_size=8), (30, 32))

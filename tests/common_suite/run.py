@@ -50,7 +50,13 @@ STANDINS = {
 PARAMETERIZED = "parameterized==0.9.0"  # the suites import it, nothing of ours does
 
 CLASSES = {
-    "qkvit": ("QKViTModel", "QKViTForImageClassification", "QKViTForMaskedImageModeling", "QKViTBackbone"),
+    "qkvit": (
+        "QKViTModel",
+        "QKViTForImageClassification",
+        "QKViTForMaskedImageModeling",
+        "QKViTBackbone",
+        "QKViTForImageClassificationOptions",  # with every option that the defaults leave off
+    ),
     "vit": ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling", "Dinov2Backbone"),
 }
 # Ours -> the class of transformers that may not do better anywhere.

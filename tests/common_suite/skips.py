@@ -13,4 +13,11 @@ QKVIT: dict[str, str] = {}
 
 # Tests that the suites themselves skip for ours since there is nothing to test, while transformers' ViT
 # passes them. They do not count as ViT doing better.
-NOTHING_TO_TEST: dict[str, str] = {}
+_ONE_LAYOUT = (
+    "the parameters of QKViT have had the same names since its first version, so there is no conversion of"
+    " checkpoint names to load or to reverse; ViT has one for checkpoints of transformers 4"
+)
+NOTHING_TO_TEST: dict[str, str] = {
+    "test_can_load_from_already_mapped_keys": _ONE_LAYOUT,
+    "test_reverse_loading_mapping": _ONE_LAYOUT,
+}

@@ -49,3 +49,24 @@ class QKViTForMaskedImageModelingTest(QKViT, VisionSuite, unittest.TestCase):
 class QKViTBackboneTest(QKViT, BackboneSuite, unittest.TestCase):
     all_model_classes = (QKViTBackbone,)
     config_fields = TINY | {"out_indices": [1, 2]}
+
+
+# The options that bring parameters, tables or random numbers of their own; the classes above run the defaults.
+OPTIONS = {
+    "hidden_act": "silu",
+    "mlp_type": "swiglu",
+    "norm_type": "rmsnorm",
+    "qk_norm": True,
+    "key_bias": False,
+    "layer_scale_init_value": 0.1,
+    "position_embedding": "rope2d",
+    "num_register_tokens": 3,
+    "use_pre_norm": True,
+    "pooling": "attention",
+}
+
+
+class QKViTForImageClassificationOptionsTest(QKViT, VisionSuite, unittest.TestCase):
+    all_model_classes = (QKViTForImageClassification,)
+    config_fields = TINY | OPTIONS
+    num_prefix_tokens = 4

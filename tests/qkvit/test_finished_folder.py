@@ -53,9 +53,14 @@ def test_the_folder_appears_at_the_end_in_the_place_of_the_old_one(tmp_path):
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_a_run_that_is_stopped_leaves_all_as_it_was(tmp_path, error):
     folder = earlier_result(tmp_path / "result")
-    with pytest.raises(error), finished_folder(folder) as part:
-        (part / "run.json").write_text("new")
-        raise error
+
+    def run():
+        with finished_folder(folder) as part:
+            (part / "run.json").write_text("new")
+            raise error
+
+    with pytest.raises(error):
+        run()
     assert (folder / "run.json").read_text() == "old"
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -68,5 +73,8 @@ def test_missing_parents_are_made(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written .* pass --output"), finished_folder(tmp_path / "file" / "x"):
+    with (
+        pytest.raises(UserError, match=r"cannot be written .* pass --output"),
+        finished_folder(tmp_path / "file" / "x"),
+    ):
         pass

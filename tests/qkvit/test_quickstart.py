@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from qkvit import QKViTForImageClassification
-from qkvit.quickstart import check_packages, check_saved_model
 from qkvit.errors import UserError
+from qkvit.quickstart import check_packages, check_saved_model
 from qkvit.training.digits import Digits
 from qkvit.training.quickstart import classify, quickstart_config
 
@@ -30,7 +30,7 @@ def test_a_saved_model_gives_the_same_logits_without_qkvit(saved):
 def test_another_accuracy_is_an_error(saved):
     folder, digits, logits = saved
     labels = logits.argmax(axis=1)
-    with pytest.raises(RuntimeError, match="gets 100.0% right .* and 0.0% in"):
+    with pytest.raises(RuntimeError, match=r"gets 100.0% right .* and 0.0% in"):
         check_saved_model(folder, digits.images, labels, -logits)
 
 
