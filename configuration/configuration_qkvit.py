@@ -186,7 +186,7 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
-    def __post_init__(self, **kwargs: Any):
+    def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_unknown(kwargs)
         self._check_inherited(kwargs)
         self._check_ranges()
@@ -266,7 +266,7 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @output_attentions.setter
     def output_attentions(self, value: bool | int | list[int] | None) -> None:
-        self._output_attentions = value
+        self._output_attentions = value  # type: ignore[assignment]  # transformers knows flags alone
 
     # ---- loading and saving
 
@@ -290,8 +290,9 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
         `PreTrainedModel.save_pretrained` calls this before it uploads, so all of it reaches the Hub as well.
         """
-        if self.ship_code is not None:
-            type(self).ship_code(self, save_directory)
+        ship_code = type(self).ship_code
+        if ship_code is not None:
+            ship_code(self, save_directory)
         save_image_processor(self, save_directory)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
@@ -416,6 +417,7 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
             )
 
     def _check_positions(self) -> None:
+        assert self.head_dim is not None  # set by __post_init__
         if self.position_embedding == "rope2d" and self.head_dim % 4:
             raise ValueError(
                 f"position_embedding='rope2d' rotates pairs along two axes, but head_dim={self.head_dim} is not a"

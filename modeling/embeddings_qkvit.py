@@ -81,11 +81,14 @@ class QKViTEmbeddings(nn.Module):
         grid: Grid = (pixel_values.shape[-2] // self.patch_size[0], pixel_values.shape[-1] // self.patch_size[1])
         patches = self.patch_projection(cut_patches(pixel_values, self.patch_size))  # (B, P, C)
         if bool_masked_pos is not None:
+            assert self.mask_token is not None, "QKViTModel refuses a mask where there is no mask token"
             patches = torch.where(bool_masked_pos.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
 
-        placed = [token for token in (self.class_token, self.distillation_token) if token is not None]
+        placed: list[torch.Tensor] = [
+            token for token in (self.class_token, self.distillation_token) if token is not None
+        ]
         rotation = None
-        if self.position_embedding == "learned":
+        if self.position_embeddings is not None:
             before, on_grid = self.position_embeddings.tensor_split([self.num_placed_tokens], dim=1)
             placed = [token + before[:, [index]] for index, token in enumerate(placed)]
             patches = patches + interpolate_learned(on_grid, self.trained_grid, grid)

@@ -40,7 +40,7 @@ class QKViTPreTrainedModel(PreTrainedModel):
     config_class = QKViTConfig
     base_model_prefix = "qkvit"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     # The loss is a mean over the batch that it is given: Trainer divides by the accumulation steps itself.
     accepts_loss_kwargs = False
@@ -127,7 +127,7 @@ class QKViTModel(QKViTPreTrainedModel):
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
-        pixel_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor,
         bool_masked_pos: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         output_attentions: bool | int | list[int] | None = None,
@@ -253,7 +253,7 @@ class QKViTForImageClassification(QKViTPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         output_attentions: bool | int | list[int] | None = None,
@@ -311,7 +311,7 @@ class QKViTForMaskedImageModeling(QKViTPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor,
         bool_masked_pos: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         output_attentions: bool | int | list[int] | None = None,
@@ -373,7 +373,7 @@ class QKViTBackbone(BackboneMixin, QKViTModel):
     @filter_output_hidden_states
     def forward(
         self,
-        pixel_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         output_attentions: bool | int | list[int] | None = None,
         output_qkv: bool | int | list[int] | None = None,

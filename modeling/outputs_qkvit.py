@@ -7,8 +7,8 @@ as every library that takes a `ModelOutput` apart needs it.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch.utils import _pytree as pytree
@@ -76,6 +76,8 @@ def _with_keys_and_values(cls: type) -> type:
 class _QKVOutput(ModelOutput):
     """The items stand in the order of the fields, whatever is set last, so that `to_tuple` is the same everywhere."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # of the classes below
+
     def __post_init__(self) -> None:
         # Each field has been entered by __setattr__. What is left is a dictionary or an iterator of pairs in the place
         # of the first field, from which other libraries rebuild an output.
@@ -96,11 +98,11 @@ class _QKVOutput(ModelOutput):
                 self.move_to_end(field)
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{field.name}={self.__dict__.get(field.name)!r}" for field in fields(self))
+        shown = ", ".join(f"{field}={self.__dict__.get(field)!r}" for field in self.__dataclass_fields__)
         return f"{type(self).__name__}({shown})"
 
     def __reduce__(self) -> Any:  # pickle and deepcopy: the fields as set, not as the descriptors show them
-        return type(self), tuple(self.__dict__.get(field.name) for field in fields(self))
+        return type(self), tuple(self.__dict__.get(field) for field in self.__dataclass_fields__)
 
 
 @_with_keys_and_values

@@ -26,7 +26,7 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     ```python
     >>> low, high = wilson_interval(0.97, 1000)
     >>> round(low, 3), round(high, 3)
-    (0.958, 0.979)
+    (0.957, 0.979)
 
     ```
     """

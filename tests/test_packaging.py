@@ -100,8 +100,7 @@ def test_import_qkvit_brings_no_package_that_transformers_does_not_bring(tmp_pat
     packages = "import json, sys; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     # A bare `import transformers` loads next to nothing; what a model needs is the fair comparison.
     transformers = (
-        "import torch, transformers\n"
-        "from transformers import AutoBackbone, AutoImageProcessor, AutoModel, ViTModel\n"
+        "import torch, transformers\nfrom transformers import AutoBackbone, AutoImageProcessor, AutoModel, ViTModel\n"
     )
     before = set(json.loads(in_another_folder(transformers + packages, tmp_path)))
     after = set(json.loads(in_another_folder(transformers + "import qkvit\n" + packages, tmp_path)))

@@ -100,15 +100,11 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(CLASSES), default=list(CLASSES))
     parser.add_argument("-k", metavar="EXPR", default="", help="only tests whose names match, as for pytest")
     parser.add_argument("--json", metavar="OUT", type=Path, help="write every outcome to this file")
-    parser.add_argument(
-        "-n", metavar="PROCESSES", type=int, default=2, help="default: 2; 0 runs in one process"
-    )
+    parser.add_argument("-n", metavar="PROCESSES", type=int, default=2, help="default: 2; 0 runs in one process")
     return parser.parse_args()
 
 

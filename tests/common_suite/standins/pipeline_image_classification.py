@@ -12,13 +12,9 @@ from transformers import ImageClassificationPipeline
 
 class ImageClassificationPipelineTests(unittest.TestCase):
     def get_test_pipeline(self, model, tokenizer=None, image_processor=None, dtype="float32", **processors):
-        pipeline = ImageClassificationPipeline(
-            model=model, image_processor=image_processor, dtype=dtype, top_k=2
-        )
+        pipeline = ImageClassificationPipeline(model=model, image_processor=image_processor, dtype=dtype, top_k=2)
         pixels = np.random.default_rng(0)
-        images = [
-            Image.fromarray(pixels.integers(0, 256, size, dtype=np.uint8)) for size in ((40, 60, 3), (33, 20))
-        ]
+        images = [Image.fromarray(pixels.integers(0, 256, size, dtype=np.uint8)) for size in ((40, 60, 3), (33, 20))]
         return pipeline, images  # one in colour, one grey; neither square
 
     def run_pipeline_test(self, pipeline, examples):

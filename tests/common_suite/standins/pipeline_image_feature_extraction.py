@@ -15,9 +15,7 @@ class ImageFeatureExtractionPipelineTests(unittest.TestCase):
     def get_test_pipeline(self, model, tokenizer=None, image_processor=None, dtype="float32", **processors):
         pipeline = ImageFeatureExtractionPipeline(model=model, image_processor=image_processor, dtype=dtype)
         pixels = np.random.default_rng(0)
-        images = [
-            Image.fromarray(pixels.integers(0, 256, size, dtype=np.uint8)) for size in ((40, 60, 3), (33, 20))
-        ]
+        images = [Image.fromarray(pixels.integers(0, 256, size, dtype=np.uint8)) for size in ((40, 60, 3), (33, 20))]
         return pipeline, images  # one in colour, one grey; neither square
 
     def run_pipeline_test(self, pipeline, examples):
