@@ -1,0 +1,43 @@
+"""What the READMEs show runs, and both show the same."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+READMES = ("README.md", "README.zh-CN.md")
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def without_comments(code: str) -> list[str]:
+    return [line.split("#")[0].rstrip() for line in code.splitlines()]
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_python_of_a_readme_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for code in blocks(name, "python"):
+        exec(compile(code, name, "exec"), names)
+    out = names["out"]
+    assert out.attentions[3].shape == (1, 6, 197, 197)
+    assert out.queries[-1].shape == (1, 6, 197, 64)
+    assert out.keys[5] is None
+    assert type(names["model"]).__name__ == "QKViTForImageClassification"
+
+
+@pytest.mark.parametrize("language", ["python", "bash"])
+def test_both_readmes_show_the_same_code(language):
+    english, chinese = ([without_comments(code) for code in blocks(name, language)] for name in READMES)
+    assert english == chinese
+
+
+def test_a_readme_opens_with_the_two_commands():
+    for name in READMES:
+        first = without_comments(blocks(name, "bash")[0])
+        assert first == ["make run", "make test"]
+        assert blocks(name, "bash")[1].startswith("pip install")
