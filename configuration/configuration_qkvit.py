@@ -141,7 +141,7 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "qkvit"
-    keys_to_ignore_at_inference = ["hidden_states", "attentions", "queries", "keys", "values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["distillation_logits", "hidden_states", "attentions", "queries", "keys", "values"]  # noqa: RUF012
 
     # How a saved model gets its code: set by the installed package (modeling/shipping.py), None in code that came
     # with a model, whose flat files transformers copies by itself.

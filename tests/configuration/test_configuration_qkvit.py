@@ -237,6 +237,15 @@ def test_a_value_that_a_field_can_never_have_is_refused_in_one_sentence(raises_s
         QKViTConfig(**{name: value})
 
 
+@pytest.mark.parametrize("name", RATES)
+def test_a_rate_goes_from_zero_up_to_below_one(raises_sentence, name):
+    for rate in (0, 0.0, 0.999):
+        assert getattr(QKViTConfig(**{name: rate}), name) == rate
+    for rate in (1, 1.0, -1e-9):
+        with raises_sentence(ValueError, f"{name}={rate}", "[0, 1)"):
+            QKViTConfig(**{name: rate})
+
+
 @pytest.mark.parametrize("name", [name for names in NEVER for name in names])
 def test_a_wrong_type_is_refused_for_every_field(raises_sentence, name):
     with raises_sentence(ValueError, name, "Ellipsis"):

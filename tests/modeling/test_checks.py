@@ -21,6 +21,8 @@ def model(request, tiny_model) -> torch.nn.Module:
 
 def test_no_pixels(raises_sentence, model):
     with raises_sentence(ValueError, "pixel_values is None", "(batch, channels, height, width)"):
+        model(pixel_values=None)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'pixel_values'"):
         model()
 
 

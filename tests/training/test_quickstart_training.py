@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from qkvit.training.digits import Digits
+from qkvit.training.digits import Digits, DigitsDataset
 from qkvit.training.quickstart import classify, quickstart_config, recipe, train_quickstart, training_arguments
 
 
@@ -31,6 +31,15 @@ def test_the_same_seed_gives_the_same_model(trained, tmp_path):
 def test_another_seed_gives_another_model(trained, tmp_path):
     other, _ = train_quickstart(some_digits(), tmp_path, seed=2, epochs=2)
     assert not torch.equal(trained[1].classifier.weight, other.classifier.weight)
+
+
+def test_every_epoch_has_warps_of_its_own(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        DigitsDataset, "set_epoch", lambda self, epoch: seen.append(epoch) or setattr(self, "parameters", None)
+    )
+    train_quickstart(some_digits(), tmp_path, seed=1, epochs=3)
+    assert seen == [0, 0, 1, 2]  # once when the data set is made
 
 
 def test_the_log_has_the_loss_of_each_epoch(trained):
