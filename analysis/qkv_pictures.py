@@ -64,20 +64,18 @@ def draw_qkv(
     layout.check(weights.shape[-1])
     num_heads = len(weights)
     names = token_names(layout)
-    figure: Any = Figure(figsize=(10.5, 1.5 + 2.35 * num_heads), layout="constrained")
+    figure: Any = Figure(figsize=(10.5, 2.1 + 2.1 * num_heads), layout="constrained")
     FigureCanvasAgg(figure)
-    head_strip, body = figure.subfigures(2, 1, height_ratios=[1.5, 2.35 * num_heads])
-    _draw_heading(head_strip, image, layout, title)
+    heading, body = figure.subfigures(2, 1, height_ratios=[1.5, 0.6 + 2.1 * num_heads])
+    _draw_heading(heading, image, layout, title)
     axes = body.subplots(num_heads, 4, squeeze=False)
-    columns = (("queries", query), ("keys", key), ("values", value))
+    for column, (name, vectors) in enumerate((("queries", query), ("keys", key), ("values", value))):
+        _draw_vectors(body, axes[:, column], vectors, name)
+    _draw_maps(body, axes[:, 3], weights, names)
     for head in range(num_heads):
-        for panel, (name, tensor) in zip(axes[head], columns, strict=False):
-            _draw_vectors(body, panel, tensor[head], _limit(tensor), names)
-            panel.set_title(name if head == 0 else "", fontsize=10)
-            panel.set_xlabel("dimension" if head == num_heads - 1 else "", fontsize=8)
         axes[head][0].set_ylabel(f"head {head}", fontsize=10)
-        _draw_map(body, axes[head][3], weights[head], weights.max().item(), names)
-    axes[0][3].set_title("attention, query by key", fontsize=10)
+        _name_tokens(axes[head][0].yaxis, names)
+        _name_tokens(axes[head][3].yaxis, names)
     figure.savefig(path, dpi=DOTS_PER_INCH, facecolor="white", metadata={"Description": provenance})
 
 
@@ -104,34 +102,40 @@ def _draw_heading(strip: Any, image: torch.Tensor, layout: TokenLayout, title: s
     text.text(0, 0.5, explanation, fontsize=9, va="top", color="#444444", transform=text.transAxes)
 
 
-def _limit(tensor: torch.Tensor) -> float:
-    """One scale for all heads of a column, symmetric around 0, that a few outliers do not stretch."""
-    return max(tensor.detach().abs().flatten().float().quantile(0.99).item(), 1e-12)
+def _draw_vectors(figure: Any, panels: Sequence[Any], vectors: torch.Tensor, name: str) -> None:
+    """A column of panels for (H, N, D): one scale for all heads, that a few outliers do not stretch."""
+    vectors = vectors.detach().float().cpu()
+    limit = max(vectors.abs().flatten().quantile(0.99).item(), 1e-12)
+    for panel, of_head in zip(panels, vectors, strict=True):
+        shown = panel.imshow(of_head, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+        panel.set_yticks([])
+        panel.set_xticks([])
+    panels[0].set_title(name, fontsize=10)
+    panels[-1].set_xticks([0, vectors.shape[-1] - 1])
+    panels[-1].tick_params(labelsize=6, length=2)
+    panels[-1].set_xlabel("dimension", fontsize=8, labelpad=0)
+    _colour_bar(figure, panels, shown, extend="both")
 
 
-def _draw_vectors(figure: Any, panel: Any, tensor: torch.Tensor, limit: float, names: Sequence[str]) -> None:
-    shown = panel.imshow(tensor.detach().float().cpu(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-    _name_tokens(panel.yaxis, names)
-    panel.set_xticks([0, tensor.shape[-1] - 1])
-    panel.tick_params(labelsize=6, length=2)
-    _colour_bar(figure, panel, shown)
-
-
-def _draw_map(figure: Any, panel: Any, weights: torch.Tensor, limit: float, names: Sequence[str]) -> None:
-    shown = panel.imshow(weights.detach().float().cpu(), cmap="Oranges", vmin=0, vmax=limit, aspect="auto")
-    _name_tokens(panel.yaxis, names)
-    _name_tokens(panel.xaxis, names)
-    panel.tick_params(labelsize=6, length=2)
-    panel.tick_params(axis="x", rotation=90)
-    _colour_bar(figure, panel, shown)
+def _draw_maps(figure: Any, panels: Sequence[Any], weights: torch.Tensor, names: Sequence[str]) -> None:
+    """A column of panels for the attention maps (H, N, N)."""
+    weights = weights.detach().float().cpu()
+    for panel, of_head in zip(panels, weights, strict=True):
+        shown = panel.imshow(of_head, cmap="Oranges", vmin=0, vmax=weights.max().item(), aspect="auto")
+        panel.set_xticks([])
+    panels[0].set_title("attention, query by key", fontsize=10)
+    _name_tokens(panels[-1].xaxis, names)
+    panels[-1].tick_params(axis="x", rotation=90)
+    _colour_bar(figure, panels, shown, extend="neither")
 
 
 def _name_tokens(axis: Any, names: Sequence[str]) -> None:
     step = -(-len(names) // 32)  # not more names than can be read
     axis.set_ticks(range(0, len(names), step), names[::step])
+    axis.set_tick_params(labelsize=6, length=2)
 
 
-def _colour_bar(figure: Any, panel: Any, shown: Any) -> None:
-    bar = figure.colorbar(shown, ax=panel, fraction=0.04, pad=0.02)
-    bar.ax.tick_params(labelsize=6, length=2)
+def _colour_bar(figure: Any, panels: Sequence[Any], shown: Any, extend: str) -> None:
+    bar = figure.colorbar(shown, ax=panels, location="bottom", aspect=30, pad=0.01, extend=extend)
+    bar.ax.tick_params(labelsize=7, length=2)
     bar.outline.set_visible(False)

@@ -103,7 +103,7 @@ class DigitsDataset(Dataset):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the warps of an epoch, for every image at once."""
+        """Draw the warps of an epoch, for every image at once; `Trainer`'s data loader calls it."""
         self.parameters = None
         if self.augmentation_seed is not None:
             self.parameters = warp_parameters(len(self), seed=self.augmentation_seed, epoch=epoch)

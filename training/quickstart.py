@@ -1,13 +1,17 @@
 """The first run: a small QKViT on handwritten digits, in minutes on two CPU cores.
 
-HEADER"""
+Expected on the 1,000 held-out digits, which nothing was chosen on: 98.1, 98.9 and 98.5 % with seeds 0, 1 and 2 (torch
+2.13.0, transformers 5.23.0). Cost: 200,000 digits seen, each about a millisecond of one core. The recipe was chosen on
+800 of the 4,000 digits to train on, with 3,200 seen 40 times: rotary instead of learned positions lowered the loss on
+them from 0.17 to 0.15, the wide first values (`initializer_range=0.1`) to 0.13; there, 98.6 % were right.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from ..configuration.configuration_qkvit import QKViTConfig
 from ..configuration.preprocessing_qkvit import default_image_processor
@@ -77,16 +81,6 @@ def training_arguments(folder: str | Path, settings: dict[str, Any]) -> Training
     )
 
 
-class NewWarpsEachEpoch(TrainerCallback):
-    """Tell the data set which epoch it is."""
-
-    def __init__(self, dataset: DigitsDataset) -> None:
-        self.dataset = dataset
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.dataset.set_epoch(round(state.epoch or 0))
-
-
 def train_quickstart(
     train: Digits, folder: str | Path, *, seed: int = 0, epochs: int = EPOCHS
 ) -> tuple[QKViTForImageClassification, list[dict[str, float]]]:
@@ -103,15 +97,14 @@ def train_quickstart(
     """
     set_seed(seed)
     config = quickstart_config()
-    dataset = DigitsDataset(train, augmentation_seed=seed)
     model = QKViTForImageClassification(config)
     trainer = Trainer(
         model=model,
         args=training_arguments(folder, recipe(num_images=len(train), seed=seed, epochs=epochs)),
-        train_dataset=dataset,
+        train_dataset=DigitsDataset(train, augmentation_seed=seed),
         data_collator=as_it_is,
         processing_class=image_processor(config),
-        callbacks=[NewWarpsEachEpoch(dataset), ProgressBar()],
+        callbacks=[ProgressBar()],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()

@@ -1,12 +1,16 @@
 """The recipe of the quickstart, on a few digits: it is reproducible, follows its schedule and saves a whole model."""
 
+from itertools import groupby
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from qkvit.training.digits import Digits, DigitsDataset
+from qkvit.training import digits
+from qkvit.training.augmentation import warp_parameters
+from qkvit.training.digits import Digits
 from qkvit.training.quickstart import classify, quickstart_config, recipe, train_quickstart, training_arguments
 
 
@@ -35,11 +39,14 @@ def test_another_seed_gives_another_model(trained, tmp_path):
 
 def test_every_epoch_has_warps_of_its_own(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        DigitsDataset, "set_epoch", lambda self, epoch: seen.append(epoch) or setattr(self, "parameters", None)
-    )
-    train_quickstart(some_digits(), tmp_path, seed=1, epochs=3)
-    assert seen == [0, 0, 1, 2]  # once when the data set is made
+
+    def drawn(count, *, seed, epoch):
+        seen.append((seed, epoch))
+        return warp_parameters(count, seed=seed, epoch=epoch)
+
+    monkeypatch.setattr(digits, "warp_parameters", drawn)
+    train_quickstart(some_digits(), tmp_path, seed=7, epochs=3)
+    assert [key for key, _ in groupby(seen)] == [(7, 0), (7, 1), (7, 2)]
 
 
 def test_the_log_has_the_loss_of_each_epoch(trained):
@@ -49,16 +56,16 @@ def test_the_log_has_the_loss_of_each_epoch(trained):
 def test_the_saved_model_is_the_trained_one(trained):
     folder, model, _ = trained
     loaded = AutoModelForImageClassification.from_pretrained(folder)
-    digits = some_digits(7)
-    assert np.array_equal(classify(loaded.eval(), digits), classify(model, digits))
+    few = some_digits(7)
+    assert np.array_equal(classify(loaded.eval(), few), classify(model, few))
 
 
 def test_a_pipeline_classifies_a_grey_image_file(trained, tmp_path):
     folder, model, _ = trained
-    digits = some_digits(1)
-    Image.fromarray(digits.images[0]).save(tmp_path / "digit.png")
+    one = some_digits(1)
+    Image.fromarray(one.images[0]).save(tmp_path / "digit.png")
     answer = pipeline("image-classification", str(folder), device="cpu")(str(tmp_path / "digit.png"))
-    assert answer[0]["label"] == str(classify(model, digits).argmax())
+    assert answer[0]["label"] == str(classify(model, one).argmax())
 
 
 def test_the_saved_processor_takes_a_grey_image(trained):
