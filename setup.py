@@ -17,11 +17,7 @@ PACKAGES = {
 }
 
 # Files that are not modules and travel in the wheel.
-PACKAGE_DATA = {
-    "qkvit": ["py.typed"],
-    "qkvit.training": ["recipes/*.yaml"],
-    "qkvit.analysis": ["*.html", "*.css", "*.js"],
-}
+PACKAGE_DATA = {"qkvit": ["py.typed"]}
 
 REQUIRED = [
     "torch>=2.10",
@@ -40,13 +36,14 @@ TRAIN = [
 ]
 
 QUICKSTART = [
-    *TRAIN,
+    "accelerate>=1.10",
     "matplotlib>=3.9",
     "mlxtend>=0.23.4",
     "scikit-learn>=1.6",
 ]
 
 DEV = [
+    *TRAIN,
     *QUICKSTART,
     "build>=1.2",
     "hypothesis>=6.100",

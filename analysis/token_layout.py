@@ -90,8 +90,8 @@ class TokenLayout:
                 f"no token layout is known for model_type={getattr(config, 'model_type', None)!r}; make it yourself:"
                 " TokenLayout(grid=(rows, columns), has_class_token=...)"
             )
-        height, width = _pair(config.image_size if image_size is None else image_size)
-        patch_height, patch_width = _pair(config.patch_size)
+        height, width = config.image_shape if image_size is None else image_size
+        patch_height, patch_width = config.patch_shape
         if height % patch_height or width % patch_width:
             raise ValueError(
                 f"patch_size ({patch_height}, {patch_width}) does not divide image_size ({height}, {width}); pass the"
@@ -162,7 +162,3 @@ class TokenLayout:
                 f"the layout has {self.num_tokens} tokens ({self.num_prefix} before a grid of {rows} x {columns}"
                 f" patches), the tensor {num_tokens}; derive it with TokenLayout.from_config(model.config, image_size)"
             )
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])

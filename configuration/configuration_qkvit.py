@@ -5,7 +5,9 @@ The file imports nothing outside its folder, because it travels with every saved
 
 import difflib
 import math
+import types
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,7 +16,7 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from .errors_qkvit import shown, with_plain_errors
+from .errors_qkvit import check_config_file, shown, with_plain_errors
 from .preprocessing_qkvit import save_image_processor
 
 # hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, and where the size was named.
@@ -40,7 +42,6 @@ _LIBRARY_KEYS = frozenset(
         "out_features",
         "out_indices",
         "output_attentions",
-        "per_layer_config",
         "quantization_config",
         "stage_names",
         "tie_last_hidden_states",
@@ -71,6 +72,25 @@ _PROBABILITIES = (
 def _pair(value: int | list | tuple) -> tuple[int, int]:
     """`16` -> `(16, 16)`; `(height, width)` stays."""
     return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _as_index(key: Any) -> int | None:
+    """`3` and `"3"` -> `3`, for JSON has no other keys than names; None for what is no integer."""
+    try:
+        return None if isinstance(key, (bool, float)) else int(key)
+    except (TypeError, ValueError):
+        return None
+
+
+def _labels_agree(id2label: Mapping, label2id: Mapping) -> bool:
+    """Whether `label2id` gives each name an index that has this name in `id2label`."""
+    names = {_as_index(key): name for key, name in id2label.items()}
+    indices = {name: _as_index(index) for name, index in label2id.items()}
+    return all(index in names and names[index] == name for name, index in indices.items())
 
 
 @with_plain_errors
@@ -189,6 +209,8 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_unknown(kwargs)
         self._check_inherited(kwargs)
+        if isinstance(kwargs.get("output_attentions"), tuple):
+            kwargs["output_attentions"] = list(kwargs["output_attentions"])
         self._check_ranges()
         for name in ("image_size", "patch_size"):
             value = getattr(self, name)
@@ -201,7 +223,6 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
             self.intermediate_size = (
                 4 * self.hidden_size if self.mlp_type == "mlp" else 8 * math.ceil(self.hidden_size / 3)
             )
-        self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, self.num_hidden_layers + 1)]
         kwargs.pop("stage_names", None)
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
@@ -244,8 +265,23 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def grid(self) -> tuple[int, int]:
         """Patches of an image of `image_size`, as (height, width)."""
-        (height, width), (patch_height, patch_width) = _pair(self.image_size), _pair(self.patch_size)
+        (height, width), (patch_height, patch_width) = self.image_shape, self.patch_shape
         return height // patch_height, width // patch_width
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """`image_size` as (height, width)."""
+        return _pair(self.image_size)
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """`patch_size` as (height, width)."""
+        return _pair(self.patch_size)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """What `QKViTBackbone` calls the embeddings and each layer's output."""
+        return ["stem"] + [f"stage{index}" for index in range(1, self.num_hidden_layers + 1)]
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -265,14 +301,34 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
         return self._output_attentions
 
     @output_attentions.setter
-    def output_attentions(self, value: bool | int | list[int] | None) -> None:
-        self._output_attentions = value  # type: ignore[assignment]  # transformers knows flags alone
+    def output_attentions(self, value: bool | int | list[int] | tuple[int, ...] | None) -> None:
+        self._output_attentions = list(value) if isinstance(value, tuple) else value  # type: ignore[assignment]  # transformers knows flags alone
 
     # ---- loading and saving
 
     def to_dict(self) -> dict[str, Any]:
         """The fields; attributes that others hung onto the config are left out, since loading would refuse them."""
-        return {name: value for name, value in super().to_dict().items() if self._is_known(name)}
+        left_out = {"_last_stage_only"}
+        if self._last_stage_only:  # nobody chose it: it follows the depth, also where that is changed on loading
+            left_out |= {"out_features", "out_indices"}
+        return {
+            name: value for name, value in super().to_dict().items() if self._is_known(name) and name not in left_out
+        }
+
+    def set_output_features_output_indices(self, out_features: list | None, out_indices: list | None) -> None:
+        """Choose the backbone's feature maps by name or by index; the last layer's where neither is given."""
+        self._last_stage_only = out_features is None and out_indices is None
+        super().set_output_features_output_indices(out_features, out_indices)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], dict]:
+        """As transformers has it; refuses a folder without a sound config.json, for which it takes the defaults."""
+        folder = Path(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
+        if folder.is_dir() and not kwargs.get("gguf_file"):
+            check_config_file(folder / kwargs.get("_configuration_file", "config.json"))
+        elif folder.is_file() and folder.suffix == ".json":
+            check_config_file(folder)
+        return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -283,7 +339,32 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"model_type={shown(model_type)} is another kind of model than {cls.model_type!r}; load it with"
                 " AutoModel or its own class"
             )
-        return super().from_dict(config_dict, **kwargs)
+        given = {name: kwargs.pop(name) for name in ("num_labels", "id2label", "label2id") if name in kwargs}
+        return super().from_dict(cls._with_labels(config_dict, given), **kwargs)
+
+    @staticmethod
+    def _with_labels(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        """A file's fields with the labels that the caller gave: other labels than the file's replace them all."""
+        id2label, label2id = saved.get("id2label"), saved.get("label2id")
+        fields = dict(saved)
+        count = 2 if id2label is None else len(id2label) if isinstance(id2label, Mapping) else None
+        if "id2label" in given or given.get("num_labels", count) != count:
+            for name in ("id2label", "label2id", "num_labels"):
+                fields.pop(name, None)
+        elif isinstance(id2label, Mapping) and isinstance(label2id, Mapping) and not _labels_agree(id2label, label2id):
+            del fields["label2id"]  # id2label was set later, by itself, on the model that was saved
+        return {**fields, **given}
+
+    def verify_out_features_out_indices(self) -> None:
+        """As transformers has it, with a way out."""
+        try:
+            super().verify_out_features_out_indices()
+        except ValueError as error:
+            reason = str(error) if "stages" in str(error) else str(error).replace("stage_names", "the stages")
+            raise ValueError(
+                f"{reason}; pass stages of this model in order, each once, such as"
+                f" out_indices=[0, {self.num_hidden_layers}] or out_features=['stem', 'stage{self.num_hidden_layers}']"
+            ) from error
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Save as transformers does, with the model's code and an image processor beside it.
@@ -304,13 +385,28 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Check each range and each combination of fields; runs when a config is made, used or saved."""
         self._check_ranges()
+        if self._last_stage_only:
+            self.set_output_features_output_indices(None, None)
         self._check_sizes()
         self._check_tokens()
         self._check_positions()
-        if self.label_smoothing > 0 and self.problem_type in ("regression", "multi_label_classification"):
+        self._check_loss()
+
+    def _check_loss(self) -> None:
+        if self.problem_type in ("regression", "multi_label_classification"):
+            reason = f"problem_type={self.problem_type!r}"
+        elif self.problem_type is None and self.num_labels == 1:
+            reason = "num_labels=1, which is regression"
+        else:
+            return
+        if self.label_smoothing > 0:
             raise ValueError(
-                f"label_smoothing={self.label_smoothing} does not go with problem_type={self.problem_type!r};"
-                " pass label_smoothing=0.0"
+                f"label_smoothing={self.label_smoothing} does not go with {reason}; pass label_smoothing=0.0"
+            )
+        if self.classification_loss != "cross_entropy" and self.problem_type is not None:
+            raise ValueError(
+                f"classification_loss={self.classification_loss!r} does not go with {reason}, which has a loss of its"
+                " own; leave classification_loss out, or problem_type"
             )
 
     @classmethod
@@ -319,6 +415,12 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
         return name in cls.__dataclass_fields__ or name in _LIBRARY_KEYS or name.startswith("_")
 
     def _refuse_unknown(self, extra: dict[str, Any]) -> None:
+        if extra.get("per_layer_config") is not None:
+            raise ValueError(
+                f"per_layer_config={shown(extra['per_layer_config'])} is not supported, since all layers are alike;"
+                " leave it out"
+            )
+        extra.pop("per_layer_config", None)
         for name in extra:
             if not self._is_known(name):
                 close = difflib.get_close_matches(name, [*self.__dataclass_fields__, *_LIBRARY_KEYS], n=1)
@@ -332,24 +434,54 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"num_labels={shown(num_labels)} is not a count; pass num_labels=10, say, or 0 for no head"
             )
-        if not (self.id2label is None or isinstance(self.id2label, Mapping)):
-            raise ValueError(
-                f"id2label={shown(self.id2label)} is no mapping; pass such as id2label={{0: 'cat', 1: 'dog'}}"
-            )
+        self._check_labels(extra.get("num_labels"))
         if self.problem_type not in (None, *_PROBLEM_TYPES):
             choices = ", ".join(map(repr, _PROBLEM_TYPES))
             raise ValueError(f"problem_type={shown(self.problem_type)} is not known; pass one of {choices}, or None")
         dtype = getattr(torch, self.dtype, ...) if isinstance(self.dtype, str) else self.dtype
         if not (dtype is None or isinstance(dtype, torch.dtype)):
             raise ValueError(f"dtype={shown(self.dtype)} is no data type of torch; pass dtype='bfloat16', say")
+        if not isinstance(self.return_dict, bool):
+            raise ValueError(f"return_dict={shown(self.return_dict)} is not True or False; pass return_dict=True, say")
+        states = self.output_hidden_states
+        if not all(type(index) in (bool, int, types.NoneType) for index in _as_list(states)):
+            raise ValueError(
+                f"output_hidden_states={shown(states)} is not True or False or an integer or a list of integers; pass"
+                " output_hidden_states=True, say"
+            )
         maps = extra.get("output_attentions")
-        layers = [] if maps is None or isinstance(maps, bool) else maps if isinstance(maps, list) else [maps]
+        layers = [] if maps is None or isinstance(maps, bool) else _as_list(maps)
         if not all(
             type(layer) is int and -self.num_hidden_layers <= layer < self.num_hidden_layers for layer in layers
         ):
             raise ValueError(
                 f"output_attentions={shown(maps)} names no layers of this model; pass True, False, or indices from"
                 f" {-self.num_hidden_layers} to {self.num_hidden_layers - 1}"
+            )
+
+    def _check_labels(self, num_labels: int | None) -> None:
+        example = "pass such as id2label={0: 'cat', 1: 'dog'}"
+        for name in ("id2label", "label2id"):
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, Mapping)):
+                way_out = example if name == "id2label" else "pass such as label2id={'cat': 0, 'dog': 1}"
+                raise ValueError(f"{name}={shown(value)} is no mapping; {way_out}")
+        if self.id2label is None:
+            return
+        for key in self.id2label:
+            if _as_index(key) is None:
+                raise ValueError(
+                    f"id2label={shown(self.id2label)} has the key {shown(key)}, which is no integer; {example}"
+                )
+        if num_labels is not None and num_labels != len(self.id2label):
+            raise ValueError(
+                f"num_labels={num_labels} and id2label={shown(self.id2label)} of {len(self.id2label)} labels"
+                " contradict each other; pass one of them"
+            )
+        if self.label2id is not None and not _labels_agree(self.id2label, self.label2id):
+            raise ValueError(
+                f"label2id={shown(self.label2id)} is not the inverse of id2label={shown(self.id2label)}; leave"
+                " label2id out"
             )
 
     def _check_ranges(self) -> None:

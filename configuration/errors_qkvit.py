@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import json
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
@@ -59,6 +61,33 @@ def type_error(name: str, value: Any, annotation: Any, default: Any) -> str:
     name = name.removeprefix("_")
     way_out = f"leave {name} out for its default" if default is None else f"pass {name}={default!r}, say"
     return f"{name}={shown(value)} is not {' or '.join(_expected(annotation))}; {way_out}"
+
+
+def check_config_file(path: Path) -> None:
+    """Raise an `OSError` of one sentence if a configuration's file is not there or holds something else.
+
+    Example:
+
+    ```python
+    >>> check_config_file(Path("no/such/folder/config.json"))
+    Traceback (most recent call last):
+    ...
+    OSError: no/such/folder is no model: it has no config.json; pass a folder that save_pretrained wrote
+
+    ```
+    """
+    if not path.is_file():
+        raise OSError(f"{path.parent} is no model: it has no {path.name}; pass a folder that save_pretrained wrote")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        reason = " ".join(str(error).split())
+        raise OSError(f"{path} is damaged: it is no JSON ({reason}); copy, download or save it again") from error
+    if not isinstance(content, dict):
+        raise OSError(
+            f"{path} is no configuration: it holds {shown(content)}, not a JSON object of fields; copy, download or"
+            " save it again"
+        )
 
 
 def with_plain_errors(cls: type) -> type:

@@ -21,8 +21,7 @@ def default_image_processor(config: Any) -> Any:
     """
     from transformers import ViTImageProcessorPil
 
-    size = config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = config.image_shape
     half = [0.5] * config.num_channels
     return ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=half, image_std=half)
 

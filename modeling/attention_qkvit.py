@@ -37,7 +37,7 @@ def eager_attention_forward(
     scores = query @ key.transpose(-1, -2) * scaling  # (B, H, N, N)
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
     output = nn.functional.dropout(weights, dropout, module.training) @ value  # (B, H, N, D)
     return output.transpose(1, 2).contiguous(), weights
 
@@ -53,7 +53,7 @@ def attention_map(
         token_mask: (B, N), True for the tokens that may be attended to.
 
     Returns:
-        (B, H, N queries, N keys), in the data type of the query; computed in float32.
+        (B, H, N queries, N keys), in the data type of the query; computed in float32 at least.
 
     Example:
 
@@ -64,10 +64,12 @@ def attention_map(
 
     ```
     """
-    scores = query @ key.transpose(-1, -2) * scaling  # (B, H, N, N)
+    precise = torch.promote_types(query.dtype, torch.float32)  # scores of 16 bits overflow where fused kernels do not
+    with torch.autocast(query.device.type, enabled=False):
+        scores = query.to(precise) * scaling @ key.to(precise).transpose(-1, -2)  # (B, H, N, N)
     if token_mask is not None:
-        scores = scores.masked_fill(~token_mask[:, None, None, :], torch.finfo(scores.dtype).min)
-    return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+        scores = scores.masked_fill(~token_mask[:, None, None, :], torch.finfo(precise).min)
+    return scores.softmax(dim=-1).to(query.dtype)
 
 
 class QKViTAttention(nn.Module):
@@ -102,8 +104,7 @@ class QKViTAttention(nn.Module):
         rotation: Rotation | None = None,
         token_mask: torch.Tensor | None = None,
         output_attentions: bool = False,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Attend from every token to every token.
 
         Args:
@@ -136,10 +137,9 @@ class QKViTAttention(nn.Module):
             attention_mask,
             scaling=self.scaling,
             dropout=self.attention_dropout if self.training else 0.0,
-            **kwargs,
         )
         # Implementations that build no map give None there, or (flex_attention on a GPU) a log-sum-exp (B, H, N).
         if output_attentions and (weights is None or weights.ndim != 4):
             weights = attention_map(query, key, self.scaling, token_mask)
         output = self.o_proj(output.flatten(2))  # (B, N, H, D) -> (B, N, C)
-        return output, weights if output_attentions else None, (query, key, value)
+        return output, weights if output_attentions else None, query, key, value

@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from transformers.utils import TransformersKwargs
 
 # What transformers' own wrappers and callers hand to a model's forward, beside its named arguments.
-_FORWARD_ARGUMENTS = frozenset(TransformersKwargs.__annotations__) | {"return_dict", "output_hidden_states"}
+_FORWARD_ARGUMENTS = frozenset({"num_items_in_batch", "output_hidden_states", "return_dict"})
 
 
 def check_arguments(arguments: Iterable[str]) -> None:
@@ -65,7 +64,7 @@ def check_pixels(pixel_values: torch.Tensor | None, num_channels: int, patch_siz
             raise ValueError(
                 f"patch_size {patch} does not divide the images' {name} {pixels}; resize or pad them to {near}"
             )
-    if pixel_values.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+    if _may_look_at_values(pixel_values):
         _check_finite(pixel_values.detach())
 
 
@@ -84,6 +83,7 @@ def token_mask_from(
     """A mask over all tokens, (B, N) and boolean, from one over all tokens or over the patches alone."""
     if attention_mask is None:
         return None
+    _check_is_tensor(attention_mask, "attention_mask")
     num_tokens = num_prefix_tokens + num_patches
     if (
         attention_mask.ndim != 2
@@ -95,15 +95,31 @@ def token_mask_from(
             f" patches or ({batch_size}, {num_tokens}) for all tokens, 1 where a token is seen"
         )
     mask = attention_mask.to(device=device, dtype=torch.bool)
-    if mask.shape[1] == num_tokens:
-        return mask
-    return torch.nn.functional.pad(mask, (num_prefix_tokens, 0), value=True)
+    if mask.shape[1] != num_tokens:
+        mask = torch.nn.functional.pad(mask, (num_prefix_tokens, 0), value=True)
+    if _may_look_at_values(attention_mask):
+        if (attention_mask < 0).any():
+            raise ValueError("attention_mask has negative values; pass 1 where a token is seen and 0 where it is not")
+        if not mask.any(dim=1).all():
+            raise ValueError("attention_mask hides every token of an image; leave the image out of the batch")
+    return mask
+
+
+def _check_is_tensor(value: Any, name: str) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{name} is a {type(value).__name__}; pass a tensor, such as torch.tensor({name})")
+
+
+def _may_look_at_values(tensor: torch.Tensor) -> bool:
+    """Whether the values can be looked at without a wait for the device or a break in a compiled graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 def masked_patches_from(bool_masked_pos: torch.Tensor | None, batch_size: int, num_patches: int) -> torch.Tensor | None:
     """`bool_masked_pos` as booleans (B, P)."""
     if bool_masked_pos is None:
         return None
+    _check_is_tensor(bool_masked_pos, "bool_masked_pos")
     if tuple(bool_masked_pos.shape) != (batch_size, num_patches):
         raise ValueError(
             f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}; pass ({batch_size}, {num_patches}), True where"

@@ -11,10 +11,6 @@ from torch import nn
 from .positions_qkvit import Grid, Rotation, interpolate_learned, rotary_2d, sincos_2d
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else value
-
-
 def cut_patches(pixel_values: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
     """Images (B, channels, height, width) -> patches row by row (B, P, channels * patch height * patch width).
 
@@ -43,7 +39,7 @@ class QKViTEmbeddings(nn.Module):
     def __init__(self, config: Any, use_mask_token: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.patch_size = _pair(config.patch_size)
+        self.patch_size = config.patch_shape
         self.trained_grid: Grid = config.grid
         self.position_embedding = config.position_embedding
         width = config.hidden_size

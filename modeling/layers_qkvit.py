@@ -73,9 +73,9 @@ class QKViTLayer(GradientCheckpointingLayer):
 
     def forward(
         self, hidden_states: torch.Tensor, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, N, C) -> (B, N, C), with the map and Q, K, V of `QKViTAttention.forward`, which takes `kwargs`."""
-        attended, weights, qkv = self.attention(self.attention_norm(hidden_states), **kwargs)
+        attended, weights, query, key, value = self.attention(self.attention_norm(hidden_states), **kwargs)
         hidden_states = hidden_states + self.attention_residual(attended)
         hidden_states = hidden_states + self.mlp_residual(self.mlp(self.mlp_norm(hidden_states)))
-        return hidden_states, weights, qkv
+        return hidden_states, weights, query, key, value  # flat: reentrant checkpointing finds no tensors in a tuple

@@ -5,7 +5,8 @@ whatever transformers can load, it loads.
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 AGAIN = "copy, download or save it again"
+_HEAD = re.compile(r"^(distillation_)?classifier\.")
+_OF_A_HEAD = re.compile(r"^(distillation_)?classifier\.|^decoder\.|(^|\.)pooler\.|(^|\.)mask_token$")
 _FILE_ERRORS = (OSError, RuntimeError, SafetensorError)
 _INDEX_ERRORS = (json.JSONDecodeError, KeyError, TypeError, AttributeError)  # what a damaged index leads to
 
@@ -61,7 +64,68 @@ def _sentence(name_or_path: str, subfolder: str, has_config: bool, error: Except
         return f"{name_or_path!r} is no folder here and no id on the Hub; {way_out}"
     if isinstance(error, SafetensorError):
         return _damaged(_cached(name_or_path, subfolder))
+    if isinstance(error, OSError) and "couldn't connect to" in str(error):
+        way_out = "pass a folder that save_pretrained wrote, or connect to the Hub for an id"
+        return f"{name_or_path!r} is no folder here, and the Hub does not answer; {way_out}"
     return None
+
+
+# ---- tensors that do not fit
+
+
+def load_checked(load: Callable[..., tuple[Any, dict]], name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+    """What `from_pretrained` gives, if the file's tensors are the model's.
+
+    Args:
+        load: `from_pretrained` of transformers.
+
+    Raises:
+        RuntimeError: a tensor has another shape, as where transformers raises it.
+        OSError: one is missing that is not a head's.
+    """
+    wants_info = kwargs.pop("output_loading_info", False)
+    try:
+        model, info = load(name_or_path, *args, output_loading_info=True, **kwargs)
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error) or kwargs.get("ignore_mismatched_sizes"):
+            raise
+        # transformers names the shapes in its log alone: they are asked for again.
+        _, info = load(name_or_path, *args, output_loading_info=True, **{**kwargs, "ignore_mismatched_sizes": True})
+        raise RuntimeError(_mismatched(name_or_path, info["mismatched_keys"])) from error
+    if not _may_lack_tensors(model, kwargs):
+        _refuse_missing(name_or_path, info["missing_keys"])
+    return (model, info) if wants_info else model
+
+
+def _mismatched(name_or_path: Any, tensors: Any) -> str:
+    name, in_file, in_model = min(tensors)
+    if _HEAD.search(name):
+        way_out = "pass ignore_mismatched_sizes=True to start with a new classifier"
+    elif name.endswith("embeddings.position_embeddings"):
+        way_out = "leave image_size out: images of other sizes are accepted as they are"
+    else:
+        way_out = f"the file belongs to another configuration: load it with the {CONFIG} that was saved with it"
+    shapes = f"has shape {tuple(in_file)} in the file and {tuple(in_model)} in the model"
+    return f"{name} {shapes} ({name_or_path}); {way_out}"
+
+
+def _may_lack_tensors(model: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether the report of missing tensors is another's than the model file's, or the caller wants them anew."""
+    return (
+        bool(kwargs.get("ignore_mismatched_sizes"))
+        or kwargs.get("state_dict") is not None
+        or kwargs.get("quantization_config") is not None
+        or getattr(model, "hf_quantizer", None) is not None
+        or bool(getattr(model, "_hf_peft_config_loaded", False))
+    )
+
+
+def _refuse_missing(name_or_path: Any, names: Any) -> None:
+    missing = sorted(name for name in names if not _OF_A_HEAD.search(name))
+    if missing:
+        lacks = f"{name_or_path} lacks {missing[0]}, one of {len(missing)} missing tensors"
+        way_out = f"{AGAIN}, or pass ignore_mismatched_sizes=True to start what is missing anew"
+        raise OSError(f"{lacks}: it is damaged or another model's; {way_out}")
 
 
 def _missing(folder: Path, has_config: bool) -> str | None:

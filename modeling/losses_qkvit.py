@@ -13,9 +13,9 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: Any)
     """The mean loss of a batch; which one follows from the labels and the configuration.
 
     - integer labels (B,): cross-entropy, with `config.label_smoothing`; with `config.classification_loss =
-      "binary_cross_entropy"` the sum over labels of BCE against (smoothed) one-hot targets, as DeiT III. -100 leaves
-      a sample out.
-    - float labels (B, K), rows sum to 1 (mixup, distillation): cross-entropy or BCE against them.
+      "binary_cross_entropy"` the sum over labels of BCE against (smoothed) one-hot targets, as big_vision has it
+      (DeiT III, arXiv 2204.07118, takes the mean over labels). -100 leaves a sample out.
+    - float labels (B, K): cross-entropy against them, for which their rows sum to 1 (mixup, distillation), or BCE.
     - `config.problem_type = "multi_label_classification"`: labels (B, K) in [0, 1], mean BCE.
     - `config.problem_type = "regression"`, or a single label: mean squared error.
 
@@ -35,6 +35,8 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: Any)
 
     ```
     """
+    if not isinstance(labels, torch.Tensor):
+        raise ValueError(f"labels is a {type(labels).__name__}; pass a tensor, such as torch.tensor([3, 7])")
     labels = labels.to(logits.device)
     logits = logits.float()
     num_labels = logits.shape[-1]
@@ -46,15 +48,24 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: Any)
         targets = _as_shares(labels, logits)
         if config.classification_loss == "binary_cross_entropy":
             return _summed_bce(logits, targets, config.label_smoothing)
+        sums = targets.sum(dim=-1)
+        _refuse_others(
+            (sums - 1).abs() < 0.01,
+            sums,
+            "is the sum of an image's soft targets, not 1: pass probabilities, or a config with"
+            " problem_type='multi_label_classification'",
+        )
         return nn.functional.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
 
     check_class_labels(labels, len(logits), num_labels)
     labels = labels.reshape(-1).long()
+    counted = labels != -100
     if config.classification_loss == "binary_cross_entropy":
-        counted = labels != -100
         targets = nn.functional.one_hot(labels.clamp(min=0), num_labels).to(logits.dtype)
         return _summed_bce(logits, targets, config.label_smoothing, counted)
-    return nn.functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+    # The mean by hand, because torch's is 0 / 0 where every sample is left out.
+    summed = nn.functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing, reduction="sum")
+    return summed / counted.sum().clamp(min=1)
 
 
 def _summed_bce(

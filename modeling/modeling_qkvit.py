@@ -21,7 +21,7 @@ from .attention_qkvit import QKViTAttention
 from .checks_qkvit import check_arguments, check_pixels, chosen_layers, masked_patches_from, token_mask_from
 from .embeddings_qkvit import QKViTEmbeddings
 from .layers_qkvit import QKViTLayer, QKViTResidual
-from .loading_qkvit import plain_load_errors
+from .loading_qkvit import load_checked, plain_load_errors
 from .losses_qkvit import classification_loss
 from .normalization_qkvit import make_norm
 from .outputs_qkvit import (
@@ -59,10 +59,17 @@ class QKViTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers loads it, with an `OSError` of one sentence where a file is missing or damaged."""
+        """As transformers loads it, with an error of one sentence where a file or tensor is missing or wrong."""
         has_config = kwargs.get("config") is not None
         with plain_load_errors(pretrained_model_name_or_path, kwargs.get("subfolder") or "", has_config):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            return load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+
+    def _refuse_patch_dropout(self, purpose: str) -> None:
+        if self.training and self.config.patch_drop_rate:
+            raise ValueError(
+                f"patch_drop_rate={self.config.patch_drop_rate} leaves out patches that {purpose} cannot do without;"
+                " set it to 0.0"
+            )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -154,7 +161,7 @@ class QKViTModel(QKViTPreTrainedModel):
         """
         check_arguments(kwargs)
         tokens, token_mask, rotation = self._embed(pixel_values, bool_masked_pos, attention_mask)
-        last_hidden_state, captured = self._encode(tokens, token_mask, rotation, output_attentions, output_qkv, kwargs)
+        last_hidden_state, captured = self._encode(tokens, token_mask, rotation, output_attentions, output_qkv)
         return QKViTModelOutput(
             last_hidden_state=last_hidden_state,
             pooler_output=self.pooler(last_hidden_state, token_mask) if self.pooler is not None else None,
@@ -187,7 +194,6 @@ class QKViTModel(QKViTPreTrainedModel):
         rotation: Any,
         output_attentions: Any,
         output_qkv: Any,
-        kwargs: dict[str, Any],
     ) -> tuple[torch.Tensor, dict[str, tuple]]:
         """All layers and the final normalisation; what was asked for of each layer, by name."""
         config = self.config
@@ -201,16 +207,15 @@ class QKViTModel(QKViTPreTrainedModel):
         hidden_states = self.pre_norm(tokens)
         maps, triples = [], []
         for index, layer in enumerate(self.layers):
-            hidden_states, weights, qkv = layer(
+            hidden_states, weights, *qkv = layer(
                 hidden_states,
                 attention_mask=attention_mask,
                 rotation=rotation,
                 token_mask=token_mask,
                 output_attentions=index in shown_maps,
-                **kwargs,
             )
             maps.append(weights)
-            triples.append(qkv if index in shown_qkv else (None, None, None))
+            triples.append(qkv if index in shown_qkv else [None, None, None])
 
         captured: dict[str, tuple] = {}
         if shown_maps:
@@ -265,6 +270,8 @@ class QKViTForImageClassification(QKViTPreTrainedModel):
         Args:
             labels: Integers (B,), or floats (B, labels) for soft or multi-label targets: `classification_loss`.
         """
+        if labels is not None and not self.num_labels:
+            raise ValueError("labels were given to a model with num_labels=0; pass a config with num_labels=10, say")
         outputs = self.qkvit(
             pixel_values,
             attention_mask=attention_mask,
@@ -322,11 +329,7 @@ class QKViTForMaskedImageModeling(QKViTPreTrainedModel):
 
         The loss, given with `bool_masked_pos`, is the mean absolute difference over the pixels of masked patches.
         """
-        if self.training and self.config.patch_drop_rate:
-            raise ValueError(
-                f"patch_drop_rate={self.config.patch_drop_rate} leaves patches out that are to be reconstructed; set"
-                " it to 0.0 for masked image modeling"
-            )
+        self._refuse_patch_dropout("masked image modeling")
         outputs = self.qkvit(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
@@ -380,6 +383,7 @@ class QKViTBackbone(BackboneMixin, QKViTModel):
         **kwargs: Any,
     ) -> QKViTBackboneOutput:
         """Feature maps of `config.out_features`; the arguments are those of `QKViTModel.forward`."""
+        self._refuse_patch_dropout("whole feature maps")
         outputs = QKViTModel.forward(  # not super(): BackboneMixin has a forward that only says to write one
             self,
             pixel_values,

@@ -54,11 +54,6 @@ def test_the_wheel_holds_every_module_of_every_folder(wheel):
     assert modules == expected
 
 
-def test_the_wheel_holds_every_recipe(wheel):
-    expected = {f"qkvit/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "training").rglob("*.yaml")}
-    assert {name for name in wheel.namelist() if name.endswith(".yaml")} == expected
-
-
 def test_the_wheel_says_that_it_is_typed(wheel):
     assert "qkvit/py.typed" in wheel.namelist()
 

@@ -224,7 +224,10 @@ NEVER = {
     ("problem_type",): st.one_of(no_number, st.booleans(), st.integers(), st.just("classification")),
     ("dtype",): st.sampled_from(["float33", "nn", ""]),
     ("id2label",): st.sampled_from(["cat", ["cat", "dog"], 3]),
-    ("output_attentions",): st.one_of(st.sampled_from(["all", [0.5], [99], [True], {}, -13, 12]), st.floats()),
+    ("label2id",): st.sampled_from(["cat", ["cat", "dog"], 3]),
+    ("return_dict",): st.one_of(no_number, no_real, st.none(), st.integers()),
+    ("output_hidden_states",): st.one_of(st.sampled_from(["all", [0.5], ["a"], {}]), st.floats()),
+    ("output_attentions",): st.one_of(st.sampled_from(["all", [0.5], [99], [True], (0, 99), {}, -13, 12]), st.floats()),
 }  # fmt: skip
 
 
@@ -278,6 +281,20 @@ def test_a_wrong_type_is_refused_when_a_field_is_set_later(raises_sentence, name
         ({"label_smoothing": 0.1, "problem_type": "multi_label_classification"}, ["label_smoothing=0.1", "0.0"]),
         ({"out_features": ["stage13"]}, ["out_features", "stage13", "stage12"]),
         ({"out_indices": 3}, ["out_indices=3", "list of integers"]),
+        ({"out_indices": [13]}, ["out_indices", "[13]", "stage12", "out_indices=[0, 12]"]),
+        ({"out_indices": [1, 1]}, ["duplicates", "[1, 1]", "out_features=['stem', 'stage12']"]),
+        ({"out_features": ["stage2", "stage1"]}, ["same order", "out_indices=[0, 12]"]),
+        ({"out_features": ["stage2"], "out_indices": [1]}, ["same stages", "out_indices=[0, 12]"]),
+        ({"id2label": {"x": "a"}}, ["id2label={'x': 'a'}", "'x'", "no integer"]),
+        ({"num_labels": 5, "id2label": {0: "a", 1: "b"}}, ["num_labels=5", "id2label={0: 'a', 1: 'b'}", "one of them"]),
+        ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 1, "b": 0}}, ["label2id={'a': 1, 'b': 0}", "leave label2id"]),
+        ({"label_smoothing": 0.1, "num_labels": 1}, ["label_smoothing=0.1", "num_labels=1"]),
+        ({"classification_loss": "binary_cross_entropy", "problem_type": "regression"}, ["binary", "'regression'"]),
+        (
+            {"classification_loss": "binary_cross_entropy", "problem_type": "multi_label_classification"},
+            ["classification_loss='binary_cross_entropy'", "multi_label"],
+        ),
+        ({"per_layer_config": {0: {"hidden_size": 3}}}, ["per_layer_config={0:", "not supported", "leave it out"]),
     ],
 )  # fmt: skip
 def test_fields_that_do_not_go_together_are_refused_with_what_would_do(raises_sentence, fields, words):
@@ -285,9 +302,58 @@ def test_fields_that_do_not_go_together_are_refused_with_what_would_do(raises_se
         QKViTConfig(**fields)
 
 
-def test_a_stage_that_the_model_does_not_have_is_refused_with_those_it_has():
-    with pytest.raises(ValueError, match=r"out_indices must be valid indices.*'stage12'.*13"):
-        QKViTConfig(out_indices=[13])
+def test_labels_are_taken_as_names_too_as_json_has_them():
+    config = QKViTConfig(num_labels=2, id2label={"0": "a", "1": "b"}, label2id={"a": "0", "b": "1"})
+    assert config.id2label == {0: "a", 1: "b"}
+
+
+def test_chosen_layers_may_come_as_a_tuple():
+    assert QKViTConfig(output_attentions=(0, -1)).output_attentions == [0, -1]
+    config = QKViTConfig()
+    config.output_attentions = (1,)
+    assert config.output_attentions == [1]
+
+
+@pytest.mark.parametrize("saved", [{"num_labels": 5}, {}, {"id2label": {0: "a", 1: "b", 2: "c"}}])
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({"num_labels": 4}, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"]),
+        ({"id2label": {"0": "x", "1": "y"}, "label2id": {"x": "0", "y": "1"}}, ["x", "y"]),
+        ({"id2label": {0: "x"}, "num_labels": 1}, ["x"]),
+    ],
+)
+def test_labels_given_when_a_file_is_loaded_replace_the_files(tmp_path, saved, given, names):
+    QKViTConfig(**saved).save_pretrained(tmp_path)
+    config = QKViTConfig.from_pretrained(tmp_path, **given)
+    assert config.id2label == dict(enumerate(names))
+    assert config.num_labels == len(names)
+
+
+def test_the_files_names_stay_where_the_number_of_labels_does(tmp_path):
+    QKViTConfig(id2label={0: "a", 1: "b", 2: "c"}).save_pretrained(tmp_path)
+    assert QKViTConfig.from_pretrained(tmp_path, num_labels=3).id2label == {0: "a", 1: "b", 2: "c"}
+
+
+def test_names_set_on_a_configuration_come_back_from_its_file(tmp_path):
+    config = QKViTConfig(num_labels=3)
+    config.id2label = {0: "a", 1: "b", 2: "c"}  # and label2id is left as it was
+    config.save_pretrained(tmp_path)
+    assert QKViTConfig.from_pretrained(tmp_path).id2label == config.id2label
+
+
+@pytest.mark.parametrize("text", ["[1]", "3", "null", '"config"', "{", "", "{'a': 1}"])
+def test_a_file_that_is_no_json_object_is_refused(raises_sentence, tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    for source in (tmp_path, path):
+        with raises_sentence(OSError, str(path), "copy, download or save it again"):
+            QKViTConfig.from_pretrained(source)
+
+
+def test_an_empty_folder_is_refused(raises_sentence, tmp_path):
+    with raises_sentence(OSError, str(tmp_path), "no config.json", "save_pretrained"):
+        QKViTConfig.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -336,3 +402,16 @@ def test_fields_that_no_longer_go_together_are_not_saved(raises_sentence, tiny_c
     config.image_size = 17
     with raises_sentence(ValueError, "image_size 17"):
         config.save_pretrained(tmp_path)
+
+
+def test_the_backbone_s_last_stage_follows_a_depth_that_is_changed_on_loading(tiny_config, tmp_path):
+    tiny_config(num_hidden_layers=4).save_pretrained(tmp_path)
+    config = QKViTConfig.from_pretrained(tmp_path, num_hidden_layers=2)
+    config.save_pretrained(tmp_path)  # validates, as making a model does
+    assert config.out_features == ["stage2"]
+    assert QKViTConfig.from_pretrained(tmp_path).stage_names == ["stem", "stage1", "stage2"]
+
+
+def test_chosen_stages_are_saved(tiny_config, tmp_path):
+    tiny_config(out_features=["stage1", "stage3"]).save_pretrained(tmp_path)
+    assert QKViTConfig.from_pretrained(tmp_path).out_indices == [1, 3]

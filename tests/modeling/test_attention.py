@@ -134,7 +134,7 @@ def seen(request) -> torch.Tensor | None:
 def test_every_implementation_computes_the_formula(tiny_config, tokens, seen, implementation, variant):
     attention = make_attention(tiny_config, implementation, **VARIANTS[variant])
     expected = reference(attention, tokens, seen)
-    output, weights, (query, key, value) = run(attention, tokens, seen)
+    output, weights, query, key, value = run(attention, tokens, seen)
     found = {"output": output, "map": weights, "query": query, "key": key, "value": value}
     for name, tensor in found.items():
         torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-4, atol=2e-5, msg=name)
@@ -145,7 +145,7 @@ def test_every_implementation_computes_the_formula(tiny_config, tokens, seen, im
 @pytest.mark.usefixtures("uncompiled_flex")
 def test_what_is_returned_fits_together(tiny_config, tokens, seen, implementation, variant):
     attention = make_attention(tiny_config, implementation, **VARIANTS[variant])
-    output, weights, (query, key, value) = run(attention, tokens, seen)
+    output, weights, query, key, value = run(attention, tokens, seen)
     scores = attention.scaling * query @ key.transpose(-1, -2)
     if seen is not None:
         scores = scores.masked_fill(~seen[:, None, None], -math.inf)
@@ -282,9 +282,30 @@ def test_a_key_bias_changes_nothing_and_gets_no_gradient(tiny_config, tokens):
 def test_attention_dropout_is_of_training_alone_and_leaves_the_returned_map_whole(tiny_config, tokens):
     for implementation in ("eager", "sdpa"):
         attention = make_attention(tiny_config, implementation, attention_probs_dropout_prob=0.5)
-        quiet, weights, _ = attention(tokens, output_attentions=True)
+        quiet, weights, *_ = attention(tokens, output_attentions=True)
         assert torch.equal(quiet, attention(tokens)[0])
         attention.train()
-        noisy, weights_in_training, _ = attention(tokens, output_attentions=True)
+        noisy, weights_in_training, *_ = attention(tokens, output_attentions=True)
         assert not torch.allclose(noisy, quiet)
         assert torch.equal(weights_in_training, weights)
+
+
+def test_the_map_of_16_bit_queries_is_finite_where_their_scores_overflow():
+    # A score of 100 * 100 * 8 * 8^-0.5 fits into float16, and the product before scaling does not.
+    query = torch.full((1, 1, 2, 8), 100.0, dtype=torch.float16)
+    key = torch.stack([query[0, 0, 0], -query[0, 0, 0]])[None, None]
+    assert torch.equal(attention_map(query, key, scaling=8**-0.5)[0, 0, 0], torch.tensor([1.0, 0.0]).half())
+
+
+def test_the_map_of_bfloat16_queries_is_that_of_float64():
+    query, key, _ = random_qkv(0)
+    query, key = (8 * query).bfloat16(), key.bfloat16()
+    exact = (query.double() @ key.double().mT * 8**-0.5).softmax(-1)
+    torch.testing.assert_close(attention_map(query, key, 8**-0.5).double(), exact, rtol=2**-8, atol=1e-6)
+
+
+def test_the_map_under_autocast_is_computed_in_float32():
+    query, key, _ = random_qkv(0, torch.float32)
+    expected = attention_map(8 * query, key, 8**-0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attention_map(8 * query, key, 8**-0.5), expected)

@@ -173,3 +173,32 @@ def test_true_chooses_every_layer_and_nothing_chooses_none():
 def test_a_layer_that_does_not_exist(raises_sentence, model, pixels, argument, choice):
     with raises_sentence(ValueError, argument, "from -3 to 2"):
         model(pixels, **{argument: choice})
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (torch.tensor([[0.0] * 8 + [-10_000.0] * 8]), "negative"),
+        ([1] * 16, "list"),
+    ],
+)
+def test_a_mask_of_another_convention_is_refused(tiny_model, raises_sentence, mask, words):
+    with raises_sentence(ValueError, "attention_mask", words):
+        tiny_model()(torch.rand(1, 3, 16, 16), attention_mask=mask)
+
+
+def test_a_mask_that_hides_all_of_an_image_is_refused(tiny_model, raises_sentence):
+    model = tiny_model(use_class_token=False, pooling="mean")
+    with raises_sentence(ValueError, "attention_mask", "every token"):
+        model(torch.rand(1, 3, 16, 16), attention_mask=torch.zeros(1, 16))
+
+
+@pytest.mark.parametrize("argument", ["is_causal", "position_ids", "output_router_logits", "output_atentions"])
+def test_arguments_that_would_do_nothing_or_something_else_are_refused(tiny_model, argument):
+    with pytest.raises(TypeError, match=argument):
+        tiny_model()(torch.rand(1, 3, 16, 16), **{argument: True})
+
+
+def test_a_backbone_refuses_to_drop_patches_in_training(tiny_model, raises_sentence):
+    with raises_sentence(ValueError, "patch_drop_rate=0.5"):
+        tiny_model(QKViTBackbone, patch_drop_rate=0.5).train()(torch.rand(1, 3, 16, 16))

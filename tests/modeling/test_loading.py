@@ -293,27 +293,82 @@ def test_a_wrong_field_in_the_configuration_file(raises_sentence, folder, load, 
         load(folder)
 
 
-def test_a_configuration_file_that_is_no_json(folder, load):
-    (folder / "config.json").write_text((folder / "config.json").read_text()[:50])
-    with pytest.raises(OSError, match=r"config\.json' is not a valid JSON file"):
+@pytest.mark.parametrize("text", ["[1]", "3", '{"model_type": "qkvit",', ""])
+@pytest.mark.parametrize("model_class", [QKViTModel, QKViTForImageClassification])
+def test_a_configuration_file_that_is_no_json_object(raises_sentence, folder, model_class, text):
+    (folder / "config.json").write_text(text)
+    with raises_sentence(OSError, str(folder / "config.json"), "copy, download or save it again"):
+        model_class.from_pretrained(folder)
+
+
+def test_a_folder_that_is_not_here_while_the_hub_does_not_answer(raises_sentence):
+    words = ("'nodir' is no folder here", "Hub does not answer", "save_pretrained")
+    with raises_sentence(OSError, *words), plain_load_errors("nodir"):
+        raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheck your connection.")
+
+
+# ---- tensors that do not fit
+
+
+def change(folder: Path, **tensors: torch.Tensor | None) -> None:
+    """Give tensors of a saved model other values; None takes one out."""
+    changed = load_file(folder / "model.safetensors") | {name.replace("__", "."): new for name, new in tensors.items()}
+    kept = {name: tensor for name, tensor in changed.items() if tensor is not None}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_missing_tensor_is_named_with_how_many_are_missing(raises_sentence, folder, load):
+    change(folder, qkvit__norm__weight=None, qkvit__norm__bias=None, qkvit__norm__wait=torch.ones(32))
+    words = (str(folder), "norm.bias", "one of 2 missing tensors", "copy, download or save")
+    with raises_sentence(OSError, *words):
         load(folder)
+    model, report = QKViTForImageClassification.from_pretrained(
+        folder, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    assert set(report["missing_keys"]) == {"qkvit.norm.weight", "qkvit.norm.bias"}
+    assert set(report["unexpected_keys"]) == {"qkvit.norm.wait"}
+    assert torch.equal(model.qkvit.norm.weight, torch.ones(32))
 
 
-# ---- tensors that do not fit: transformers' own report
+def test_the_report_is_given_to_who_asks_for_it(saved):
+    model, report = AutoModelForImageClassification.from_pretrained(saved, output_loading_info=True)
+    assert type(model) is QKViTForImageClassification
+    assert not report["missing_keys"]
 
 
-def test_missing_and_unexpected_tensors_are_reported_by_name(folder, caplog):
-    tensors = load_file(folder / "model.safetensors")
-    tensors["qkvit.norm.wait"] = tensors.pop("qkvit.norm.weight")
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    _, report = QKViTForImageClassification.from_pretrained(folder, output_loading_info=True)
-    assert list(report["missing_keys"]) == ["qkvit.norm.weight"]
-    assert list(report["unexpected_keys"]) == ["qkvit.norm.wait"]
+@pytest.mark.parametrize("source", [*HEADS, QKViTBackbone])
+@pytest.mark.parametrize("target", [*HEADS, QKViTBackbone])
+@pytest.mark.parametrize("fields", [{}, EVERYTHING, {"pooling": "attention"}], ids=["plain", "everything", "pooled"])
+def test_every_model_loads_from_every_other(tiny_model, tmp_path, source, target, fields):
+    model = tiny_model(source, **fields)
+    model.save_pretrained(tmp_path)
+    loaded = target.from_pretrained(tmp_path)
+    assert_same_weights(loaded.base_model.layers, model.base_model.layers)
 
 
-def test_a_tensor_of_another_shape_is_an_error(folder, load):
-    tensors = load_file(folder / "model.safetensors")
-    tensors["qkvit.norm.weight"] = torch.ones(33)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+def test_a_state_dict_in_hand_may_lack_tensors(saved):
+    config = QKViTModel.from_pretrained(saved).config
+    model = QKViTModel.from_pretrained(None, config=config, state_dict={"norm.weight": torch.full((32,), 2.0)})
+    assert (model.norm.weight == 2).all()
+
+
+def test_a_classifier_for_other_labels_is_refused_with_the_way_out(raises_sentence, saved):
+    for load in (QKViTForImageClassification.from_pretrained, AutoModelForImageClassification.from_pretrained):
+        words = ("classifier.bias", "(7,) in the model", "ignore_mismatched_sizes=True to start with a new classifier")
+        with raises_sentence(RuntimeError, *words) as caught:
+            load(saved, num_labels=7)
+        assert isinstance(caught.value.__cause__, RuntimeError)
+        assert load(saved, num_labels=7, ignore_mismatched_sizes=True).classifier.out_features == 7
+
+
+def test_learned_positions_for_another_size_are_refused_with_the_way_out(raises_sentence, saved):
+    words = ("embeddings.position_embeddings", "in the file", "leave image_size out")
+    with raises_sentence(RuntimeError, *words):
+        QKViTForImageClassification.from_pretrained(saved, image_size=32)
+
+
+def test_a_tensor_of_another_shape_is_an_error(raises_sentence, folder, load):
+    change(folder, qkvit__norm__weight=torch.ones(33))
+    words = ("norm.weight", "(33,) in the file", "(32,) in the model", "another configuration", str(folder))
+    with raises_sentence(RuntimeError, *words):
         load(folder)

@@ -180,3 +180,21 @@ def test_the_model_gives_the_loss_of_its_logits(tiny_model, pixels):
     out = model(pixels, labels=labels)
     torch.testing.assert_close(out.loss, torch.nn.functional.cross_entropy(out.logits, labels, label_smoothing=0.2))
     assert model(pixels).loss is None
+
+
+def test_soft_targets_that_do_not_sum_to_one_name_the_multi_label_problem_type(tiny_config, raises_sentence):
+    labels = torch.tensor([[1.0, 1.0, 0.0, 0.0, 0.0]])
+    with raises_sentence(ValueError, "2.0", "multi_label_classification"):
+        classification_loss(torch.zeros(1, 5), labels, tiny_config(num_labels=5))
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "binary_cross_entropy"])
+def test_a_batch_without_a_counted_sample_has_a_loss_of_zero(tiny_config, kind):
+    config = tiny_config(num_labels=5, classification_loss=kind)
+    assert classification_loss(torch.zeros(2, 5), torch.tensor([-100, -100]), config) == 0
+
+
+def test_labels_for_a_model_without_labels_are_refused(tiny_config, raises_sentence):
+    model = QKViTForImageClassification(tiny_config(num_labels=0))
+    with raises_sentence(ValueError, "num_labels=0"):
+        model(torch.rand(1, 3, 16, 16), labels=torch.tensor([0]))

@@ -276,3 +276,13 @@ def test_the_padding_of_a_batch_is_as_if_it_were_not_there(tiny_model):
     wide = tiny_model(position_embedding="sincos2d", pooling="mean", use_class_token=False, image_size=16)
     wide.load_state_dict(model.state_dict())
     torch.testing.assert_close(wide(padded, attention_mask=mask).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_queries_have_gradients_under_gradient_checkpointing(tiny_model, use_reentrant):
+    model = tiny_model().train()
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    images = torch.rand(2, 3, 16, 16, requires_grad=True)
+    out = model(images, output_qkv=True)
+    out.queries[-1].square().sum().backward()
+    assert images.grad is not None and images.grad.abs().max() > 0
