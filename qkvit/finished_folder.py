@@ -30,7 +30,7 @@ def check_target(folder: Path, *, marker: str, force: bool, what: str) -> None:
             if not force:
                 raise UserError(
                     f"{folder} holds the result of an earlier {what}; pass --force to replace it, or --output for"
-                    " another folder"
+                    ' another folder (with make: ARGS="--force")'
                 )
         elif any(folder.iterdir()):
             raise UserError(

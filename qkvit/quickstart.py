@@ -30,7 +30,8 @@ from .finished_folder import check_target, finished_folder
 from .quickstart_report import accuracy_table, facts_table, farewell, write_facts
 from .version import __version__
 
-NEEDED = ("accelerate", "matplotlib", "mlxtend", "sklearn")
+# Module -> package.
+NEEDED = {"accelerate": "accelerate", "matplotlib": "matplotlib", "mlxtend": "mlxtend", "sklearn": "scikit-learn"}
 RECORD = "run.json"
 SHOWN_DIGITS = (0, 2, 4, 7, 8)  # one of each in the pictures of attention
 DISSECTED_DIGIT = 4  # the one whose queries, keys and values are drawn
@@ -62,11 +63,12 @@ def run_quickstart(output: Path, *, seed: int = 0, force: bool = False, quick: b
     return record
 
 
-def check_packages(names: tuple[str, ...]) -> None:
-    """Refuse to start when a package that is needed later is missing."""
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
+def check_packages(needed: dict[str, str]) -> None:
+    """Refuse to start when a package that is needed later is missing; `needed` is module -> package."""
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f'{", ".join(missing)} cannot be imported; run: pip install "qkvit[quickstart]"')
+        packages = " ".join(needed[name] for name in missing)
+        raise UserError(f"{', '.join(missing)} cannot be imported; run: pip install {packages}")
 
 
 @contextmanager

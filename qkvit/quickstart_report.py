@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def farewell(output: Path, record: dict[str, Any]) -> str:
     lines = [
         f"\nDone in {minutes} min {seconds} s. In {output.absolute()}:",
         table(contents, left=2),
-        "\nTry next, in Python:",
+        f"\nTry next, in {sys.executable}:",
         "  from transformers import pipeline",
         f'  classify = pipeline("image-classification", "{output / "model"}", trust_remote_code=True)',
         f'  print(classify("{output / "digits" / "7.png"}"))',

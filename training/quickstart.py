@@ -19,7 +19,7 @@ from ..modeling import QKViTForImageClassification
 from .digits import IMAGE_SIZE, Digits, DigitsDataset, as_it_is
 from .progress import ProgressBar
 
-EPOCHS = 50
+EPOCHS = 40
 
 
 def quickstart_config() -> QKViTConfig:

@@ -49,6 +49,6 @@ def test_a_model_that_does_not_load_is_an_error(saved, tmp_path):
 
 
 def test_packages_that_are_there_are_not_asked_for():
-    check_packages(("torch", "json"))
+    check_packages({"torch": "torch", "json": "json"})
     with pytest.raises(UserError, match="not_a_package cannot be imported"):
-        check_packages(("torch", "not_a_package"))
+        check_packages({"torch": "torch", "not_a_package": "its-name"})
