@@ -4,6 +4,7 @@ Commands import what is heavy when they run, and raise `UserError` for what a us
 """
 
 import errno
+import os
 import signal
 import sys
 from typing import Annotated, Any, NoReturn
@@ -69,6 +70,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _stop(number: int, frame: Any) -> NoReturn:
+    os.write(2, b"\nstopped\n")  # print may be at work already
     sys.exit(128 + number)
 
 
