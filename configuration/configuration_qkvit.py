@@ -339,7 +339,9 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"model_type={shown(model_type)} is another kind of model than {cls.model_type!r}; load it with"
                 " AutoModel or its own class"
             )
-        given = {name: kwargs.pop(name) for name in ("num_labels", "id2label", "label2id") if name in kwargs}
+        given: dict[str, Any] = {
+            name: kwargs.pop(name) for name in ("num_labels", "id2label", "label2id") if name in kwargs
+        }
         return super().from_dict(cls._with_labels(config_dict, given), **kwargs)
 
     @staticmethod

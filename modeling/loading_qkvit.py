@@ -73,7 +73,7 @@ def _sentence(name_or_path: str, subfolder: str, has_config: bool, error: Except
 # ---- tensors that do not fit
 
 
-def load_checked(load: Callable[..., tuple[Any, dict]], name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+def load_checked(load: Callable[..., Any], name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
     """What `from_pretrained` gives, if the file's tensors are the model's.
 
     Args:
