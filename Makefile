@@ -1,7 +1,7 @@
 # make run    a clean checkout to results: installs into .venv, then runs `qkvit quickstart`
 # make help   everything else
 #
-# A machine needs Python 3.10 or newer and make. Arguments: make run ARGS="--force", make test ARGS="-k rollout -n 2".
+# A machine needs Python 3.10 or newer and make. Arguments: make run ARGS="--force", make test ARGS="-k attention -n 2".
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,7 +20,7 @@ help: ## show this list
 run: $(VENV)/.installed-quickstart ## install what is needed, then run the quickstart (ARGS="--force" is passed on)
 	$(BIN)/qkvit quickstart $(ARGS)
 
-test: $(VENV)/.installed-dev ## run the tests (ARGS="-k rollout -n 2" is passed on to pytest)
+test: $(VENV)/.installed-dev ## run the tests (ARGS="-k attention -n 2" is passed on to pytest)
 	$(BIN)/pytest $(ARGS)
 
 lint: $(VENV)/.installed-dev ## check style with ruff

@@ -80,7 +80,9 @@ def draw_attention(
     for column, name in enumerate(["input", *(f"head {head}" for head in range(num_heads))]):
         axes[0][column].set_title(name, fontsize=9)
     colour_bar = figure.colorbar(shown, cax=colour_axes, extend="max")
-    colour_bar.set_label(f"weight of a patch (all alike: {1 / layout.num_tokens:.2f})", fontsize=8)
+    colour_bar.set_label(
+        f"weight of a patch ({1 / layout.num_tokens:.2f}: equal weight on all {layout.num_tokens} tokens)", fontsize=8
+    )
     colour_bar.ax.tick_params(labelsize=7)
     colour_bar.outline.set_visible(False)
     figure.savefig(path, dpi=DOTS_PER_INCH, facecolor="white", metadata={"Description": provenance})

@@ -5,6 +5,7 @@
 
 All three have the same sizes, see the same images and take turns, so that a machine whose speed drifts slows all of
 them; what is compared is the ratio of a round's times. A ratio is a peer's time over QKViT's: above 1, QKViT is faster.
+"control" is a second QKViT: a difference that is not larger than the control's is noise.
 The share of the matrix rate is the model's matrix products (2 mnk each, three times that in training) over the time,
 against a large matrix product measured in the same run.
 """
@@ -66,7 +67,11 @@ def logits_of(output: object) -> torch.Tensor:
 
 
 def makers() -> dict[str, Callable[[str], nn.Module]]:
-    found: dict[str, Callable[[str], nn.Module]] = {"qkvit": make_qkvit, "transformers": make_transformers}
+    found: dict[str, Callable[[str], nn.Module]] = {
+        "qkvit": make_qkvit,
+        "transformers": make_transformers,
+        "control": make_qkvit,  # the same again: what its ratio differs from 1 by is noise
+    }
     try:
         import timm  # noqa: F401
 
