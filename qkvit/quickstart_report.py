@@ -12,7 +12,7 @@ from .tables import table
 # Fields of HeadFacts, and how they are called on the screen.
 COLUMNS = {
     "entropy": "entropy",
-    "entropy_share": "of log N",
+    "entropy_share": "/ log N",
     "distance": "distance",
     "on_class_token": "on class",
     "on_itself": "on itself",
@@ -62,11 +62,13 @@ def facts_table(trained: list[Any], untrained: list[Any], uniform: dict[str, flo
     """The facts of every head, the means over an untrained model's heads, and a head that looks at all tokens alike."""
     rows = [["", *COLUMNS.values()]]
     rows += [[f"layer {fact.layer}, head {fact.head}", *_numbers(dataclasses.asdict(fact))] for fact in trained]
-    rows.append(["untrained model", *_numbers(_means(untrained))])
-    rows.append(["all tokens alike", *_numbers(uniform)])
+    rows.append(["untrained, mean", *_numbers(_means(untrained))])
+    rows.append(["equal weights", *_numbers(uniform)])
     explanation = (
-        f"  Means over {trained[0].images:,} held-out digits. Entropy in nats: low where a token looks at few others.\n"
-        "  Distance from a patch to the patches it looks at, in patches; its weight on the class token and on itself."
+        f"  Means over {trained[0].images:,} held-out digits. Entropy in nats, over all tokens: low where a token looks at"
+        " few others.\n  From the patches: the distance to the patches they look at, in patches; the weight on the class"
+        " token and\n  on themselves. The last two lines are for comparison: an untrained model, and equal weights on all"
+        " tokens."
     )
     return f"{table(rows)}\n{explanation}"
 
@@ -104,7 +106,7 @@ def farewell(output: Path, record: dict[str, Any]) -> str:
     lines = [
         f"\nDone in {minutes} min {seconds} s. In {output.absolute()}:",
         table(contents, left=2),
-        f"\nTry next, in {sys.executable}:",
+        f"\nTry next: start {sys.executable} and type",
         "  from transformers import pipeline",
         f'  classify = pipeline("image-classification", "{output / "model"}", trust_remote_code=True)',
         f'  print(classify("{output / "digits" / "7.png"}"))',
