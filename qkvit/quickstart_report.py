@@ -65,9 +65,9 @@ def facts_table(trained: list[Any], untrained: list[Any], uniform: dict[str, flo
     rows.append(["untrained, mean", *_numbers(_means(untrained))])
     rows.append(["equal weights", *_numbers(uniform)])
     explanation = (
-        f"  Means over {trained[0].images:,} held-out digits. Entropy in nats, over all tokens: low where they look at few.\n"
-        "  From the patches: the distance to the patches they look at, in patches; the weight on the class token and on\n"
-        "  themselves. The last two lines are for comparison: an untrained model, and equal weights on all tokens."
+        f"  Means over {trained[0].images:,} held-out digits. Entropy in nats: low where a token looks at few others."
+        "\n  From the patches: the distance to the patches they look at, in patches; the weight on the class token"
+        "\n  and on themselves. For comparison, an untrained model, and equal weights on all tokens."
     )
     return f"{table(rows)}\n{explanation}"
 
