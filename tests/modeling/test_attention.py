@@ -160,7 +160,7 @@ def test_what_is_returned_fits_together(tiny_config, tokens, seen, implementatio
 def test_compiled_flex_attention_computes_the_formula(tiny_config, tokens):
     seen = torch.arange(14) < torch.tensor([[9], [14]])
     attention = make_attention(tiny_config, "flex_attention", qk_norm=True)
-    output, weights, _ = run(attention, tokens, seen)
+    output, weights, *_ = run(attention, tokens, seen)
     expected = reference(attention, tokens, seen)
     torch.testing.assert_close(output.double(), expected["output"], rtol=1e-4, atol=2e-5)
     torch.testing.assert_close(weights.double(), expected["map"], rtol=1e-4, atol=2e-5)

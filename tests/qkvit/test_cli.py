@@ -127,7 +127,14 @@ def test_a_defect_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
 def test_a_run_that_is_stopped_with_ctrl_c_leaves_nothing(tmp_path):
     command = [sys.executable, "-m", "qkvit", "quickstart", "--output", str(tmp_path / "run")]
     with subprocess.Popen(
-        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A process whose parent runs in the background is born deaf to ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         for line in process.stdout:
             if line.startswith("Training"):
@@ -209,7 +216,7 @@ def test_a_run_has_facts_about_every_head(finished):
 
 def test_what_to_try_next_works(finished):
     folder, done = finished
-    code = done.stdout.partition("in Python:\n")[2].partition("\n\n")[0]
+    code = done.stdout.partition(" and type\n")[2].partition("\n\n")[0]
     tried = subprocess.run(
         [sys.executable, "-c", "\n".join(line.strip() for line in code.splitlines())],
         cwd=folder,
