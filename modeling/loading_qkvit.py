@@ -20,7 +20,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 AGAIN = "copy, download or save it again"
 _HEAD = re.compile(r"^(distillation_)?classifier\.")
-_OF_A_HEAD = re.compile(r"^(distillation_)?classifier\.|^decoder\.|(^|\.)pooler\.|(^|\.)mask_token$")
+_OF_THE_BASE = re.compile(r"^(qkvit\.)?(embeddings|pre_norm|layers|norm)\.")  # a head, also a user's own, may be new
 _FILE_ERRORS = (OSError, RuntimeError, SafetensorError)
 _INDEX_ERRORS = (json.JSONDecodeError, KeyError, TypeError, AttributeError)  # what a damaged index leads to
 
@@ -81,7 +81,7 @@ def load_checked(load: Callable[..., Any], name_or_path: Any, *args: Any, **kwar
 
     Raises:
         RuntimeError: a tensor has another shape, as where transformers raises it.
-        OSError: one is missing that is not a head's.
+        OSError: one of the base model is missing, and the caller did not ask for `output_loading_info`.
     """
     wants_info = kwargs.pop("output_loading_info", False)
     try:
@@ -92,7 +92,7 @@ def load_checked(load: Callable[..., Any], name_or_path: Any, *args: Any, **kwar
         # transformers names the shapes in its log alone: they are asked for again.
         _, info = load(name_or_path, *args, output_loading_info=True, **{**kwargs, "ignore_mismatched_sizes": True})
         raise RuntimeError(_mismatched(name_or_path, info["mismatched_keys"])) from error
-    if not _may_lack_tensors(model, kwargs):
+    if not wants_info and not _may_lack_tensors(model, kwargs):  # who asks for the report sees what is missing
         _refuse_missing(name_or_path, info["missing_keys"])
     return (model, info) if wants_info else model
 
@@ -121,7 +121,7 @@ def _may_lack_tensors(model: Any, kwargs: dict[str, Any]) -> bool:
 
 
 def _refuse_missing(name_or_path: Any, names: Any) -> None:
-    missing = sorted(name for name in names if not _OF_A_HEAD.search(name))
+    missing = sorted(name for name in names if _OF_THE_BASE.search(name) and not name.endswith("mask_token"))
     if missing:
         lacks = f"{name_or_path} lacks {missing[0]}, one of {len(missing)} missing tensors"
         way_out = f"{AGAIN}, or pass ignore_mismatched_sizes=True to start what is missing anew"

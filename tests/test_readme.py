@@ -41,3 +41,11 @@ def test_a_readme_opens_with_the_two_commands():
         first = without_comments(blocks(name, "bash")[0])
         assert first == ["make run", "make test"]
         assert blocks(name, "bash")[1].startswith("pip install")
+
+
+def test_no_page_has_a_blank_left_to_fill_in():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    blanks = [
+        f"{page.name}: {blank}" for page in pages for blank in re.findall(r"@[A-Z_0-9]+@", page.read_text("utf-8"))
+    ]
+    assert not blanks

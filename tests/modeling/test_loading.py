@@ -372,3 +372,22 @@ def test_a_tensor_of_another_shape_is_an_error(raises_sentence, folder, load):
     words = ("norm.weight", "(33,) in the file", "(32,) in the model", "another configuration", str(folder))
     with raises_sentence(RuntimeError, *words):
         load(folder)
+
+
+def test_who_asks_for_the_report_is_told_what_is_missing_and_not_refused(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["qkvit.layers.0.attention.q_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _, info = QKViTForImageClassification.from_pretrained(folder, output_loading_info=True)
+    assert info["missing_keys"] == {"qkvit.layers.0.attention.q_proj.weight"}
+
+
+class WithAHeadOfItsOwn(QKViTForImageClassification):
+    def __init__(self, config):
+        super().__init__(config)
+        self.segmentation_head = torch.nn.Sequential(torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
+        self.post_init()
+
+
+def test_a_head_of_the_user_s_own_may_be_new(folder):
+    assert WithAHeadOfItsOwn.from_pretrained(folder).segmentation_head[1].out_features == 2
