@@ -291,8 +291,8 @@ def test_attention_dropout_is_of_training_alone_and_leaves_the_returned_map_whol
 
 
 def test_the_map_of_16_bit_queries_is_finite_where_their_scores_overflow():
-    # A score of 100 * 100 * 8 * 8^-0.5 fits into float16, and the product before scaling does not.
-    query = torch.full((1, 1, 2, 8), 100.0, dtype=torch.float16)
+    # The score, 200 * 200 * 8 * 8^-0.5 = 113,137, is beyond float16.
+    query = torch.full((1, 1, 2, 8), 200.0, dtype=torch.float16)
     key = torch.stack([query[0, 0, 0], -query[0, 0, 0]])[None, None]
     assert torch.equal(attention_map(query, key, scaling=8**-0.5)[0, 0, 0], torch.tensor([1.0, 0.0]).half())
 
