@@ -12,8 +12,11 @@ PACKAGES = {
     "qkvit": "qkvit",
     "qkvit.configuration": "configuration",
     "qkvit.modeling": "modeling",
+    "qkvit.modeling.families": "modeling/families",
+    "qkvit.data": "data",
     "qkvit.training": "training",
     "qkvit.analysis": "analysis",
+    "qkvit.analysis.statistics": "analysis/statistics",
 }
 
 # Files that are not modules and travel in the wheel.

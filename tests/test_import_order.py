@@ -1,4 +1,4 @@
-"""Who may import whom: configuration <- modeling <- analysis, training, sharing <- study <- qkvit."""
+"""Who may import whom: configuration <- modeling, data <- analysis, training, sharing <- study <- qkvit."""
 
 import ast
 import textwrap
@@ -14,11 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "configuration": set(),
     "modeling": {"configuration"},
-    "analysis": {"configuration", "modeling"},
-    "training": {"configuration", "modeling"},
-    "sharing": {"configuration", "modeling"},
-    "study": {"configuration", "modeling", "analysis", "training", "sharing"},
-    "qkvit": {"configuration", "modeling", "analysis", "training", "sharing", "study"},
+    "data": {"configuration"},
+    "analysis": {"configuration", "modeling", "data"},
+    "training": {"configuration", "modeling", "data"},
+    "sharing": {"configuration", "modeling", "data"},
+    "study": {"configuration", "modeling", "data", "analysis", "training", "sharing"},
+    "qkvit": {"configuration", "modeling", "data", "analysis", "training", "sharing", "study"},
 }
 
 

@@ -1,0 +1,1 @@
+"""Exact statistics of attention, without an N x N matrix."""
