@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("configuration", "modeling", "analysis", "training", "study", "sharing", "qkvit")
+FOLDERS = ("configuration", "modeling", "data", "analysis", "training", "study", "sharing", "qkvit")
 
 
 def module_names() -> list[str]:
