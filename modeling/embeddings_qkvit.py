@@ -33,7 +33,7 @@ def cut_patches(pixel_values: torch.Tensor, patch_size: tuple[int, int]) -> torc
 class QKViTEmbeddings(nn.Module):
     """Tokens, in this order: class token, distillation token, registers, patches row by row.
 
-    Learned positions cover the class and the distillation token too (as ViT and DeiT have it), registers never.
+    `config.position_coverage` says which of those before the patches learned positions cover too.
     """
 
     def __init__(self, config: Any, use_mask_token: bool = False) -> None:
@@ -48,12 +48,12 @@ class QKViTEmbeddings(nn.Module):
             return nn.Parameter(torch.zeros(1, count, width)) if wanted and count else None
 
         patch_values = config.num_channels * self.patch_size[0] * self.patch_size[1]
-        self.patch_projection = nn.Linear(patch_values, width)
+        self.patch_projection = nn.Linear(patch_values, width, bias=config.patch_bias)
         self.class_token = token(1, config.use_class_token)
         self.distillation_token = token(1, config.use_distillation_token)
         self.register_tokens = token(config.num_register_tokens, True)
-        self.mask_token = token(1, use_mask_token)
-        self.num_placed_tokens = int(config.use_class_token) + int(config.use_distillation_token)
+        self.mask_token = token(1, use_mask_token or config.use_mask_token)
+        self.num_placed_tokens = config.num_placed_tokens
         num_positions = self.num_placed_tokens + self.trained_grid[0] * self.trained_grid[1]
         self.position_embeddings = token(num_positions, config.position_embedding == "learned")
         self.dropout = nn.Dropout(config.hidden_dropout_prob) if config.hidden_dropout_prob else nn.Identity()
@@ -80,14 +80,19 @@ class QKViTEmbeddings(nn.Module):
             assert self.mask_token is not None, "QKViTModel refuses a mask where there is no mask token"
             patches = torch.where(bool_masked_pos.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
 
-        placed: list[torch.Tensor] = [
-            token for token in (self.class_token, self.distillation_token) if token is not None
+        before = [
+            token for token in (self.class_token, self.distillation_token, self.register_tokens) if token is not None
         ]
+        prefix = torch.cat(before, dim=1) if before else None  # (1, tokens before the patches, C)
         rotation = None
         if self.position_embeddings is not None:
-            before, on_grid = self.position_embeddings.tensor_split([self.num_placed_tokens], dim=1)
-            placed = [token + before[:, [index]] for index, token in enumerate(placed)]
-            patches = patches + interpolate_learned(on_grid, self.trained_grid, grid)
+            on_prefix, on_grid = self.position_embeddings.tensor_split([self.num_placed_tokens], dim=1)
+            if prefix is not None and self.num_placed_tokens:
+                if prefix.shape[1] > self.num_placed_tokens:
+                    on_prefix = nn.functional.pad(on_prefix, (0, 0, 0, prefix.shape[1] - self.num_placed_tokens))
+                prefix = prefix + on_prefix
+            on_grid = interpolate_learned(on_grid, self.trained_grid, grid, self.config.position_antialias)
+            patches = patches + on_grid
         elif self.position_embedding == "sincos2d":
             table = sincos_2d(self.config.hidden_size, self.trained_grid, grid, patches.device)
             patches = patches + table.to(patches.dtype)
@@ -96,10 +101,8 @@ class QKViTEmbeddings(nn.Module):
 
         if self.training and self.config.patch_drop_rate:
             patches, token_mask, rotation = self.drop_patches(patches, token_mask, rotation)
-        if self.register_tokens is not None:
-            placed.append(self.register_tokens)
-        prefix = [token.expand(len(patches), -1, -1) for token in placed]
-        tokens = torch.cat([*prefix, patches], dim=1) if prefix else patches  # (B, N, C)
+        # (B, N, C)
+        tokens = patches if prefix is None else torch.cat([prefix.expand(patches.shape[0], -1, -1), patches], dim=1)
         return self.dropout(tokens), token_mask, rotation
 
     def drop_patches(

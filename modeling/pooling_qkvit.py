@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
 
 from .layers_qkvit import QKViTMLP
 from .normalization_qkvit import make_norm
@@ -36,7 +37,7 @@ class QKViTAttentionPooling(nn.Module):
         query, key, value = (
             projected.unflatten(-1, self.heads).transpose(1, 2)  # (B, H, 1 or N, D)
             for projected in (
-                self.q_proj(self.probe).expand(len(hidden_states), -1, -1),
+                self.q_proj(self.probe).expand(hidden_states.shape[0], -1, -1),
                 self.k_proj(hidden_states),
                 self.v_proj(hidden_states),
             )
@@ -48,26 +49,53 @@ class QKViTAttentionPooling(nn.Module):
 
 
 class QKViTPooling(nn.Module):
-    """`config.pooling` of the normalised tokens: "class", "mean" of the patches, both, or "attention"."""
+    """`config.pooling` of the tokens: "class", "mean" of the patches, both, or "attention"; then the pooler, if any.
+
+    With `norm_position="after_pooling"`, the model's normalisation stands between the two.
+    """
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.kind = config.pooling
-        self.num_prefix_tokens = config.num_prefix_tokens
+        self.hidden_size = config.hidden_size
+        coverage = config.pooling_coverage or ("all" if config.pooling == "attention" else "patches")
+        self.first = config.num_prefix_tokens if coverage == "patches" else 0  # of the tokens that are pooled
         self.attention = QKViTAttentionPooling(config) if config.pooling == "attention" else None
+        self.dense = self.activation = None
+        if config.pooler_act is not None:
+            self.dense = nn.Linear(config.pooled_tokens_size, config.pooled_size)
+            self.activation = ACT2FN[config.pooler_act]
 
-    def forward(self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, N, C) -> (B, C), or (B, 2 C) for "class_mean"; patches where the mask (B, N) is False do not count."""
-        if self.attention is not None:
-            return self.attention(hidden_states, token_mask)
+    def forward(
+        self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None = None, norm: nn.Module | None = None
+    ) -> torch.Tensor:
+        """(B, N, C) -> (B, `config.pooled_size`); tokens where the mask (B, N) is False do not count.
+
+        Args:
+            norm: The normalisation of the pooled tokens.
+        """
+        pooled = self.pool(hidden_states, token_mask)  # (B, C) or (B, 2 C)
+        if norm is not None:
+            pooled = norm(pooled.unflatten(-1, (-1, self.hidden_size))).flatten(-2)
+        if self.dense is None or self.activation is None:
+            return pooled
+        return self.activation(self.dense(pooled))
+
+    def pool(self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
+        """(B, N, C) -> (B, C), or (B, 2 C) for "class_mean"."""
         if self.kind == "class":
             return hidden_states[:, 0]
-        mean = self.mean_of_patches(hidden_states, token_mask)
+        covered = hidden_states[:, self.first :]
+        mask = None if token_mask is None else token_mask[:, self.first :]
+        if self.attention is not None:
+            return self.attention(covered, mask)
+        mean = self.mean(covered, mask)
         return mean if self.kind == "mean" else torch.cat([hidden_states[:, 0], mean], dim=-1)
 
-    def mean_of_patches(self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
-        patches = hidden_states[:, self.num_prefix_tokens :]  # (B, P, C)
+    @staticmethod
+    def mean(tokens: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
+        """(B, tokens, C) -> (B, C); 0 where the mask hides all of them."""
         if token_mask is None:
-            return patches.mean(dim=1)
-        weight = token_mask[:, self.num_prefix_tokens :, None].to(patches.dtype)  # (B, P, 1)
-        return (patches * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+            return tokens.mean(dim=1)
+        weight = token_mask.unsqueeze(-1).to(tokens.dtype)  # (B, tokens, 1)
+        return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)

@@ -15,12 +15,20 @@ Grid = tuple[int, int]  # rows, columns
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, (P, D), or (B, 1, P, D) after patch dropout
 
 
-def interpolate_learned(positions: torch.Tensor, trained_grid: Grid, grid: Grid) -> torch.Tensor:
-    """Learned positions (1, P trained, C) resampled to another grid (1, P, C), bicubic, as DINO and ViT do."""
-    if trained_grid == grid:
+def interpolate_learned(
+    positions: torch.Tensor, trained_grid: Grid, grid: Grid, antialias: bool = False
+) -> torch.Tensor:
+    """Learned positions (1, P trained, C) resampled to another grid (1, P, C), bicubic, as DINO and ViT do.
+
+    Args:
+        antialias: Low-pass them first where the grid is the smaller one, as timm does.
+    """
+    # An exported graph is for any size: there the same resampling gives the positions themselves on the trained grid.
+    if not torch.compiler.is_exporting() and trained_grid == grid:
         return positions
     image = positions.unflatten(1, trained_grid).permute(0, 3, 1, 2)  # (1, C, rows, columns)
-    image = nn.functional.interpolate(image.float(), size=grid, mode="bicubic", align_corners=False)
+    image = image.to(torch.promote_types(image.dtype, torch.float32))
+    image = nn.functional.interpolate(image, size=grid, mode="bicubic", align_corners=False, antialias=antialias)
     return image.flatten(2).transpose(1, 2).to(positions.dtype)  # (1, P, C)
 
 
@@ -73,7 +81,8 @@ def rotary_2d(head_dim: int, grid: Grid, device: torch.device, base: float) -> R
     """
     y, x = (2 * (torch.arange(size, dtype=torch.float32, device=device) + 0.5) / size - 1 for size in grid)
     centres = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)  # (P, 2)
-    frequency = base ** -(torch.arange(head_dim // 4, dtype=torch.float32, device=device) * 4 / head_dim)
+    # A quotient, not a negative power: rounded as in DINOv3, whose outputs are then the same to the bit.
+    frequency = 1 / base ** (torch.arange(head_dim // 4, dtype=torch.float32, device=device) * 4 / head_dim)
     angles = (2 * math.pi * centres[:, :, None] * frequency).flatten(1).tile(2)  # (P, 2, D / 4) -> (P, D)
     return angles.cos(), angles.sin()
 
