@@ -3,21 +3,31 @@
 The file imports nothing outside its folder, because it travels with every saved model: see `modeling/shipping.py`.
 """
 
-import difflib
 import math
-import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from huggingface_hub.dataclasses import strict
-from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
 from .errors_qkvit import check_config_file, shown, with_plain_errors
 from .preprocessing_qkvit import save_image_processor
+from .validation_qkvit import (
+    check_inherited,
+    check_loss,
+    check_pooling,
+    check_positions,
+    check_ranges,
+    check_sizes,
+    check_tokens,
+    is_known,
+    labels_agree,
+    pair,
+    refuse_unknown,
+    whole_head_dim,
+)
 
 # hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, and where the size was named.
 NAMED_SIZES: dict[str, tuple[int, int, int, int]] = {
@@ -29,68 +39,6 @@ NAMED_SIZES: dict[str, tuple[int, int, int, int]] = {
     "huge": (1280, 32, 16, 5120),  # ViT-H: Dosovitskiy et al. 2021
     "giant": (1408, 40, 16, 6144),  # ViT-g: Zhai et al. 2022, arXiv 2106.04560
 }
-
-# Keys that transformers itself reads from, or writes into, a config.json beside the fields of a config.
-_LIBRARY_KEYS = frozenset(
-    {
-        "attn_implementation",
-        "auto_map",
-        "experts_implementation",
-        "model_type",
-        "name_or_path",
-        "num_labels",
-        "out_features",
-        "out_indices",
-        "output_attentions",
-        "quantization_config",
-        "stage_names",
-        "tie_last_hidden_states",
-        "tie_word_embeddings",
-        "torch_dtype",
-        "use_cache",
-    }
-)
-
-_PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-_POSITIVE_INTEGERS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "head_dim",
-    "intermediate_size",
-    "num_channels",
-)
-_PROBABILITIES = (
-    "drop_path_rate",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "patch_drop_rate",
-    "label_smoothing",
-)
-
-
-def _pair(value: int | list | tuple) -> tuple[int, int]:
-    """`16` -> `(16, 16)`; `(height, width)` stays."""
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _as_index(key: Any) -> int | None:
-    """`3` and `"3"` -> `3`, for JSON has no other keys than names; None for what is no integer."""
-    try:
-        return None if isinstance(key, (bool, float)) else int(key)
-    except (TypeError, ValueError):
-        return None
-
-
-def _labels_agree(id2label: Mapping, label2id: Mapping) -> bool:
-    """Whether `label2id` gives each name an index that has this name in `id2label`."""
-    names = {_as_index(key): name for key, name in id2label.items()}
-    indices = {name: _as_index(index) for name, index in label2id.items()}
-    return all(index in names and names[index] == name for name, index in indices.items())
 
 
 @with_plain_errors
@@ -126,15 +74,28 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
         image_size: Pixels of the images it is trained on, a number or (height, width). Others are accepted too.
         patch_size: Pixels of a patch, a number or (height, width).
         num_channels: Channels of an image.
+        patch_bias: Bias of the patch projection (CLIP has none).
         position_embedding: "learned"; "sincos2d", fixed (Beyer et al. 2022, arXiv 2205.01580); "rope2d", rotary, on
             queries and keys (as DINOv3: Simeoni et al. 2025, arXiv 2508.10104); "none".
+        position_coverage: Which tokens learned positions cover beside the patches: "patches" none (as DeiT III),
+            "class" the class and the distillation token (as ViT, DeiT, DINOv2), "all" the registers too.
+        position_antialias: Low-pass learned positions before they are resampled to a smaller grid (as timm).
         rope_theta: Base of the rotary frequencies.
         use_class_token: Put a learned token before the patches (\[CLS\]).
         use_distillation_token: Put a second one after it, with a classifier of its own (DeiT, arXiv 2012.12877).
         num_register_tokens: Registers (Darcet et al. 2024, arXiv 2309.16588), between those and the patches.
+        use_mask_token: Have a mask token (as DINOv2); `QKViTForMaskedImageModeling` has one always.
         use_pre_norm: Normalise the embeddings before the first layer (as CLIP).
+        norm_position: Where the final normalisation stands: "before_pooling", on all tokens (as ViT);
+            "after_pooling", on the pooled vector, so that `last_hidden_state` is not normalised (as CLIP, and timm's
+            `fc_norm`; for "class_mean" on each half); "none".
         pooling: "class" takes the class token, "mean" the mean of the patches, "class_mean" both, concatenated
             (2 C wide), "attention" a learned query's attention over all tokens (as SigLIP, arXiv 2303.15343).
+        pooling_coverage: Which tokens the mean is of, or the attention over: "patches", or "all", those before them
+            too. `None`: "all" for "attention", else "patches".
+        pooler_act: After pooling and normalisation, a dense layer and this activation (ViT's and DeiT's pooler:
+            "tanh"). `None`: none.
+        pooler_size: Width of that layer. `None`: the width of what it is given.
         classification_loss: For integer labels: "cross_entropy", or "binary_cross_entropy" of one-hot targets (as
             DeiT III, arXiv 2204.07118). Float labels: see `QKViTForImageClassification`.
         label_smoothing: Share of the target spread evenly over the classes (Szegedy et al. 2016, arXiv 1512.00567).
@@ -190,13 +151,21 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
     image_size: int | list[int] | tuple[int, int] = 224
     patch_size: int | list[int] | tuple[int, int] = 16
     num_channels: int = 3
+    patch_bias: bool = True
     position_embedding: Literal["learned", "sincos2d", "rope2d", "none"] = "learned"
+    position_coverage: Literal["patches", "class", "all"] = "class"
+    position_antialias: bool = False
     rope_theta: float | int = 100.0
     use_class_token: bool = True
     use_distillation_token: bool = False
     num_register_tokens: int = 0
+    use_mask_token: bool = False
     use_pre_norm: bool = False
+    norm_position: Literal["before_pooling", "after_pooling", "none"] = "before_pooling"
     pooling: Literal["class", "mean", "class_mean", "attention"] = "class"
+    pooling_coverage: Literal["patches", "all"] | None = None
+    pooler_act: str | None = None
+    pooler_size: int | None = None
     classification_loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
     label_smoothing: float | int = 0.0
     initializer_range: float | int = 0.02
@@ -207,22 +176,24 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self._refuse_unknown(kwargs)
-        self._check_inherited(kwargs)
+        refuse_unknown(self, kwargs)
+        check_inherited(self, kwargs)
         if isinstance(kwargs.get("output_attentions"), tuple):
             kwargs["output_attentions"] = list(kwargs["output_attentions"])
-        self._check_ranges()
+        check_ranges(self)
         for name in ("image_size", "patch_size"):
             value = getattr(self, name)
             setattr(self, name, value if isinstance(value, int) else (value[0], value[1]))
         if self.head_dim is None:
-            self.head_dim = self._whole_head_dim()
+            self.head_dim = whole_head_dim(self)
         if self.hidden_act is None:
             self.hidden_act = "gelu" if self.mlp_type == "mlp" else "silu"
         if self.intermediate_size is None:
             self.intermediate_size = (
                 4 * self.hidden_size if self.mlp_type == "mlp" else 8 * math.ceil(self.hidden_size / 3)
             )
+        if self.pooler_act is not None and self.pooler_size is None:
+            self.pooler_size = self.pooled_tokens_size
         kwargs.pop("stage_names", None)
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
@@ -271,12 +242,12 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def image_shape(self) -> tuple[int, int]:
         """`image_size` as (height, width)."""
-        return _pair(self.image_size)
+        return pair(self.image_size)
 
     @property
     def patch_shape(self) -> tuple[int, int]:
         """`patch_size` as (height, width)."""
-        return _pair(self.patch_size)
+        return pair(self.patch_size)
 
     @property
     def stage_names(self) -> list[str]:
@@ -289,9 +260,20 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
         return int(self.use_class_token) + int(self.use_distillation_token) + self.num_register_tokens
 
     @property
-    def pooled_size(self) -> int:
-        """Width of the pooled output: C, or 2 C for `pooling="class_mean"`."""
+    def num_placed_tokens(self) -> int:
+        """Tokens before the patches that learned positions cover."""
+        tokens = {"patches": 0, "class": self.num_prefix_tokens - self.num_register_tokens}
+        return tokens.get(self.position_coverage, self.num_prefix_tokens)
+
+    @property
+    def pooled_tokens_size(self) -> int:
+        """Width of the pooled tokens, before the pooler: C, or 2 C for `pooling="class_mean"`."""
         return self.hidden_size * (2 if self.pooling == "class_mean" else 1)
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of the pooled output: `pooler_size`; without a pooler C, or 2 C for `pooling="class_mean"`."""
+        return self.pooler_size or self.pooled_tokens_size
 
     # ---- outputs: maps are given on every attention implementation, for all layers or for chosen ones
 
@@ -312,7 +294,9 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if self._last_stage_only:  # nobody chose it: it follows the depth, also where that is changed on loading
             left_out |= {"out_features", "out_indices"}
         return {
-            name: value for name, value in super().to_dict().items() if self._is_known(name) and name not in left_out
+            name: value
+            for name, value in super().to_dict().items()
+            if is_known(type(self), name) and name not in left_out
         }
 
     def set_output_features_output_indices(self, out_features: list | None, out_indices: list | None) -> None:
@@ -353,7 +337,7 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if "id2label" in given or given.get("num_labels", count) != count:
             for name in ("id2label", "label2id", "num_labels"):
                 fields.pop(name, None)
-        elif isinstance(id2label, Mapping) and isinstance(label2id, Mapping) and not _labels_agree(id2label, label2id):
+        elif isinstance(id2label, Mapping) and isinstance(label2id, Mapping) and not labels_agree(id2label, label2id):
             del fields["label2id"]  # id2label was set later, by itself, on the model that was saved
         return {**fields, **given}
 
@@ -386,183 +370,14 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Check each range and each combination of fields; runs when a config is made, used or saved."""
-        self._check_ranges()
+        check_ranges(self)
         if self._last_stage_only:
             self.set_output_features_output_indices(None, None)
-        self._check_sizes()
-        self._check_tokens()
-        self._check_positions()
-        self._check_loss()
-
-    def _check_loss(self) -> None:
-        if self.problem_type in ("regression", "multi_label_classification"):
-            reason = f"problem_type={self.problem_type!r}"
-        elif self.problem_type is None and self.num_labels == 1:
-            reason = "num_labels=1, which is regression"
-        else:
-            return
-        if self.label_smoothing > 0:
-            raise ValueError(
-                f"label_smoothing={self.label_smoothing} does not go with {reason}; pass label_smoothing=0.0"
-            )
-        if self.classification_loss != "cross_entropy" and self.problem_type is not None:
-            raise ValueError(
-                f"classification_loss={self.classification_loss!r} does not go with {reason}, which has a loss of its"
-                " own; leave classification_loss out, or problem_type"
-            )
-
-    @classmethod
-    def _is_known(cls, name: str) -> bool:
-        # Private names are the libraries' own bookkeeping in saved files.
-        return name in cls.__dataclass_fields__ or name in _LIBRARY_KEYS or name.startswith("_")
-
-    def _refuse_unknown(self, extra: dict[str, Any]) -> None:
-        if extra.get("per_layer_config") is not None:
-            raise ValueError(
-                f"per_layer_config={shown(extra['per_layer_config'])} is not supported, since all layers are alike;"
-                " leave it out"
-            )
-        extra.pop("per_layer_config", None)
-        for name in extra:
-            if not self._is_known(name):
-                close = difflib.get_close_matches(name, [*self.__dataclass_fields__, *_LIBRARY_KEYS], n=1)
-                hint = f"did you mean {close[0]!r}?" if close else "take it out; the fields are in QKViTConfig's help"
-                raise ValueError(f"{name}={shown(extra[name])} is not a field of QKViTConfig: {hint}")
-
-    def _check_inherited(self, extra: dict[str, Any]) -> None:
-        """Check the fields of every transformers configuration that matter here; transformers takes what it gets."""
-        num_labels = extra.get("num_labels", 2)
-        if not isinstance(num_labels, int) or isinstance(num_labels, bool) or num_labels < 0:
-            raise ValueError(
-                f"num_labels={shown(num_labels)} is not a count; pass num_labels=10, say, or 0 for no head"
-            )
-        self._check_labels(extra.get("num_labels"))
-        if self.problem_type not in (None, *_PROBLEM_TYPES):
-            choices = ", ".join(map(repr, _PROBLEM_TYPES))
-            raise ValueError(f"problem_type={shown(self.problem_type)} is not known; pass one of {choices}, or None")
-        dtype = getattr(torch, self.dtype, ...) if isinstance(self.dtype, str) else self.dtype
-        if not (dtype is None or isinstance(dtype, torch.dtype)):
-            raise ValueError(f"dtype={shown(self.dtype)} is no data type of torch; pass dtype='bfloat16', say")
-        if not isinstance(self.return_dict, bool):
-            raise ValueError(f"return_dict={shown(self.return_dict)} is not True or False; pass return_dict=True, say")
-        states = self.output_hidden_states
-        if not all(type(index) in (bool, int, types.NoneType) for index in _as_list(states)):
-            raise ValueError(
-                f"output_hidden_states={shown(states)} is not True or False or an integer or a list of integers; pass"
-                " output_hidden_states=True, say"
-            )
-        maps = extra.get("output_attentions")
-        layers = [] if maps is None or isinstance(maps, bool) else _as_list(maps)
-        if not all(
-            type(layer) is int and -self.num_hidden_layers <= layer < self.num_hidden_layers for layer in layers
-        ):
-            raise ValueError(
-                f"output_attentions={shown(maps)} names no layers of this model; pass True, False, or indices from"
-                f" {-self.num_hidden_layers} to {self.num_hidden_layers - 1}"
-            )
-
-    def _check_labels(self, num_labels: int | None) -> None:
-        example = "pass such as id2label={0: 'cat', 1: 'dog'}"
-        for name in ("id2label", "label2id"):
-            value = getattr(self, name)
-            if not (value is None or isinstance(value, Mapping)):
-                way_out = example if name == "id2label" else "pass such as label2id={'cat': 0, 'dog': 1}"
-                raise ValueError(f"{name}={shown(value)} is no mapping; {way_out}")
-        if self.id2label is None:
-            return
-        for key in self.id2label:
-            if _as_index(key) is None:
-                raise ValueError(
-                    f"id2label={shown(self.id2label)} has the key {shown(key)}, which is no integer; {example}"
-                )
-        if num_labels is not None and num_labels != len(self.id2label):
-            raise ValueError(
-                f"num_labels={num_labels} and id2label={shown(self.id2label)} of {len(self.id2label)} labels"
-                " contradict each other; pass one of them"
-            )
-        if self.label2id is not None and not _labels_agree(self.id2label, self.label2id):
-            raise ValueError(
-                f"label2id={shown(self.label2id)} is not the inverse of id2label={shown(self.id2label)}; leave"
-                " label2id out"
-            )
-
-    def _check_ranges(self) -> None:
-        for name in _POSITIVE_INTEGERS:
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name}={value} is not a positive integer; pass {name}=1 or more")
-        if isinstance(self.num_register_tokens, bool) or self.num_register_tokens < 0:
-            raise ValueError(f"num_register_tokens={self.num_register_tokens} is not a count; pass 0 or more")
-        for name in _PROBABILITIES:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not 0 <= value < 1:
-                raise ValueError(f"{name}={value} is not in [0, 1); pass a fraction such as {name}=0.1")
-        for name in ("layer_norm_eps", "initializer_range", "rope_theta"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not 0 < value < math.inf:
-                raise ValueError(f"{name}={value} is not a positive number; the default is a good one to take")
-        scale = self.layer_scale_init_value
-        if scale is not None and (isinstance(scale, bool) or not math.isfinite(scale)):
-            raise ValueError(f"layer_scale_init_value={scale} is not a finite number; pass 1e-5, say, or None")
-        if self.hidden_act is not None and self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act={self.hidden_act!r} is not known; pass one such as 'gelu' or 'silu'")
-        for name in ("image_size", "patch_size"):
-            value = getattr(self, name)
-            sides = [value] if isinstance(value, int) else list(value)
-            if isinstance(value, bool) or len(sides) not in (1, 2) or any(side < 1 for side in sides):
-                raise ValueError(f"{name}={value} is not a size; pass a number of pixels or (height, width)")
-            if not isinstance(value, int) and len(sides) != 2:
-                raise ValueError(f"{name}={value} has one number in a list; pass {name}={sides[0]} or (height, width)")
-
-    def _whole_head_dim(self) -> int:
-        if self.hidden_size % self.num_attention_heads:
-            below = self.hidden_size // self.num_attention_heads * self.num_attention_heads
-            choices = [str(size) for size in (below, below + self.num_attention_heads) if size]
-            raise ValueError(
-                f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size};"
-                f" pass hidden_size={' or '.join(choices)}, or head_dim"
-            )
-        return self.hidden_size // self.num_attention_heads
-
-    def _check_sizes(self) -> None:
-        for side, pixels, patch in zip(
-            ("height", "width"), _pair(self.image_size), _pair(self.patch_size), strict=True
-        ):
-            if pixels % patch:
-                near = max(1, round(pixels / patch)) * patch
-                divisors = [size for size in range(1, pixels + 1) if pixels % size == 0]
-                fitting = min(divisors, key=lambda size: abs(size - patch))
-                raise ValueError(
-                    f"patch_size {patch} does not divide image_size {pixels} ({side}); pass image_size={near} or"
-                    f" patch_size={fitting}"
-                )
-
-    def _check_tokens(self) -> None:
-        if self.pooling in ("class", "class_mean") and not self.use_class_token:
-            raise ValueError(
-                f"pooling={self.pooling!r} needs a class token, but use_class_token=False; pass pooling='mean' or"
-                " use_class_token=True"
-            )
-        if self.use_distillation_token and (not self.use_class_token or self.pooling != "class"):
-            raise ValueError(
-                "use_distillation_token=True stands beside a class token that is pooled, but"
-                f" use_class_token={self.use_class_token} and pooling={self.pooling!r}; pass use_class_token=True and"
-                " pooling='class', or use_distillation_token=False"
-            )
-
-    def _check_positions(self) -> None:
-        assert self.head_dim is not None  # set by __post_init__
-        if self.position_embedding == "rope2d" and self.head_dim % 4:
-            raise ValueError(
-                f"position_embedding='rope2d' rotates pairs along two axes, but head_dim={self.head_dim} is not a"
-                f" multiple of 4; pass head_dim={4 * math.ceil(self.head_dim / 4)}"
-            )
-        if self.position_embedding == "sincos2d" and (self.hidden_size % 4 or self.hidden_size < 8):
-            raise ValueError(
-                "position_embedding='sincos2d' has a sine and a cosine along two axes, but"
-                f" hidden_size={self.hidden_size} is not a multiple of 4 from 8 up; pass"
-                f" hidden_size={max(8, 4 * math.ceil(self.hidden_size / 4))}"
-            )
+        check_sizes(self)
+        check_tokens(self)
+        check_pooling(self)
+        check_positions(self)
+        check_loss(self)
 
 
 __all__ = ["NAMED_SIZES", "QKViTConfig"]

@@ -127,7 +127,7 @@ class QKViTModel(QKViTPreTrainedModel):
         self.embeddings = QKViTEmbeddings(config, use_mask_token=use_mask_token)
         self.pre_norm = make_norm(config) if config.use_pre_norm else nn.Identity()
         self.layers = nn.ModuleList([QKViTLayer(config, index) for index in range(config.num_hidden_layers)])
-        self.norm = make_norm(config)
+        self.norm = nn.Identity() if config.norm_position == "none" else make_norm(config)
         self.pooler = QKViTPooling(config) if add_pooling_layer else None
         self.post_init()
 
@@ -146,7 +146,7 @@ class QKViTModel(QKViTPreTrainedModel):
         Args:
             pixel_values: (B, channels, height, width) floats, of any height and width that the patch divides:
                 positions are interpolated.
-            bool_masked_pos: (B, P), True where the mask token stands in for a patch.
+            bool_masked_pos: (B, P), True where the mask token stands in for a patch (`use_mask_token`).
             attention_mask: (B, P) for the patches, or (B, N) for all tokens: 1 where a token is seen.
             output_attentions: Give the attention maps: True, a layer index, or a list of them (negative ones count
                 from the end). Works with every attention implementation and changes no other output by a bit; in
@@ -162,9 +162,14 @@ class QKViTModel(QKViTPreTrainedModel):
         check_arguments(kwargs)
         tokens, token_mask, rotation = self._embed(pixel_values, bool_masked_pos, attention_mask)
         last_hidden_state, captured = self._encode(tokens, token_mask, rotation, output_attentions, output_qkv)
+        pooled_norm = None
+        if self.config.norm_position == "after_pooling":
+            pooled_norm = self.norm
+        else:
+            last_hidden_state = self.norm(last_hidden_state)
         return QKViTModelOutput(
             last_hidden_state=last_hidden_state,
-            pooler_output=self.pooler(last_hidden_state, token_mask) if self.pooler is not None else None,
+            pooler_output=None if self.pooler is None else self.pooler(last_hidden_state, token_mask, pooled_norm),
             **captured,
         )
 
@@ -178,8 +183,8 @@ class QKViTModel(QKViTPreTrainedModel):
         )
         if bool_masked_pos is not None and embeddings.mask_token is None:
             raise ValueError(
-                "bool_masked_pos was given but the model has no mask token; use QKViTForMaskedImageModeling, or"
-                " QKViTModel(config, use_mask_token=True)"
+                "bool_masked_pos was given but the model has no mask token; use QKViTForMaskedImageModeling, or a"
+                " config with use_mask_token=True"
             )
         masked = masked_patches_from(bool_masked_pos, batch_size, num_patches)
         token_mask = token_mask_from(
@@ -195,7 +200,7 @@ class QKViTModel(QKViTPreTrainedModel):
         output_attentions: Any,
         output_qkv: Any,
     ) -> tuple[torch.Tensor, dict[str, tuple]]:
-        """All layers and the final normalisation; what was asked for of each layer, by name."""
+        """All layers; what was asked for of each layer, by name."""
         config = self.config
         if output_attentions is None:
             output_attentions = config.output_attentions
@@ -222,7 +227,7 @@ class QKViTModel(QKViTPreTrainedModel):
             captured["attentions"] = tuple(maps)
         if shown_qkv:
             captured["queries"], captured["keys"], captured["values"] = zip(*triples, strict=True)
-        return self.norm(hidden_states), captured
+        return hidden_states, captured
 
 
 class QKViTForImageClassification(QKViTPreTrainedModel):

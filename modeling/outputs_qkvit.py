@@ -111,8 +111,8 @@ class QKViTModelOutput(_QKVOutput):
     """Output of `QKViTModel`. B batch, N tokens, C width, H heads, D head width.
 
     Args:
-        last_hidden_state: (B, N, C), after the final normalisation.
-        pooler_output: (B, C), or (B, 2 C) for `pooling="class_mean"`.
+        last_hidden_state: (B, N, C), after the final normalisation, unless `norm_position` has it elsewhere.
+        pooler_output: (B, C), (B, 2 C) for `pooling="class_mean"`, or (B, `pooler_size`).
         hidden_states: (B, N, C) after the embeddings and after each layer.
         attentions: (B, H, N queries, N keys), rows sum to 1.
         queries, keys, values: (B, H, N, D), exactly as they enter softmax(Q K^T) V.
