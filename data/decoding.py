@@ -1,0 +1,134 @@
+"""From the bytes of an image file to a picture of 8 bits in red, green and blue, the same way for every source."""
+
+import io
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a GiB at 3 bytes a pixel
+MAX_SIDES_RATIO = 100  # resized by its shorter side, a longer strip would take gigabytes
+WHITE_OF_16_BITS = 65_535
+
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+class BadImageError(ValueError):
+    """An image that cannot be used; the message names it and says why."""
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that was left out.
+
+    Args:
+        index: Its place in the source.
+        name: Its file, or its row.
+        reason: Why it cannot be used.
+    """
+
+    index: int
+    name: str
+    reason: str
+
+
+def decode_image(file: bytes | str | Path, name: str | None = None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read an image as RGB, as a viewer shows it.
+
+    | in the file | what becomes of it |
+    |---|---|
+    | EXIF orientation | is applied |
+    | transparency, also of a palette | is laid on white |
+    | palette, CMYK, YCbCr, one bit | is converted; colour profiles are not applied |
+    | 16-bit grey | value / 257, rounded: 65,535 is white, nothing is clipped |
+    | grey of 32-bit integers | as 16-bit grey if no value is above 65,535, otherwise refused: its white is not known |
+    | grey in floating point | 0 is black and 1 is white; refused if a value is outside |
+    | several frames | the first |
+
+    Args:
+        file: The bytes of the file, or its path.
+        name: What the image is called in messages. `None`: the path.
+        max_pixels: Larger images are refused from their header, before any memory is taken.
+
+    Returns:
+        A PIL image in mode RGB that depends on no open file.
+
+    Raises:
+        BadImageError: it is missing, broken, cut short, too large, or more than 100 times longer than wide.
+
+    Example:
+
+    ```python
+    >>> Image.new("CMYK", (4, 3)).save("grey.jpg")
+    >>> image = decode_image("grey.jpg")
+    >>> image.mode, image.size
+    ('RGB', (4, 3))
+
+    ```
+    """
+    name = name if name is not None else ("an image" if isinstance(file, bytes) else str(file))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's hints on broken metadata and large images; we check the size
+            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+                _check_size(image.size, max_pixels)
+                return _to_rgb(_upright(image))
+    except BadImageError as error:
+        raise BadImageError(f"{name}: {error}") from None
+    except Image.DecompressionBombError:
+        raise BadImageError(f"{name}: it has more than {max_pixels:,} pixels; make it smaller") from None
+    except Exception as error:  # each format's decoder has errors of its own
+        raise BadImageError(f"{name}: it cannot be read as an image ({_in_short(error)})") from error
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise BadImageError(f"it has {width:,} x {height:,} pixels, more than {max_pixels:,}; make it smaller")
+    if min(size) < 1:
+        raise BadImageError(f"it has {width} x {height} pixels")
+    if max(size) > MAX_SIDES_RATIO * min(size):
+        raise BadImageError(
+            f"it has {width:,} x {height:,} pixels, and one side may be at most {MAX_SIDES_RATIO} times the other"
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken metadata says nothing about the pixels
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _SIXTEEN_BITS or image.mode in ("I", "F"):
+        return Image.fromarray(_grey_of_8_bits(image)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey_of_8_bits(image: Image.Image) -> np.ndarray[Any, Any]:
+    values = np.asarray(image).astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    white = 1.0 if image.mode == "F" else float(WHITE_OF_16_BITS)
+    if not (math.isfinite(low) and math.isfinite(high) and low >= 0 and high <= white):
+        raise BadImageError(f"its grey values go from {low:g} to {high:g}, not within the scale from 0 to {white:g}")
+    return np.rint(values * (255 / white)).astype(np.uint8)
+
+
+def _in_short(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "its format is not known"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

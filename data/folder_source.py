@@ -1,0 +1,99 @@
+"""A folder of class folders, or a folder of images."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .image_source import Encoded, ImageSource
+
+EXTENSIONS = frozenset(
+    (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+SPLIT_FOLDERS = frozenset(("train", "training", "validation", "valid", "val", "dev", "test"))
+
+
+class FolderSource(ImageSource):
+    """Images in a folder, in the order of their names.
+
+    Each sub-folder with images, however deep, is a class of its own name, in alphabetical order; images that lie in
+    the folder itself have no label. Hidden files and files without an image's extension are passed over.
+    """
+
+    def __init__(self, folder: Path, *, name: str, split: str | None = None, **options: Any) -> None:
+        self._folder = folder = _folder_of_split(folder, name, split)
+        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name))
+        found = {of_class: sorted(_images_below(folder / of_class, of_class)) for of_class in classes}
+        direct = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and _is_image(entry.name))
+        if direct and any(found.values()):
+            raise ValueError(
+                f"{name} holds both images and folders with images; put each image into the folder of its class, or"
+                " all of them into one folder"
+            )
+        if not direct and not any(found.values()):
+            raise ValueError(
+                f"{name} holds no images; pass a folder of images or of class folders (files ending in .jpg, .png, ...)"
+            )
+        super().__init__(name, split=split, class_names=None if direct else tuple(classes), **options)
+        self._paths = _PackedStrings(direct or [path for paths in found.values() for path in paths])
+        counts = [len(paths) for paths in found.values()]
+        self._labels = (
+            np.full(len(direct), -1, dtype=np.int64) if direct else np.repeat(np.arange(len(classes)), counts)
+        )
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @property
+    def labels(self) -> np.ndarray[Any, Any]:
+        return self._labels
+
+    def encoded(self, index: int) -> Encoded:
+        path, label = self._paths[index], int(self._labels[index])
+        return Encoded(self._folder / path, label if label >= 0 else None, path)
+
+
+def _folder_of_split(folder: Path, name: str, split: str | None) -> Path:
+    inside = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name in SPLIT_FOLDERS)
+    if split is not None:
+        if not (folder / split).is_dir():
+            has = f"its folders of that kind are {', '.join(inside)}" if inside else "it has no such folders"
+            raise ValueError(f"{name} has no split {split!r}; {has}")
+        return folder / split
+    if len(inside) > 1:
+        raise ValueError(f"{name} has the splits {', '.join(inside)}; pass one of them as split")
+    return folder
+
+
+def _images_below(folder: Path, prefix: str) -> Iterator[str]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not _hidden(name)]
+        below = Path(parent).relative_to(folder).as_posix()
+        stem = prefix if below == "." else f"{prefix}/{below}"
+        yield from (f"{stem}/{name}" for name in files if _is_image(name))
+
+
+def _is_image(name: str) -> bool:
+    return not _hidden(name) and os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+class _PackedStrings:
+    """Many strings in one array: a list of them would be copied into every worker as it is read."""
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        encoded = [os.fsencode(string) for string in strings]
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._ends = np.cumsum([len(string) for string in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = int(self._ends[index - 1]) if index else 0
+        return os.fsdecode(self._bytes[start : int(self._ends[index])].tobytes())

@@ -1,0 +1,145 @@
+"""Images by index, decoded when they are asked for: what every source of images gives.
+
+A source holds no pixels. It can be pickled, so that the worker processes of a DataLoader can read from it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from PIL import Image
+
+from .decoding import MAX_PIXELS, BadImage, BadImageError, decode_image
+
+OnBadImage = Literal["stop", "skip"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image.
+
+    Args:
+        image: PIL, RGB.
+        label: Index into the source's `class_names`; `None` where there is none.
+        name: What identifies it in the source: a path inside the folder, or a row of a file.
+        index: Its place in the source.
+    """
+
+    image: Image.Image
+    label: int | None
+    name: str
+    index: int
+
+
+class Encoded(NamedTuple):
+    """An image as it is stored."""
+
+    file: bytes | Path | None
+    label: int | None
+    name: str
+
+
+class ImageSource(ABC):
+    """What `open_images` gives.
+
+    `source[i]` is a `Sample`, or raises `BadImageError`. Iterating over the source, and `batches`, treat an image that
+    cannot be used as `on_bad_image` says: "stop" raises, "skip" leaves it out and lists it in `bad_images`.
+
+    Attributes:
+        name: What was opened, as it was given.
+        split: Which part of it; `None` where it has no parts.
+        class_names: Names of the labels 0, 1, ...; `None` without labels. A class without images keeps its place.
+        on_bad_image: "stop" or "skip".
+        bad_images: Those that were left out so far, each once.
+        max_pixels: Larger images cannot be used.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        split: str | None = None,
+        class_names: tuple[str, ...] | None = None,
+        on_bad_image: OnBadImage = "stop",
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        if on_bad_image not in get_args(OnBadImage):
+            raise ValueError(f"on_bad_image={on_bad_image!r} is not known; pass 'stop' or 'skip'")
+        self.name = name
+        self.split = split
+        self.class_names = class_names
+        self.on_bad_image = on_bad_image
+        self.max_pixels = max_pixels
+        self.bad_images: list[BadImage] = []
+
+    @abstractmethod
+    def encoded(self, index: int) -> Encoded:
+        """The image as it is stored: nothing is decoded."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> np.ndarray[Any, Any]:
+        """The label of every image, (images,) int64, without reading the images; -1 where there is none."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read and decode one image.
+
+        Raises:
+            IndexError: there is no such index.
+            BadImageError: it cannot be used, whatever `on_bad_image` is.
+        """
+        size = len(self)
+        if not -size <= index < size:
+            raise IndexError(f"there are {size} images, and no index {index}")
+        index = int(index) % size
+        return self.decode(self.encoded(index), index)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for index in range(len(self)):
+            try:
+                yield self[index]
+            except BadImageError as error:
+                self.leave_out(BadImage(index, self.encoded(index).name, str(error)))
+
+    def decode(self, stored: Encoded, index: int) -> Sample:
+        """The sample of an image as it is stored; raises `BadImageError`."""
+        if stored.file is None:
+            raise BadImageError(f"{stored.name}: there is no image in this row")
+        image = decode_image(stored.file, stored.name, max_pixels=self.max_pixels)
+        return Sample(image=image, label=stored.label, name=stored.name, index=index)
+
+    def leave_out(self, bad: BadImage) -> None:
+        """List an image that cannot be used, or raise, as `on_bad_image` says."""
+        if self.on_bad_image == "stop":
+            raise BadImageError(f"{bad.reason}; repair or remove it, or pass on_bad_image='skip'")
+        if all(known.index != bad.index for known in self.bad_images):
+            self.bad_images.append(bad)
+
+    @property
+    def class_counts(self) -> dict[str, int]:
+        """How many images each class has, unusable ones included; empty without labels."""
+        if self.class_names is None:
+            return {}
+        labels = self.labels
+        counts = np.bincount(labels[labels >= 0], minlength=len(self.class_names))
+        return dict(zip(self.class_names, counts.tolist(), strict=True))
+
+    def describe(self) -> dict[str, Any]:
+        """What a result says about its data."""
+        return {
+            "source": self.name,
+            "split": self.split,
+            "images": len(self),
+            "classes": None if self.class_names is None else list(self.class_names),
+        }
+
+    def __repr__(self) -> str:
+        classes = "no labels" if self.class_names is None else f"{len(self.class_names)} classes"
+        split = "" if self.split is None else f" ({self.split})"
+        return f"<{type(self).__name__} {self.name}{split}: {len(self):,} images, {classes}>"

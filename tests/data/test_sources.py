@@ -1,0 +1,207 @@
+"""A source gives the same samples whatever the images lie in."""
+
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qkvit.data import BadImageError, open_images
+
+
+def test_class_folders(class_folders):
+    source = open_images(class_folders)
+    assert source.class_names == ("cat", "dog", "owl")
+    assert len(source) == 6
+    assert [sample.label for sample in source] == [0, 0, 0, 1, 2, 2]
+    assert source.labels.tolist() == [0, 0, 0, 1, 2, 2]
+    assert source[3].name == "dog/0.png"
+    assert source[-1].name == "owl/1.png"
+    assert source[-1].index == 5
+    assert source[0].image.mode == "RGB"
+    assert source.class_counts == {"cat": 3, "dog": 1, "owl": 2}
+
+
+def test_images_in_deeper_folders_belong_to_the_class_above(tmp_path, write_image):
+    write_image(tmp_path / "pets" / "cat" / "indoors" / "1.png")
+    (sample,) = open_images(tmp_path / "pets")
+    assert (sample.name, sample.label) == ("cat/indoors/1.png", 0)
+
+
+def test_a_class_without_images_keeps_its_place(class_folders):
+    (class_folders / "bird").mkdir()
+    source = open_images(class_folders)
+    assert source.class_counts == {"bird": 0, "cat": 3, "dog": 1, "owl": 2}
+    assert source[0].label == 1
+
+
+def test_hidden_files_and_other_files_are_passed_over(class_folders, write_image):
+    (class_folders / "cat" / "notes.txt").write_text("")
+    write_image(class_folders / "cat" / ".thumbnail.png")
+    write_image(class_folders / ".cache" / "1.png")
+    assert len(open_images(class_folders)) == 6
+
+
+def test_a_folder_of_images_has_no_labels(tmp_path, write_image):
+    for name in ("b.png", "a.JPG"):
+        write_image(tmp_path / "images" / name)
+    source = open_images(tmp_path / "images")
+    assert source.class_names is None
+    assert [(sample.name, sample.label) for sample in source] == [("a.JPG", None), ("b.png", None)]
+    assert source.class_counts == {}
+
+
+def test_names_of_every_alphabet(tmp_path, write_image):
+    write_image(tmp_path / "images" / "قطة 猫.png")
+    write_image(tmp_path / "images" / "a.png")
+    assert [sample.name for sample in open_images(tmp_path / "images")] == ["a.png", "قطة 猫.png"]
+
+
+def test_splits_of_class_folders(tmp_path, write_image, raises_sentence):
+    for split in ("train", "test"):
+        write_image(tmp_path / "pets" / split / "cat" / f"{split}.png")
+    (sample,) = open_images(tmp_path / "pets", split="test")
+    assert sample.name == "cat/test.png"
+    with raises_sentence(ValueError, "test, train"):
+        open_images(tmp_path / "pets")
+    with raises_sentence(ValueError, "'extra'", "test, train"):
+        open_images(tmp_path / "pets", split="extra")
+
+
+def test_parquet(parquet, png):
+    path = parquet("test-00000-of-00001.parquet", [png(0), png(1), png(2)], [1, 0, 1])
+    source = open_images(path)
+    assert source.class_names == ("cat", "dog")
+    assert source.split == "test"
+    assert [sample.label for sample in source] == source.labels.tolist() == [1, 0, 1]
+    assert source[2].name == "test-00000-of-00001.parquet[2]"
+    assert np.array_equal(
+        np.asarray(source[1].image), np.random.default_rng(1).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    )
+
+
+def test_a_folder_of_parquet_files_has_splits(parquet, png, raises_sentence):
+    parquet("train-00000-of-00002.parquet", [png(0)], [0])
+    parquet("train-00001-of-00002.parquet", [png(1), png(2)], [0, 1])
+    folder = parquet("validation.parquet", [png(3)], [1]).parent
+    source = open_images(folder, split="train")
+    assert [sample.name for sample in source] == [
+        "train-00000-of-00002.parquet[0]",
+        "train-00001-of-00002.parquet[0]",
+        "train-00001-of-00002.parquet[1]",
+    ]
+    assert len(open_images(folder, split="val")) == 1
+    with raises_sentence(ValueError, "train, validation"):
+        open_images(folder)
+    with raises_sentence(ValueError, "'test'", "train, validation"):
+        open_images(folder, split="test")
+
+
+def test_parquet_labels_without_names_are_sorted(parquet, png):
+    source = open_images(parquet("a.parquet", [png(0), png(1), png(2)], ["owl", "cat", None], class_names=None))
+    assert source.class_names == ("cat", "owl")
+    assert [sample.label for sample in source] == [1, 0, None]
+    assert source.labels.tolist() == [1, 0, -1]
+
+
+def test_another_column_of_labels(parquet, png, raises_sentence):
+    path = parquet("a.parquet", [png()], [1])
+    assert open_images(path, label="label")[0].label == 1
+    with raises_sentence(ValueError, "'kind'", "image, label"):
+        open_images(path, label="kind")
+
+
+def test_a_stream_gives_the_same_samples(parquet, png):
+    path = parquet("a.parquet", [png(0), b"broken", png(2), None], [1, 0, 1, 0])
+    stream = open_images(path, streaming=True, on_bad_image="skip")
+    table = open_images(path, on_bad_image="skip")
+    for _ in range(2):
+        for one, other in zip(stream, table, strict=True):
+            assert (one.index, one.label) == (other.index, other.label)
+            assert np.array_equal(np.asarray(one.image), np.asarray(other.image))
+    assert [bad.index for bad in stream.bad_images] == [1, 3]
+    with pytest.raises(TypeError, match="streaming=False"):
+        len(stream)
+
+
+def test_a_source_can_be_pickled(class_folders, parquet, png):
+    for source in (open_images(class_folders), open_images(parquet("a.parquet", [png(0), png(1)], [0, 1]))):
+        copy = pickle.loads(pickle.dumps(source))
+        assert [sample.name for sample in copy] == [sample.name for sample in source]
+        assert copy.class_names == source.class_names
+
+
+def test_a_bad_image_stops_and_is_named(class_folders, raises_sentence):
+    (class_folders / "cat" / "1.png").write_bytes(b"not a png")
+    source = open_images(class_folders)
+    assert source[0].label == 0
+    with raises_sentence(BadImageError, "cat/1.png", "on_bad_image='skip'"):
+        list(source)
+
+
+def test_a_bad_image_is_left_out_and_listed_once(class_folders):
+    (class_folders / "cat" / "1.png").write_bytes(b"not a png")
+    source = open_images(class_folders, on_bad_image="skip")
+    for _ in range(2):
+        assert [sample.index for sample in source] == [0, 2, 3, 4, 5]
+    (bad,) = source.bad_images
+    assert (bad.index, bad.name) == (1, "cat/1.png")
+    assert "not known" in bad.reason
+    with pytest.raises(BadImageError):  # an index cannot be left out
+        source[1]
+
+
+def test_an_index_that_is_not_there(class_folders):
+    with pytest.raises(IndexError):
+        open_images(class_folders)[6]
+
+
+def test_what_is_no_source_is_refused(tmp_path, write_image, parquet, raises_sentence):
+    (tmp_path / "empty").mkdir()
+    with raises_sentence(ValueError, "holds no images"):
+        open_images(tmp_path / "empty")
+    with raises_sentence(ValueError, "no folder or file"):
+        open_images(tmp_path / "gone")
+    with raises_sentence(ValueError, "not Parquet"):
+        open_images(write_image(tmp_path / "a.png"))
+    with raises_sentence(ValueError, "no rows"):
+        open_images(parquet("none.parquet", [], []))
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    with raises_sentence(ValueError, "broken.parquet", "Parquet"):
+        open_images(tmp_path / "broken.parquet")
+    write_image(tmp_path / "mixed" / "a.png")
+    write_image(tmp_path / "mixed" / "cat" / "b.png")
+    with raises_sentence(ValueError, "both images and folders"):
+        open_images(tmp_path / "mixed")
+    with raises_sentence(ValueError, "on_bad_image='ignore'"):
+        open_images(tmp_path / "mixed" / "cat", on_bad_image="ignore")
+
+
+def test_a_parquet_file_without_images(tmp_path, parquet, raises_sentence):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": ["a"], "label": [0]}), tmp_path / "text.parquet")
+    with raises_sentence(ValueError, "text, label"):
+        open_images(tmp_path / "text.parquet")
+
+
+def test_parquet_without_the_metadata_of_datasets(tmp_path, parquet, png):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = {"image": [{"bytes": png(0)}, {"bytes": png(1)}], "label": [7, 3]}
+    pq.write_table(pa.table(rows), tmp_path / "plain.parquet")
+    source = open_images(tmp_path / "plain.parquet")
+    assert source.class_names == ("3", "7")
+    assert [sample.label for sample in source] == [1, 0]
+
+
+def test_nothing_is_decoded_before_it_is_asked_for(class_folders, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    source = open_images(class_folders)
+    assert source.labels.tolist() == [0, 0, 0, 1, 2, 2]
+    assert source.encoded(0).label == 0
