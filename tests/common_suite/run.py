@@ -55,7 +55,8 @@ CLASSES = {
         "QKViTForImageClassification",
         "QKViTForMaskedImageModeling",
         "QKViTBackbone",
-        "QKViTForImageClassificationOptions",  # with every option that the defaults leave off
+        "QKViTModelOptions",  # with the options that the defaults leave off
+        "QKViTForImageClassificationOptions",
     ),
     "vit": ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling", "Dinov2Backbone"),
 }

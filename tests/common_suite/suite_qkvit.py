@@ -63,7 +63,28 @@ OPTIONS = {
     "num_register_tokens": 3,
     "use_pre_norm": True,
     "pooling": "attention",
+    "pooling_coverage": "patches",
+    "pooler_act": "tanh",
+    "pooler_size": 24,
+    "norm_position": "after_pooling",
+    "patch_bias": False,
 }
+
+
+# Those that exclude one of these, or stand beside it.
+LEARNED_POSITION_OPTIONS = {
+    "position_coverage": "all",
+    "position_antialias": True,
+    "num_register_tokens": 3,
+    "use_mask_token": True,
+    "norm_position": "none",
+}
+
+
+class QKViTModelOptionsTest(QKViT, VisionSuite, unittest.TestCase):
+    all_model_classes = (QKViTModel,)
+    config_fields = TINY | LEARNED_POSITION_OPTIONS
+    num_prefix_tokens = 4
 
 
 class QKViTForImageClassificationOptionsTest(QKViT, VisionSuite, unittest.TestCase):

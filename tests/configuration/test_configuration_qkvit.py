@@ -29,6 +29,9 @@ def valid_fields(draw) -> dict:
         image = (patch_height * draw(sides), patch_width * draw(sides))
     pooling = draw(st.sampled_from(["class", "mean", "class_mean", "attention"]))
     class_token = pooling in ("class", "class_mean") or draw(st.booleans())
+    distilled = class_token and pooling == "class" and draw(st.booleans())
+    pooler_act = draw(st.sampled_from([None, "tanh"]))
+    norm_positions = ["before_pooling", "none"] if distilled else ["before_pooling", "after_pooling", "none"]
     heads = draw(st.integers(1, 3))
     rate = st.one_of(st.just(0), st.floats(0, 0.9))
     fields = {
@@ -49,13 +52,21 @@ def valid_fields(draw) -> dict:
         "num_channels": draw(st.integers(1, 4)),
         "pooling": pooling,
         "use_class_token": class_token,
-        "use_distillation_token": class_token and pooling == "class" and draw(st.booleans()),
+        "pooling_coverage": None if pooling == "class" else draw(st.sampled_from([None, "patches", "all"])),
+        "pooler_act": pooler_act,
+        "pooler_size": None if pooler_act is None else draw(st.one_of(st.none(), st.integers(1, 8))),
+        "norm_position": draw(st.sampled_from(norm_positions)),
+        "position_coverage": draw(st.sampled_from(["patches", "class", "all"])),
+        "use_distillation_token": distilled,
         "num_labels": draw(st.integers(0, 4)),
         "initializer_range": draw(st.floats(1e-3, 1)),
     }
     for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob", "patch_drop_rate"):
         fields[name] = draw(rate)
-    for name in ("query_bias", "key_bias", "value_bias", "output_bias", "mlp_bias", "qk_norm", "use_pre_norm"):
+    for name in (
+        "query_bias", "key_bias", "value_bias", "output_bias", "mlp_bias", "patch_bias", "qk_norm", "use_pre_norm",
+        "use_mask_token", "position_antialias",
+    ):  # fmt: skip
         fields[name] = draw(st.booleans())
     return fields
 
@@ -161,6 +172,20 @@ def test_the_grid_the_prefix_and_the_pooled_size_follow_from_the_fields():
     assert QKViTConfig(pooling="class_mean").pooled_size == 2 * 768
 
 
+def test_the_pooled_size_is_the_poolers_where_there_is_one():
+    assert QKViTConfig(pooler_act="tanh").pooler_size == 768
+    assert QKViTConfig(pooler_act="tanh", pooling="class_mean").pooled_size == 2 * 768
+    assert QKViTConfig(pooler_act="tanh", pooler_size=100).pooled_size == 100
+
+
+def test_learned_positions_cover_what_their_coverage_says():
+    fields = {"use_distillation_token": True, "num_register_tokens": 4}
+    assert QKViTConfig(position_coverage="patches", **fields).num_placed_tokens == 0
+    assert QKViTConfig(**fields).num_placed_tokens == 2
+    assert QKViTConfig(position_coverage="all", **fields).num_placed_tokens == 6
+    assert QKViTConfig(use_class_token=False, pooling="mean").num_placed_tokens == 0
+
+
 def test_sizes_given_as_lists_become_pairs():
     config = QKViTConfig(image_size=[32, 48], patch_size=[8, 16])
     assert (config.image_size, config.patch_size) == ((32, 48), (8, 16))
@@ -182,14 +207,18 @@ def test_stages_are_named_after_the_stem_and_the_layers():
 # ---- what is refused
 
 INTEGERS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels", "num_register_tokens")
-OPTIONAL_INTEGERS = ("head_dim", "intermediate_size")
+OPTIONAL_INTEGERS = ("head_dim", "intermediate_size", "pooler_size")
 RATES = ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob", "patch_drop_rate", "label_smoothing")
 POSITIVE_NUMBERS = ("layer_norm_eps", "initializer_range", "rope_theta")
 FLAGS = (
     "query_bias", "key_bias", "value_bias", "output_bias", "mlp_bias", "qk_norm", "use_class_token",
-    "use_distillation_token", "use_pre_norm", "apply_layernorm", "reshape_hidden_states",
+    "use_distillation_token", "use_pre_norm", "apply_layernorm", "reshape_hidden_states", "patch_bias",
+    "use_mask_token", "position_antialias",
 )  # fmt: skip
-CHOICES = ("mlp_type", "norm_type", "position_embedding", "pooling", "classification_loss")
+CHOICES = (
+    "mlp_type", "norm_type", "position_embedding", "pooling", "classification_loss", "position_coverage",
+    "norm_position",
+)  # fmt: skip
 SIZES = ("image_size", "patch_size")
 
 no_number = st.sampled_from(["12", "", b"1", [], [1], {}, (), object, 1j])
@@ -207,7 +236,8 @@ NEVER = {
     ("layer_scale_init_value",): st.one_of(no_number, no_real, st.booleans()),
     FLAGS: st.one_of(no_number, no_real, st.none(), st.integers(), st.floats()),
     CHOICES: st.one_of(no_number, no_real, st.none(), st.booleans(), st.integers(), st.text(max_size=4)),
-    ("hidden_act",): st.one_of(no_number, st.booleans(), st.integers(), st.sampled_from(["gelo", "GELU"])),
+    ("pooling_coverage",): st.one_of(no_number, no_real, st.booleans(), st.integers(), st.text(max_size=4)),
+    ("hidden_act", "pooler_act"): st.one_of(no_number, st.booleans(), st.integers(), st.sampled_from(["gelo", "GELU"])),
     SIZES: st.one_of(
         st.sampled_from(["12", b"1", {}, object, 1j]),
         no_real,
@@ -277,6 +307,9 @@ def test_a_wrong_type_is_refused_when_a_field_is_set_later(raises_sentence, name
         ({"position_embedding": "rope2d", "head_dim": 6}, ["head_dim=6", "head_dim=8", "rope2d"]),
         ({"position_embedding": "sincos2d", "hidden_size": 14, "num_attention_heads": 2}, ["=14", "hidden_size=16"]),
         ({"position_embedding": "sincos2d", "hidden_size": 4, "num_attention_heads": 2}, ["=4", "hidden_size=8"]),
+        ({"norm_position": "after_pooling", "use_distillation_token": True}, ["'after_pooling'", "'before_pooling'"]),
+        ({"pooler_size": 8}, ["pooler_size=8", "pooler_act=None", "pooler_act='tanh'"]),
+        ({"pooling_coverage": "all"}, ["pooling_coverage='all'", "pooling='class'", "pooling='mean'"]),
         ({"label_smoothing": 0.1, "problem_type": "regression"}, ["label_smoothing=0.1", "regression"]),
         ({"label_smoothing": 0.1, "problem_type": "multi_label_classification"}, ["label_smoothing=0.1", "0.0"]),
         ({"out_features": ["stage13"]}, ["out_features", "stage13", "stage12"]),

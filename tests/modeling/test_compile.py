@@ -21,6 +21,26 @@ OPTIONS = {
         **dict.fromkeys(("query_bias", "key_bias", "value_bias", "output_bias", "mlp_bias"), False),
     },
     "attention pooling, no positions": {"pooling": "attention", "use_class_token": False, "position_embedding": "none"},
+    "as CLIP": {
+        "patch_bias": False,
+        "use_pre_norm": True,
+        "norm_position": "after_pooling",
+        "hidden_act": "quick_gelu",
+    },
+    "as timm": {
+        "position_coverage": "all",
+        "num_register_tokens": 2,
+        "pooling": "mean",
+        "pooling_coverage": "all",
+        "norm_position": "after_pooling",
+        "use_mask_token": True,
+    },
+    "positions of patches, no final norm, a pooler": {
+        "position_coverage": "patches",
+        "norm_position": "none",
+        "pooler_act": "tanh",
+        "pooler_size": 8,
+    },
 }
 ASKED = {"output_attentions": [0, -1], "output_qkv": True}
 
@@ -62,6 +82,12 @@ def test_other_implementations_compile_to_one_graph(tiny_model, pixels, implemen
         expected = model(pixels, **ASKED)
         model.set_attn_implementation(implementation)
         assert_same(one_graph(model)(pixels, **ASKED), expected)
+
+
+def test_antialiased_positions_compile_to_one_graph(tiny_model):
+    model, pixels = tiny_model(num_hidden_layers=2, position_antialias=True), torch.rand(2, 3, 8, 24)
+    with torch.no_grad():
+        assert_same(one_graph(model)(pixels), model(pixels))
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

@@ -42,17 +42,28 @@ def test_without_prefix_tokens_there_are_patches_alone(tiny_config, pixels):
     assert tokens.shape == (2, 16, 32)
 
 
-def test_learned_positions_cover_class_and_distillation_token_and_never_the_registers(tiny_config, pixels):
-    embeddings = make(tiny_config, use_distillation_token=True, num_register_tokens=2)
-    assert embeddings.position_embeddings.shape == (1, 2 + 16, 32)
+@pytest.mark.parametrize(
+    ("fields", "placed"),
+    [
+        ({}, 2),
+        ({"position_coverage": "patches"}, 0),
+        ({"position_coverage": "class"}, 2),
+        ({"position_coverage": "all"}, 4),
+    ],
+)
+def test_learned_positions_cover_the_patches_and_the_tokens_that_their_coverage_says(
+    tiny_config, pixels, fields, placed
+):
+    embeddings = make(tiny_config, use_distillation_token=True, num_register_tokens=2, **fields)
+    assert embeddings.position_embeddings.shape == (1, placed + 16, 32)
     with_positions, _, _ = embeddings(pixels)
     positions = embeddings.position_embeddings.detach().clone()
     with torch.no_grad():
         embeddings.position_embeddings.zero_()
     added = with_positions - embeddings(pixels)[0]
-    torch.testing.assert_close(added[:, :2], positions[:, :2].expand(2, -1, -1))
-    assert (added[:, 2:4] == 0).all()
-    torch.testing.assert_close(added[:, 4:], positions[:, 2:].expand(2, -1, -1))
+    torch.testing.assert_close(added[:, :placed], positions[:, :placed].expand(2, -1, -1))
+    assert (added[:, placed:4] == 0).all()
+    torch.testing.assert_close(added[:, 4:], positions[:, placed:].expand(2, -1, -1))
 
 
 @pytest.mark.parametrize("position_embedding", ["sincos2d", "rope2d", "none"])
@@ -81,6 +92,19 @@ def test_masked_patches_keep_their_positions(tiny_config, pixels):
     embeddings = make(tiny_config, use_mask_token=True)
     tokens, _, _ = embeddings(pixels, bool_masked_pos=torch.ones(2, 16, dtype=torch.bool))
     torch.testing.assert_close(tokens[0, 1:], embeddings.mask_token[0] + embeddings.position_embeddings[0, 1:])
+
+
+def test_a_model_has_a_mask_token_where_its_configuration_says_so(tiny_model, pixels):
+    assert tiny_model(QKViTModel).embeddings.mask_token is None
+    model = tiny_model(QKViTModel, use_mask_token=True)
+    masked = torch.rand(2, 16) < 0.5
+    assert not torch.equal(model(pixels, bool_masked_pos=masked).pooler_output, model(pixels).pooler_output)
+
+
+def test_patches_can_go_without_a_bias(tiny_config):
+    embeddings = make(tiny_config, patch_bias=False, position_embedding="none")
+    assert embeddings.patch_projection.bias is None
+    assert (embeddings(torch.zeros(1, 3, 16, 16))[0][:, 1:] == 0).all()
 
 
 # ---- other sizes
@@ -118,6 +142,14 @@ def test_without_positions_the_order_of_the_patches_does_not_matter(tiny_model):
     by_patches = image.unfold(2, 4, 4).unfold(3, 4, 4).transpose(2, 3)
     turned = by_patches.permute(0, 1, 2, 4, 3, 5).reshape(1, 3, 24, 8)
     torch.testing.assert_close(model(image).logits, model(turned).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_positions_are_antialiased_where_the_configuration_says_so(tiny_config):
+    pixels = torch.rand(1, 3, 8, 8)  # a smaller grid than the trained one: there antialiasing matters
+    sharp, soft = (make(tiny_config, position_antialias=antialias) for antialias in (False, True))
+    soft.load_state_dict(sharp.state_dict())
+    assert torch.equal(sharp(pixels)[0][:, 0], soft(pixels)[0][:, 0])
+    assert not torch.allclose(sharp(pixels)[0], soft(pixels)[0], atol=1e-3)
 
 
 # ---- patch dropout

@@ -25,8 +25,8 @@ def seen() -> torch.Tensor:
     return mask
 
 
-def make(tiny_config, pooling: str) -> QKViTPooling:
-    return QKViTPooling(tiny_config(pooling=pooling, num_register_tokens=2))
+def make(tiny_config, pooling: str, **fields) -> QKViTPooling:
+    return QKViTPooling(tiny_config(pooling=pooling, num_register_tokens=2, **fields))
 
 
 def mean_of_seen(tokens, seen) -> torch.Tensor:
@@ -74,6 +74,58 @@ def test_attention_pooling_is_a_learned_querys_attention_and_an_mlp(tiny_config,
             pooled = head.o_proj(torch.cat(heads))
             expected = pooled + head.mlp(head.norm(pooled))
             torch.testing.assert_close(found[image], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "class_mean", "attention"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_pooling_covers_the_patches_or_all_tokens(tiny_config, tokens, seen, pooling, masked):
+    mask = seen if masked else None
+    patches, everything = (make(tiny_config, pooling, pooling_coverage=coverage) for coverage in ("patches", "all"))
+    for parameter in patches.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    everything.load_state_dict(patches.state_dict())
+    changed = tokens.clone()
+    changed[:, 1:PREFIX] = 7.0  # the registers
+    assert torch.equal(patches(changed, mask), patches(tokens, mask))
+    assert not torch.allclose(everything(changed, mask), everything(tokens, mask))
+
+
+def test_the_mean_of_all_tokens_counts_each_once(tiny_config, tokens, seen):
+    pooling = make(tiny_config, "mean", pooling_coverage="all")
+    torch.testing.assert_close(pooling(tokens), tokens.mean(dim=1))
+    means = torch.stack([image[mask].mean(dim=0) for image, mask in zip(tokens, seen, strict=True)])
+    torch.testing.assert_close(pooling(tokens, seen), means)
+
+
+# ---- after pooling
+
+
+@pytest.mark.parametrize("size", [None, 7])
+def test_a_pooler_is_a_dense_layer_and_its_activation(tiny_model, pixels, size):
+    plain, model = tiny_model(QKViTModel), tiny_model(QKViTModel, pooler_act="tanh", pooler_size=size)
+    model.load_state_dict(plain.state_dict(), strict=False)
+    found = model(pixels).pooler_output
+    assert found.shape == (2, size or 32)
+    dense = model.pooler.dense
+    torch.testing.assert_close(found, torch.tanh(plain(pixels).pooler_output @ dense.weight.T + dense.bias))
+
+
+@pytest.mark.parametrize("pooling", ["class", "mean", "class_mean", "attention"])
+def test_the_normalisation_can_stand_after_pooling(tiny_model, pixels, pooling):
+    model = tiny_model(QKViTModel, pooling=pooling, norm_position="after_pooling")
+    out = model(pixels, output_hidden_states=True)
+    assert torch.equal(out.last_hidden_state, out.hidden_states[-1])
+    pooled = model.pooler.pool(out.last_hidden_state, None)
+    parts = [model.norm(part) for part in pooled.split(32, dim=-1)]
+    torch.testing.assert_close(out.pooler_output, torch.cat(parts, dim=-1))
+
+
+def test_there_can_be_no_final_normalisation(tiny_model, pixels):
+    model = tiny_model(QKViTModel, norm_position="none")
+    out = model(pixels, output_hidden_states=True)
+    assert not any(name.startswith("norm.") for name in model.state_dict())
+    assert torch.equal(out.last_hidden_state, out.hidden_states[-1])
+    assert torch.equal(out.pooler_output, out.hidden_states[-1][:, 0])
 
 
 @pytest.mark.parametrize("pooling", ["class", "mean", "class_mean", "attention"])

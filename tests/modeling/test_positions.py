@@ -30,6 +30,23 @@ def test_learned_positions_at_another_size_are_those_of_a_bicubic_resize_of_each
         torch.testing.assert_close(found[0, :, channel], resized.flatten())
 
 
+def test_learned_positions_can_be_antialiased():
+    positions = torch.randn(1, 36, 2)
+    for channel in range(2):
+        image = positions[0, :, channel].reshape(1, 1, 6, 6)
+        resized = torch.nn.functional.interpolate(image, (2, 3), mode="bicubic", align_corners=False, antialias=True)
+        found = interpolate_learned(positions, (6, 6), (2, 3), antialias=True)
+        torch.testing.assert_close(found[0, :, channel], resized.flatten())
+
+
+def test_positions_of_64_bits_are_interpolated_in_64_bits():
+    positions = torch.randn(1, 4, 4, dtype=torch.float64)
+    found = interpolate_learned(positions, (2, 2), (3, 3))
+    assert found.dtype == torch.float64
+    rounded = interpolate_learned(positions.float(), (2, 2), (3, 3)).double()
+    assert 0 < (found - rounded).abs().max() < 1e-6
+
+
 @given(grids, grids)
 def test_interpolation_keeps_a_constant(trained, grid):
     positions = torch.full((1, trained[0] * trained[1], 2), 3.0)
