@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .normalization_qkvit import make_norm
 from .positions_qkvit import Rotation, rotate_patches
 from .precision_qkvit import cast_once
+from .shortcuts_qkvit import Neighbours
 
 
 def eager_attention_forward(
@@ -90,12 +91,23 @@ class QKViTAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, inner_size, bias=config.key_bias)
         self.v_proj = nn.Linear(config.hidden_size, inner_size, bias=config.value_bias)
         self.o_proj = nn.Linear(inner_size, config.hidden_size, bias=config.output_bias)
+        self.neighbours = Neighbours()
         self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else None
         self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else None
 
+    def settle(self) -> None:
+        """Lay the weights of `q_proj`, `k_proj` and `v_proj` next to each other: one product in inference."""
+        self.neighbours.settle(self.q_proj, self.k_proj, self.v_proj)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Any:
+        moved = super()._apply(fn, recurse)  # `model.to(...)`, `model.half()`: the weights have new places
+        self.settle()
+        return moved
+
     def split_heads(self, projected: torch.Tensor) -> torch.Tensor:
         """(B, N, H * D) -> (B, H, N, D)."""
-        return projected.unflatten(-1, (self.num_attention_heads, self.head_dim)).transpose(1, 2)
+        batch_size, num_tokens, _ = projected.shape
+        return projected.view(batch_size, num_tokens, self.num_attention_heads, self.head_dim).transpose(1, 2)
 
     def forward(
         self,
@@ -118,9 +130,8 @@ class QKViTAttention(nn.Module):
             The output (B, N, C); the map (B, H, N, N) or None; query, key and value (B, H, N, D).
         """
         hidden_states = cast_once(hidden_states)
-        query = self.split_heads(self.q_proj(hidden_states))  # (B, H, N, D)
-        key = self.split_heads(self.k_proj(hidden_states))  # (B, H, N, D)
-        value = self.split_heads(self.v_proj(hidden_states))  # (B, H, N, D)
+        projected = self.neighbours.project(hidden_states, self.q_proj, self.k_proj, self.v_proj)
+        query, key, value = map(self.split_heads, projected)  # each (B, H, N, D)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         if rotation is not None:

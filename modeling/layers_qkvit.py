@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention_qkvit import QKViTAttention
 from .normalization_qkvit import make_norm
 from .precision_qkvit import cast_once
+from .shortcuts_qkvit import activate
 
 
 class QKViTMLP(nn.Module):
@@ -29,9 +30,10 @@ class QKViTMLP(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.gate_proj is None:
-            return self.down_proj(self.activation(self.up_proj(hidden_states)))
+            return self.down_proj(activate(self.activation, self.up_proj, hidden_states))
         hidden_states = cast_once(hidden_states)
-        return self.down_proj(self.activation(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        gate = activate(self.activation, self.gate_proj, hidden_states)
+        return self.down_proj(gate * self.up_proj(hidden_states))
 
 
 class QKViTResidual(nn.Module):

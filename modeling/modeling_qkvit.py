@@ -62,7 +62,18 @@ class QKViTPreTrainedModel(PreTrainedModel):
         """As transformers loads it, with an error of one sentence where a file or tensor is missing or wrong."""
         has_config = kwargs.get("config") is not None
         with plain_load_errors(pretrained_model_name_or_path, kwargs.get("subfolder") or "", has_config):
-            return load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+            loaded = load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).settle()
+        return loaded
+
+    def settle(self) -> None:
+        """Lay the weights of Q, K and V next to each other in memory, for one product in inference.
+
+        Done when a model is made, loaded or moved; call it after giving the projections other weights.
+        """
+        for module in self.modules():
+            if isinstance(module, QKViTAttention):
+                module.settle()
 
     def _refuse_patch_dropout(self, purpose: str) -> None:
         if self.training and self.config.patch_drop_rate:
@@ -130,6 +141,7 @@ class QKViTModel(QKViTPreTrainedModel):
         self.norm = nn.Identity() if config.norm_position == "none" else make_norm(config)
         self.pooler = QKViTPooling(config) if add_pooling_layer else None
         self.post_init()
+        self.settle()
 
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -233,7 +245,8 @@ class QKViTModel(QKViTPreTrainedModel):
 class QKViTForImageClassification(QKViTPreTrainedModel):
     """QKViT with a linear classifier on the pooled tokens.
 
-    With a distillation token there are two classifiers; `logits` is the mean of both (DeiT, arXiv 2012.12877).
+    With a distillation token there are two classifiers; `logits` is the mean of both (DeiT, arXiv 2012.12877), unless
+    the configuration leaves out the second one.
 
     Example:
 
@@ -253,7 +266,9 @@ class QKViTForImageClassification(QKViTPreTrainedModel):
         self.qkvit = QKViTModel(config)
         self.classifier = self._make_classifier(config.pooled_size)
         self.distillation_classifier = (
-            self._make_classifier(config.hidden_size) if config.use_distillation_token else None
+            self._make_classifier(config.hidden_size)
+            if config.use_distillation_token and config.use_distillation_classifier
+            else None
         )
         self.post_init()
 

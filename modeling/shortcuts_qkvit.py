@@ -1,0 +1,134 @@
+"""Shortcuts of inference: the same numbers sooner, taken only where nobody can see the way.
+
+Each needs linear layers that are just that: no hooks, no adapters, no quantised or sharded weights. Everywhere else, in
+training and in compiled graphs, the plain way stands in `attention_qkvit.py` and `layers_qkvit.py`.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import MethodType
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
+from transformers.activations import GELUActivation, GELUTanh, SiLUActivation
+
+# Activations that can overwrite their input, by the class that transformers has for them.
+_IN_PLACE: dict[type, Callable[[torch.Tensor], torch.Tensor]] = {
+    GELUActivation: torch.ops.aten.gelu_,
+    GELUTanh: partial(torch.ops.aten.gelu_, approximate="tanh"),
+    SiLUActivation: partial(nn.functional.silu, inplace=True),
+}
+
+
+def unseen(*modules: nn.Module) -> bool:
+    """Whether these modules run now as they are: no gradients, no hooks, no compiler, no other `forward`."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or _has_any_global_hook():
+        return False
+    return not any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__  # accelerate's hooks
+        for module in modules
+    )
+
+
+def is_plain(linear: nn.Module) -> bool:
+    """Whether this is `torch.nn.Linear` itself with a dense weight: no adapter, not quantised, not sharded."""
+    return type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
+
+
+def activate(activation: nn.Module, linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`activation(linear(x))`; in the memory of `linear(x)` where that cannot be seen.
+
+    The widest tensor of a layer is then made once and not twice: fresh memory costs, for the system clears its pages.
+    """
+    in_place = _IN_PLACE.get(type(activation))
+    if in_place is None or not is_plain(linear) or not unseen(linear, activation):
+        return activation(linear(x))
+    if isinstance(getattr(activation, "act", None), MethodType):
+        return activation(linear(x))  # "gelu_python": another rounding
+    return in_place(linear(x))
+
+
+class Neighbours:
+    """Linear layers of one input and one width whose weights lie next to each other in memory, so that one product does for all.
+
+    Each weight stays a parameter with a storage of its own: it is saved, frozen, trained and written to as ever, and the
+    product sees what was written, for there is no copy that could go stale. A weight that was moved elsewhere
+    (`weight.data = ...`) ends it: then there is a product for each again.
+
+    Example:
+
+    ```python
+    >>> first, second = nn.Linear(4, 2), nn.Linear(4, 2)
+    >>> neighbours = Neighbours()
+    >>> neighbours.settle(first, second)
+    >>> x = torch.rand(5, 4)
+    >>> with torch.no_grad():
+    ...     together = neighbours.project(x, first, second)
+    >>> [tuple(part.shape) for part in together]
+    [(5, 2), (5, 2)]
+    >>> torch.allclose(together[1], second(x), atol=1e-6)
+    True
+
+    ```
+    """
+
+    def __init__(self) -> None:
+        self.weight: torch.Tensor | None = None
+        self.bias: torch.Tensor | None = None
+        self.places: list[tuple[int, torch.Size]] = []  # of each weight, and of each bias: where it was put
+
+    def __reduce__(self) -> tuple:
+        return Neighbours, ()  # copies and pickles of a module have weights elsewhere
+
+    @torch.no_grad()
+    def settle(self, *linears: nn.Module) -> None:
+        """Move the weights next to each other, unless they are, or are not plain."""
+        if self._hold(linears):
+            return
+        self.weight = self.bias = None
+        if not all(is_plain(linear) and _is_movable(linear.weight) for linear in linears):
+            return
+        weights = [linear.weight for linear in linears]
+        biases = [linear.bias for linear in linears if linear.bias is not None]
+        kinds = {(part.dtype, part.device, len(part)) for part in weights + biases}
+        if len(biases) not in (0, len(linears)) or len(kinds) > 1:
+            return
+        self.weight = _next_to_each_other(weights)
+        self.bias = _next_to_each_other(biases) if biases else None
+        self.places = [(part.data_ptr(), part.shape) for part in weights + biases]
+
+    def _hold(self, linears: tuple[nn.Module, ...]) -> bool:
+        """Whether the weights are where they were put. Asked in every layer of every pass, so it is kept short."""
+        if self.weight is None:
+            return False
+        parts = [linear._parameters["weight"] for linear in linears] + [
+            bias for linear in linears if (bias := linear._parameters["bias"]) is not None
+        ]
+        return len(parts) == len(self.places) and all(
+            part.data_ptr() == place
+            and part.shape == shape
+            and part.is_contiguous()
+            and part.dtype == self.weight.dtype
+            for part, (place, shape) in zip(parts, self.places, strict=True)
+        )
+
+    def project(self, x: torch.Tensor, *linears: nn.Module) -> Sequence[torch.Tensor]:
+        """`[linear(x) for linear in linears]`, in one product if possible: (..., C) -> each (..., C of the linear)."""
+        if unseen(*linears) and all(map(is_plain, linears)) and self._hold(linears):
+            return nn.functional.linear(x, self.weight, self.bias).chunk(len(linears), dim=-1)
+        return [linear(x) for linear in linears]
+
+
+def _next_to_each_other(parts: list[nn.Parameter]) -> torch.Tensor:
+    """Give the parameters, in their order, parts of one tensor (their rows together) as memory; returns that tensor."""
+    joined = torch.cat([part.detach() for part in parts])
+    for part, place in zip(parts, joined.split([len(part) for part in parts]), strict=True):
+        part.data = torch.from_dlpack(place)  # its own storage: what saves a model must not take it for shared
+    return joined.requires_grad_()  # a leaf that asks for gradients, like a parameter: autocast keeps its conversion
+
+
+def _is_movable(weight: torch.Tensor) -> bool:
+    if weight.device.type == "cpu":
+        return not weight.is_shared()  # moving it would part it from other processes
+    return weight.device.type == "cuda"

@@ -1,0 +1,243 @@
+"""The shortcuts of inference: the same numbers, taken where they can be, and never where somebody could see them."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from accelerate.utils.other import clean_state_dict_for_safetensors
+from torch import nn
+
+from qkvit import QKViTModel
+from qkvit.modeling.attention_qkvit import QKViTAttention
+from qkvit.modeling.layers_qkvit import QKViTMLP
+
+NAMES = ("q_proj", "k_proj", "v_proj")
+
+
+@pytest.fixture
+def attention(tiny_config) -> QKViTAttention:
+    torch.manual_seed(0)
+    attention = QKViTAttention(tiny_config(), 0).eval()
+    attention.settle()
+    return attention
+
+
+@pytest.fixture
+def mlp(tiny_config) -> QKViTMLP:
+    torch.manual_seed(0)
+    return QKViTMLP(tiny_config()).eval()
+
+
+@pytest.fixture
+def tokens(tiny_config) -> torch.Tensor:
+    return torch.randn(2, 5, tiny_config().hidden_size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def products(monkeypatch) -> list[tuple[int, ...]]:
+    """The shapes of the weights of every linear product since the test began."""
+    shapes: list[tuple[int, ...]] = []
+    linear = nn.functional.linear
+
+    def counted(x, weight, bias=None):
+        shapes.append(tuple(weight.shape))
+        return linear(x, weight, bias)
+
+    monkeypatch.setattr(nn.functional, "linear", counted)
+    return shapes
+
+
+def projected(attention, tokens) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return list(attention.neighbours.project(tokens, attention.q_proj, attention.k_proj, attention.v_proj))
+
+
+def one_by_one(attention, tokens) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [getattr(attention, name)(tokens) for name in NAMES]
+
+
+def assert_projects(attention, tokens) -> None:
+    for ours, expected in zip(projected(attention, tokens), one_by_one(attention, tokens), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+# ---- Q, K and V in one product
+
+
+def test_one_product_gives_queries_keys_and_values_of_three(attention, tokens, products):
+    attention, tokens = attention.double(), tokens.double()
+    together = projected(attention, tokens)
+    assert len(products) == 1
+    for ours, expected in zip(together, one_by_one(attention, tokens), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-13, atol=1e-13)
+
+
+def test_without_biases_too(tiny_config, tokens, products):
+    attention = QKViTAttention(tiny_config(query_bias=False, key_bias=False, value_bias=False), 0)
+    attention.settle()
+    assert_projects(attention, tokens)
+    assert len(products) == 4
+
+
+def test_a_bias_on_some_of_them_takes_three_products(tiny_config, tokens, products):
+    attention = QKViTAttention(tiny_config(key_bias=False), 0)
+    attention.settle()
+    assert_projects(attention, tokens)
+    assert len(products) == 6
+
+
+def test_models_have_it_when_made_loaded_and_moved(tiny_config, tmp_path, products):
+    config = tiny_config()
+    images = torch.rand(1, 3, *config.image_shape)
+
+    def count(model) -> int:
+        products.clear()
+        with torch.no_grad():
+            model.eval()(images.to(model.dtype))
+        return len(products)
+
+    made = QKViTModel(config)
+    per_layer = 4  # Q K V, O, up, down
+    assert count(made) == per_layer * config.num_hidden_layers + 1
+    made.save_pretrained(tmp_path)
+    assert count(QKViTModel.from_pretrained(tmp_path)) == count(made)
+    assert count(made.to(torch.bfloat16)) == per_layer * config.num_hidden_layers + 1
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda linear, new: linear.weight.data.copy_(new),
+        lambda linear, new: linear.load_state_dict({"weight": new, "bias": linear.bias.detach()}),
+        lambda linear, new: linear.load_state_dict({"weight": new, "bias": linear.bias.detach()}, assign=True),
+        lambda linear, new: setattr(linear.weight, "data", new),
+        lambda linear, new: setattr(linear, "weight", nn.Parameter(new)),
+        lambda linear, new: setattr(linear.weight, "data", linear.weight.data.T),
+        lambda linear, new: nn.init.zeros_(linear.bias),
+    ],
+    ids=["in place", "load", "load and assign", "data", "parameter", "transposed", "bias"],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_written_into_a_weight_is_seen(attention, tokens, name, write):
+    before = projected(attention, tokens)[NAMES.index(name)]
+    linear = getattr(attention, name)
+    write(linear, torch.randn_like(linear.weight))
+    assert_projects(attention, tokens)
+    assert not torch.allclose(projected(attention, tokens)[NAMES.index(name)], before)
+
+
+def test_a_step_of_the_optimizer_is_seen(attention, tokens, products):
+    optimizer = torch.optim.AdamW(attention.parameters(), lr=0.1)
+    attention(tokens)[0].square().sum().backward()
+    optimizer.step()
+    products.clear()
+    assert_projects(attention, tokens)
+    assert len(products) == 4
+
+
+def test_another_layer_in_the_place_of_a_projection_is_used(attention, tokens):
+    attention.v_proj = nn.Sequential(nn.Linear(tokens.shape[-1], attention.v_proj.out_features), nn.ReLU())
+    assert projected(attention, tokens)[2].min() == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hooks_on_a_projection_run(attention, tokens, name):
+    seen = []
+    linear = getattr(attention, name)
+    linear.register_forward_hook(lambda module, args, output: seen.append(output) or output * 2)
+    plain = nn.functional.linear(tokens, linear.weight, linear.bias)
+    torch.testing.assert_close(projected(attention, tokens)[NAMES.index(name)], 2 * plain)
+    assert len(seen) == 1
+
+
+def test_each_tensor_is_saved(attention):
+    """Tensors in one storage would be taken for shared ones, and left out, by accelerate's saving."""
+    state = attention.state_dict()
+    assert set(clean_state_dict_for_safetensors(dict(state))) == set(state)
+    file = io.BytesIO()
+    torch.save(attention.q_proj.state_dict(), file)
+    assert file.getbuffer().nbytes < attention.q_proj.weight.nbytes + 4096
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_copies_are_independent(attention, tokens, copied):
+    other = copied(attention)
+    with torch.no_grad():
+        other.q_proj.weight.zero_()
+    assert_projects(other, tokens)
+    assert_projects(attention, tokens)
+    assert not torch.equal(projected(other, tokens)[0], projected(attention, tokens)[0])
+
+
+def test_weights_shared_with_other_processes_stay_shared(attention, tokens):
+    attention.share_memory()
+    attention.settle()
+    assert all(parameter.is_shared() for parameter in attention.parameters())
+    assert_projects(attention, tokens)
+
+
+def test_training_takes_three_products(attention, tokens, products):
+    attention(tokens)
+    assert len(products) == 4  # and the output projection
+
+
+# ---- the activation in place
+
+
+@pytest.mark.parametrize("act", ["gelu", "gelu_python", "gelu_pytorch_tanh", "gelu_python_tanh", "silu", "quick_gelu"])
+@pytest.mark.parametrize("mlp_type", ["mlp", "swiglu"])
+def test_the_activation_gives_the_same_bits_with_gradients_and_without(tiny_config, tokens, act, mlp_type):
+    mlp = QKViTMLP(tiny_config(hidden_act=act, mlp_type=mlp_type))
+    given = tokens.clone()
+    with_gradients = mlp(tokens)
+    with torch.no_grad():
+        assert torch.equal(mlp(tokens), with_gradients)
+    assert torch.equal(tokens, given)
+
+
+def test_it_takes_no_second_tensor_of_the_widest_size(mlp, tokens):
+    made = []
+    with torch.no_grad():
+        mlp.activation.register_forward_hook(lambda *_: made.append(1))
+        mlp(tokens)
+        assert made == [1]  # seen, so it ran as a module
+        mlp.activation._forward_hooks.clear()
+        places = []
+        mlp.down_proj.register_forward_pre_hook(lambda module, args: places.append(args[0].data_ptr()))
+        linear, up = nn.functional.linear, []
+
+        def watched(x, weight, bias=None):
+            output = linear(x, weight, bias)
+            up.append(output.data_ptr())
+            return output
+
+        nn.functional.linear = watched
+        try:
+            mlp(tokens)
+        finally:
+            nn.functional.linear = linear
+    assert places == up[:1]
+
+
+def test_a_hook_keeps_what_it_saw_before_the_activation(mlp, tokens):
+    seen = []
+    mlp.up_proj.register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.no_grad():
+        mlp(tokens)
+    assert torch.equal(seen[0], nn.functional.linear(tokens, mlp.up_proj.weight, mlp.up_proj.bias))
+
+
+def test_a_layer_that_gives_its_input_back_does_not_lose_it(mlp, tokens):
+    mlp.up_proj, mlp.down_proj, given = nn.Identity(), nn.Identity(), tokens.clone()
+    with torch.no_grad():
+        mlp(tokens)
+    assert torch.equal(tokens, given)
+
+
+def test_another_activation_is_used(mlp, tokens):
+    mlp.activation, mlp.down_proj = nn.ReLU(), nn.Identity()
+    with torch.no_grad():
+        assert mlp(tokens).min() == 0
