@@ -80,9 +80,11 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
         position_coverage: Which tokens learned positions cover beside the patches: "patches" none (as DeiT III),
             "class" the class and the distillation token (as ViT, DeiT, DINOv2), "all" the registers too.
         position_antialias: Low-pass learned positions before they are resampled to a smaller grid (as timm).
+        position_float32: Resample learned positions in float32 in a float64 model too (as DINOv2 and timm).
         rope_theta: Base of the rotary frequencies.
         use_class_token: Put a learned token before the patches (\[CLS\]).
         use_distillation_token: Put a second one after it, with a classifier of its own (DeiT, arXiv 2012.12877).
+        use_distillation_classifier: `False` leaves that classifier out, and `logits` to the class token alone.
         num_register_tokens: Registers (Darcet et al. 2024, arXiv 2309.16588), between those and the patches.
         use_mask_token: Have a mask token (as DINOv2); `QKViTForMaskedImageModeling` has one always.
         use_pre_norm: Normalise the embeddings before the first layer (as CLIP).
@@ -103,6 +105,8 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
         apply_layernorm: `QKViTBackbone`: normalise the feature maps.
         reshape_hidden_states: `QKViTBackbone`: give feature maps as (batch, C, height, width) of the patches; or
             else as the tokens (batch, N, C).
+        converted_from: What `qkvit.convert` made the model from, its family and how its tensors were named, so that
+            `qkvit.export` writes the same names. It changes nothing in the model.
 
     Raises:
         ValueError: a field is unknown, has the wrong type or is out of range, or two of them do not go together.
@@ -155,9 +159,11 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
     position_embedding: Literal["learned", "sincos2d", "rope2d", "none"] = "learned"
     position_coverage: Literal["patches", "class", "all"] = "class"
     position_antialias: bool = False
+    position_float32: bool = False
     rope_theta: float | int = 100.0
     use_class_token: bool = True
     use_distillation_token: bool = False
+    use_distillation_classifier: bool = True
     num_register_tokens: int = 0
     use_mask_token: bool = False
     use_pre_norm: bool = False
@@ -171,6 +177,7 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
     initializer_range: float | int = 0.02
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
+    converted_from: dict[str, str] | None = None
 
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None

@@ -18,6 +18,7 @@ _WORDS = {
     list[int]: "a list of integers",
     list[str]: "a list of names",
     tuple[int, int]: "a pair (height, width)",
+    dict[str, str]: "a mapping of names",
     types.NoneType: "None",
 }
 

@@ -91,7 +91,9 @@ class QKViTEmbeddings(nn.Module):
                 if prefix.shape[1] > self.num_placed_tokens:
                     on_prefix = nn.functional.pad(on_prefix, (0, 0, 0, prefix.shape[1] - self.num_placed_tokens))
                 prefix = prefix + on_prefix
-            on_grid = interpolate_learned(on_grid, self.trained_grid, grid, self.config.position_antialias)
+            on_grid = interpolate_learned(
+                on_grid, self.trained_grid, grid, self.config.position_antialias, self.config.position_float32
+            )
             patches = patches + on_grid
         elif self.position_embedding == "sincos2d":
             table = sincos_2d(self.config.hidden_size, self.trained_grid, grid, patches.device)

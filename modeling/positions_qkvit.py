@@ -16,18 +16,19 @@ Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, (P, D), or (B
 
 
 def interpolate_learned(
-    positions: torch.Tensor, trained_grid: Grid, grid: Grid, antialias: bool = False
+    positions: torch.Tensor, trained_grid: Grid, grid: Grid, antialias: bool = False, in_float32: bool = False
 ) -> torch.Tensor:
     """Learned positions (1, P trained, C) resampled to another grid (1, P, C), bicubic, as DINO and ViT do.
 
     Args:
         antialias: Low-pass them first where the grid is the smaller one, as timm does.
+        in_float32: Resample in float32 whatever the precision of the positions; otherwise in float32 at least.
     """
     # An exported graph is for any size: there the same resampling gives the positions themselves on the trained grid.
     if not torch.compiler.is_exporting() and trained_grid == grid:
         return positions
     image = positions.unflatten(1, trained_grid).permute(0, 3, 1, 2)  # (1, C, rows, columns)
-    image = image.to(torch.promote_types(image.dtype, torch.float32))
+    image = image.to(torch.float32 if in_float32 else torch.promote_types(image.dtype, torch.float32))
     image = nn.functional.interpolate(image, size=grid, mode="bicubic", align_corners=False, antialias=antialias)
     return image.flatten(2).transpose(1, 2).to(positions.dtype)  # (1, P, C)
 

@@ -65,7 +65,7 @@ def valid_fields(draw) -> dict:
         fields[name] = draw(rate)
     for name in (
         "query_bias", "key_bias", "value_bias", "output_bias", "mlp_bias", "patch_bias", "qk_norm", "use_pre_norm",
-        "use_mask_token", "position_antialias",
+        "use_mask_token", "position_antialias", "position_float32", "use_distillation_classifier",
     ):  # fmt: skip
         fields[name] = draw(st.booleans())
     return fields
@@ -213,7 +213,7 @@ POSITIVE_NUMBERS = ("layer_norm_eps", "initializer_range", "rope_theta")
 FLAGS = (
     "query_bias", "key_bias", "value_bias", "output_bias", "mlp_bias", "qk_norm", "use_class_token",
     "use_distillation_token", "use_pre_norm", "apply_layernorm", "reshape_hidden_states", "patch_bias",
-    "use_mask_token", "position_antialias",
+    "use_mask_token", "position_antialias", "position_float32", "use_distillation_classifier",
 )  # fmt: skip
 CHOICES = (
     "mlp_type", "norm_type", "position_embedding", "pooling", "classification_loss", "position_coverage",
