@@ -50,10 +50,10 @@ def activate(activation: nn.Module, linear: nn.Module, x: torch.Tensor) -> torch
 
 
 class Neighbours:
-    """Linear layers of one input and one width whose weights lie next to each other in memory, so that one product does for all.
+    """Linear layers of one input and one width, whose weights lie next to each other: one product does for all.
 
-    Each weight stays a parameter with a storage of its own: it is saved, frozen, trained and written to as ever, and the
-    product sees what was written, for there is no copy that could go stale. A weight that was moved elsewhere
+    Each weight stays a parameter with a storage of its own: it is saved, frozen, trained and written to as ever, and
+    the product sees what was written, for there is no copy that could go stale. A weight that was moved elsewhere
     (`weight.data = ...`) ends it: then there is a product for each again.
 
     Example:
