@@ -1,5 +1,6 @@
 """The image processor that a saved QKViT model carries, so that `pipeline(...)` finds how to prepare an image."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,17 +30,31 @@ def default_image_processor(config: Any) -> Any:
 def save_image_processor(config: Any, folder: str | Path) -> None:
     """Write the image processor into `folder`, unless it has one: it may be the one of the training run.
 
-    A model that was loaded from a folder with an image processor takes that one along.
+    A model that was loaded from a folder with an image processor takes that one along, and so does one that
+    `qkvit.convert` made from a checkpoint of another family: its settings are in `config.image_processor_settings`.
     """
     folder = Path(folder)
     if (folder / FILE_NAME).exists() or folder.is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
+    settings = getattr(config, "image_processor_settings", None)
     source = _saved_beside(getattr(config, "_name_or_path", ""))
-    if source is not None:
+    if settings is not None:
+        text = json.dumps(settings, indent=2, sort_keys=True)
+        (folder / FILE_NAME).write_text(f"{text}\n", encoding="utf-8")
+    elif source is not None:
         shutil.copyfile(source, folder / FILE_NAME)
     else:
         default_image_processor(config).save_pretrained(folder)
+
+
+def settings_of(config: Any) -> dict[str, Any] | None:
+    """The settings of the image processor that belongs to a model: as converted, or beside the model's own files."""
+    settings = getattr(config, "image_processor_settings", None)
+    if settings is not None:
+        return settings
+    source = _saved_beside(getattr(config, "_name_or_path", ""))
+    return None if source is None else json.loads(source.read_text(encoding="utf-8"))
 
 
 def _saved_beside(name_or_path: str) -> Path | None:

@@ -76,12 +76,13 @@ def convert(
         checkpoint.close()
 
 
-def source_of(checkpoint: Checkpoint, family: Family) -> tuple[Source, dict[str, str]]:
-    """The checkpoint as the family's `fields` sees it; name without the prefix -> name in the file."""
+def source_of(checkpoint: Checkpoint, family: Family) -> tuple[Source, dict[str, str], str]:
+    """The checkpoint as the family's `fields` sees it; name without the prefix -> name in the file; the prefix."""
     shapes = checkpoint.shapes()
-    names = without_prefix(shapes, family.prefix_of(list(shapes)))
+    prefix = family.prefix_of(list(shapes))
+    names = without_prefix(shapes, prefix)
     config = with_defaults(family, checkpoint.config, checkpoint.where)
-    return Source(config, {name: shapes[full] for name, full in names.items()}, checkpoint.where), names
+    return Source(config, {name: shapes[full] for name, full in names.items()}, checkpoint.where), names, prefix
 
 
 def with_defaults(family: Family, config: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -101,10 +102,12 @@ def with_defaults(family: Family, config: Mapping[str, Any], where: str) -> dict
 def _converted(
     checkpoint: Checkpoint, family: Family, dtype: torch.dtype | None, progress: bool | None
 ) -> QKViTPreTrainedModel:
-    source, names = source_of(checkpoint, family)
+    source, names, prefix = source_of(checkpoint, family)
     config = QKViTConfig(**family.fields(source))
-    rules = family.layouts[layout_of(family, names, config.num_hidden_layers)]
-    kind = kind_from(rules, names)
+    layout = layout_of(family, names, config.num_hidden_layers)
+    config.converted_from = {"family": family.name, "layout": layout, "prefix": prefix}
+    rules = family.layouts[layout]
+    kind = kind_from(rules, source.shapes, config)
     plan = Plan.make(rules, config, kind)
     assert not plan.uncovered, f"the family {family.name} has no rule for {plan.uncovered}"
     left_out = check_tensors(checkpoint.where, family, plan.their_shapes(), source.shapes)

@@ -72,7 +72,11 @@ class Plan:
     @classmethod
     def make(cls, rules: Iterable[Rule], config: QKViTConfig, kind: str) -> "Plan":
         ours = our_shapes(config, kind)
-        chosen = [rule for rule in expanded(rules, config.num_hidden_layers) if all(name in ours for name in rule.ours)]
+        chosen = [
+            rule
+            for rule in expanded(rules, config.num_hidden_layers)
+            if all(name in ours for name in rule.ours) and rule.holds(config)
+        ]
         covered = [name for rule in chosen for name in rule.ours]
         assert len(covered) == len(set(covered)), (
             f"two rules for {sorted({n for n in covered if covered.count(n) > 1})}"
@@ -89,12 +93,22 @@ class Plan:
         return shapes
 
 
-def kind_from(rules: Iterable[Rule], names: Iterable[str]) -> str:
-    """The kind of our model that a checkpoint becomes: that of the first head that it has the tensors of."""
-    present = set(names)
+def kind_from(rules: Iterable[Rule], shapes: Mapping[str, Shape], config: QKViTConfig) -> str:
+    """The kind of our model that a checkpoint becomes: that of the first head that it has the tensors of.
+
+    A decoder of another shape than ours (its stride is not the patch) does not count.
+    """
     for rule in rules:
-        if is_head(rule.ours[0]) and all(name in present for name in rule.theirs):
-            return next(kind for start, kind in HEADS.items() if rule.ours[0].startswith(start))
+        if not (
+            rule.ours and is_head(rule.ours[0]) and rule.holds(config) and all(name in shapes for name in rule.theirs)
+        ):
+            continue
+        kind = next(kind for start, kind in HEADS.items() if rule.ours[0].startswith(start))
+        if kind == "masked_image_modeling" and rule.shape is not None:
+            (theirs,) = rule.theirs
+            if tuple(rule.shape(config)) != tuple(shapes[theirs]):
+                continue
+        return kind
     return "model"
 
 

@@ -24,7 +24,9 @@ whose tensors the model does not have is passed over, so that one list serves ev
 - `one("cls_token", "embeddings.class_token")`: one tensor, with the full name;
 - `one("mask_token", "embeddings.mask_token", shape=lambda config: (1, config.hidden_size))`: with their shape;
 - `split("attn.qkv", "q_proj", "k_proj", "v_proj")`: their `.weight` and `.bias` cut into ours along dimension 0;
-- `join(("pos_a", "pos_b"), "positions", sizes=lambda config: (1, 4))`: several of theirs are one of ours.
+- `join(("pos_a", "pos_b"), "positions", sizes=lambda config: (1, 4))`: several of theirs are one of ours;
+- `empty("register_tokens", shape=...)`: a tensor of theirs without numbers, which we do not have;
+- `when(condition, rules)`: rules for some configurations alone, where several would give the same tensor of ours.
 
 Every rule can be undone to the bit: there are no sums and no products. What a family's config cannot say is found by
 asking `fields` about the result of `source_config`, so `fields` must state every field that its own models decide.
@@ -33,7 +35,7 @@ asking `fields` about the result of `source_config`, so `fields` must state ever
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -54,8 +56,9 @@ HEADS = {
 class Rule:
     """Tensors of theirs that are, in another cut or shape, tensors of ours.
 
-    One for one: the same numbers, reshaped if `shape` says how theirs look. One for several: theirs is ours, joined along
-    dimension `dim`. Several for one: ours is theirs, joined; `sizes` are those of theirs along `dim`.
+    One for one: the same numbers, reshaped if `shape` says how theirs look. One for several: theirs is ours, joined
+    along dimension `dim`. Several for one: ours is theirs, joined; `sizes` are those of theirs along `dim`. One for
+    none: theirs holds no numbers. With `condition`, a rule is for the configurations of which that is true.
     """
 
     theirs: tuple[str, ...]
@@ -63,13 +66,20 @@ class Rule:
     dim: int = 0
     shape: Callable[[QKViTConfig], Sequence[int]] | None = None
     sizes: Callable[[QKViTConfig], Sequence[int]] | None = None
+    condition: Callable[[QKViTConfig], bool] | None = None
+
+    def holds(self, config: QKViTConfig) -> bool:
+        """Whether the rule is one for this configuration."""
+        return self.condition is None or self.condition(config)
 
     def named(self, theirs: Callable[[str], str], ours: Callable[[str], str]) -> Rule:
         """The same rule with other names."""
-        return Rule(tuple(map(theirs, self.theirs)), tuple(map(ours, self.ours)), self.dim, self.shape, self.sizes)
+        return replace(self, theirs=tuple(map(theirs, self.theirs)), ours=tuple(map(ours, self.ours)))
 
     def to_ours(self, tensors: Sequence[torch.Tensor], shapes: Sequence[Shape]) -> list[torch.Tensor]:
         """Tensors of theirs -> of ours, which have these shapes."""
+        if not self.ours:
+            return []
         if len(self.ours) > 1:
             return list(tensors[0].split([shape[self.dim] for shape in shapes], dim=self.dim))
         if len(self.theirs) > 1:
@@ -78,6 +88,9 @@ class Rule:
 
     def to_theirs(self, tensors: Sequence[torch.Tensor], config: QKViTConfig) -> list[torch.Tensor]:
         """Tensors of ours -> of theirs."""
+        if not self.ours:
+            assert self.shape is not None, f"a rule for {self.theirs} alone says its shape"
+            return [torch.empty(tuple(self.shape(config)), dtype=config.dtype)]
         if len(self.ours) > 1:
             return [torch.cat(list(tensors), dim=self.dim)]
         if len(self.theirs) > 1:
@@ -115,6 +128,16 @@ def join(
 ) -> tuple[Rule, ...]:
     """Several tensors of theirs are one of ours, joined along `dim`; `sizes` are theirs along it."""
     return (Rule(tuple(theirs), (ours,), dim=dim, sizes=sizes),)
+
+
+def empty(theirs: str, *, shape: Callable[[QKViTConfig], Sequence[int]]) -> tuple[Rule, ...]:
+    """A tensor of theirs in which a dimension is 0, where we have none."""
+    return (Rule((theirs,), (), shape=shape, condition=lambda config: 0 in shape(config)),)
+
+
+def when(condition: Callable[[QKViTConfig], bool], rules: Sequence[Rule]) -> tuple[Rule, ...]:
+    """The rules, for the configurations of which `condition` is true."""
+    return tuple(replace(rule, condition=condition) for rule in rules)
 
 
 def conv_patches(theirs: str) -> tuple[Rule, ...]:

@@ -1,0 +1,83 @@
+"""A model's folder that appears only when all of it is there."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+
+# What a saved model consists of: replaced together, so that no part of an old one is left beside a new one.
+_OF_A_MODEL = (
+    "config.json",
+    "preprocessor_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model*.bin.index.json",
+    "*_qkvit.py",
+)
+
+
+def check_free(folder: Path, force: bool = False) -> None:
+    """Refuse a folder that holds something, unless `force`.
+
+    Raises:
+        ValueError: with what to do instead.
+    """
+    if folder.exists() and not folder.is_dir() or folder.is_symlink() and not folder.exists():
+        raise ValueError(f"{folder} is not a folder; name another place")
+    if not force and folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder} is not empty; name another folder, or pass force=True (--force) to replace the model in it"
+        )
+
+
+@contextmanager
+def whole_folder(folder: str | Path, force: bool = False) -> Iterator[Path]:
+    """Give a new folder beside `folder` to write in, and put it in its place at the end.
+
+    If the block raises, or is stopped, what it wrote is removed and `folder` is as it was. With `force`, the files of an
+    earlier model are replaced, and other files stay.
+
+    Raises:
+        ValueError: the folder is not empty, or nothing can be written there.
+
+    Example:
+
+    ```python
+    >>> with whole_folder("saved") as part:
+    ...     _ = (part / "config.json").write_text("{}")
+    ...     Path("saved").exists()
+    False
+    >>> Path("saved/config.json").exists()
+    True
+
+    ```
+    """
+    folder = Path(folder).expanduser().resolve()
+    check_free(folder, force)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-unfinished-", dir=folder.parent))
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written ({error.strerror}); name another place") from error
+    part, old = scratch / "new", scratch / "old"
+    try:
+        part.mkdir()
+        yield part
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        elif old.exists():
+            _keep_others(old, folder)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _keep_others(old: Path, folder: Path) -> None:
+    for path in old.iterdir():
+        if not any(fnmatch(path.name, pattern) for pattern in _OF_A_MODEL) and not (folder / path.name).exists():
+            path.rename(folder / path.name)
