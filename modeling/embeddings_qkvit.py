@@ -99,7 +99,8 @@ class QKViTEmbeddings(nn.Module):
             table = sincos_2d(self.config.hidden_size, self.trained_grid, grid, patches.device)
             patches = patches + table.to(patches.dtype)
         elif self.position_embedding == "rope2d":
-            rotation = rotary_2d(self.config.head_dim, grid, patches.device, self.config.rope_theta)
+            precise = torch.promote_types(patches.dtype, torch.float32)
+            rotation = rotary_2d(self.config.head_dim, grid, patches.device, self.config.rope_theta, precise)
 
         if self.training and self.config.patch_drop_rate:
             patches, token_mask, rotation = self.drop_patches(patches, token_mask, rotation)

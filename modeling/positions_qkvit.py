@@ -62,14 +62,19 @@ def sincos_2d(width: int, trained_grid: Grid, grid: Grid, device: torch.device, 
     return torch.cat([along_x.sin(), along_x.cos(), along_y.sin(), along_y.cos()], dim=1)[None]
 
 
-def rotary_2d(head_dim: int, grid: Grid, device: torch.device, base: float) -> Rotation:
+def rotary_2d(
+    head_dim: int, grid: Grid, device: torch.device, base: float, dtype: torch.dtype = torch.float32
+) -> Rotation:
     """Angles of 2-D rotary positions, as in DINOv3 (Simeoni et al. 2025, arXiv 2508.10104).
 
     The centres of the patches have coordinates in [-1, 1] along both axes, whatever the size of the grid. With
     w_i = base^(-4 i / D), half of a head's pairs turn by 2 pi y w_i and the other half by 2 pi x w_i.
 
+    Args:
+        dtype: Of the angles. Coordinates and frequencies are float32 numbers in every precision, as in DINOv3.
+
     Returns:
-        Cosines and sines, each (P, D), float32.
+        Cosines and sines, each (P, D), of that data type.
 
     Example:
 
@@ -84,7 +89,7 @@ def rotary_2d(head_dim: int, grid: Grid, device: torch.device, base: float) -> R
     centres = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)  # (P, 2)
     # A quotient, not a negative power: rounded as in DINOv3, whose outputs are then the same to the bit.
     frequency = 1 / base ** (torch.arange(head_dim // 4, dtype=torch.float32, device=device) * 4 / head_dim)
-    angles = (2 * math.pi * centres[:, :, None] * frequency).flatten(1).tile(2)  # (P, 2, D / 4) -> (P, D)
+    angles = (2 * math.pi * centres[:, :, None] * frequency.to(dtype)).flatten(1).tile(2)  # (P, 2, D / 4) -> (P, D)
     return angles.cos(), angles.sin()
 
 

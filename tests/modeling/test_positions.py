@@ -163,6 +163,13 @@ def test_a_rotation_leaves_the_tokens_before_the_patches_alone(seed, grid, prefi
     assert torch.equal(turned[:, :, :prefix], heads[:, :, :prefix])
 
 
+def test_a_rotation_of_64_bits_differs_from_that_of_32_by_rounding():
+    rough, fine = rotary_2d(8, (5, 3), CPU, 100.0), rotary_2d(8, (5, 3), CPU, 100.0, torch.float64)
+    for found, expected in zip(rough, fine, strict=True):
+        assert expected.dtype == torch.float64
+        assert 0 < (found - expected).abs().max() < 1e-6
+
+
 def test_positions_differ_along_both_axes():
     cosine, sine = rotary_2d(8, (3, 3), CPU, 100.0)
     assert len(torch.unique(torch.cat([cosine, sine], dim=1), dim=0)) == 9
