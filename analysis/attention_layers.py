@@ -1,0 +1,174 @@
+"""Where a model computes attention: its attention modules, in the order of its layers.
+
+A layer counts if its code calls the function that `transformers.AttentionInterface` has under the name in
+`config._attn_implementation`. Pooling heads with attention of their own (SigLIP) do not, and so do not disturb the
+numbers; of several towers (CLIP, SigLIP) the one that sees images is meant.
+"""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from transformers.modeling_utils import PreTrainedModel
+
+_INTERFACE_NAMES = {"ALL_ATTENTION_FUNCTIONS", "get_interface"}
+
+
+def unwrapped(model: Any) -> nn.Module:
+    """The model inside DataParallel, DistributedDataParallel, FullyShardedDataParallel or a Trainer.
+
+    Raises:
+        ValueError: it is no model, it is compiled, or DataParallel would copy it to several devices.
+    """
+    if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):
+        model = model.model  # a Trainer
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is a {type(model).__name__}; pass a transformers model")
+    _refuse_compiled(model)
+    while isinstance(getattr(model, "module", None), nn.Module) and _is_wrapper(model):
+        if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+            raise ValueError(
+                f"DataParallel runs copies of {type(model.module).__name__} in threads of its own, where nothing can be"
+                " recorded or edited: use DistributedDataParallel, or the model inside (model.module)"
+            )
+        model = model.module
+    return model
+
+
+def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
+    """The attention modules by the number of their layer.
+
+    Args:
+        model: A model as `unwrapped` gives it.
+
+    Returns:
+        Layer -> module: the module's own `layer_idx` where all of them have one, or else their order in the encoder.
+
+    Raises:
+        ValueError: no attention of the model goes through the interface, or several towers may be meant.
+
+    Example:
+
+    ```python
+    >>> from transformers import SiglipVisionConfig, SiglipVisionModel
+    >>> config = SiglipVisionConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+    >>> [(layer, type(module).__name__) for layer, module in attention_layers(SiglipVisionModel(config)).items()]
+    [(0, 'SiglipAttention'), (1, 'SiglipAttention')]
+
+    ```
+    """
+    towers: dict[nn.Module, list[nn.Module]] = {}
+    for owner, module in _walk(model, model):
+        modules = towers.setdefault(owner, [])
+        if module not in modules:  # a layer that is used twice is one layer
+            modules.append(module)
+    if not towers:
+        raise ValueError(
+            f"{type(model).__name__} computes attention without transformers.AttentionInterface, so nothing of it can"
+            " be recorded or edited: pass a model that uses it (ViT, DINOv2, CLIP, SigLIP, QKViT and most others do)"
+        )
+    modules = towers[_tower(model, list(towers))]
+    numbers = [getattr(module, "layer_idx", None) for module in modules]
+    if None in numbers or len(set(numbers)) < len(numbers):
+        numbers = list(range(len(modules)))
+    return {
+        int(number): module for number, module in sorted(zip(numbers, modules, strict=True), key=lambda pair: pair[0])
+    }
+
+
+def calls_interface(module: nn.Module) -> bool:
+    """Whether a module's own code asks the interface for its attention function."""
+    if isinstance(module, PreTrainedModel) or getattr(module, "config", None) is None:
+        return False
+    for kind in type(module).__mro__:
+        if kind is nn.Module:
+            return False
+        for member in vars(kind).values():
+            code = getattr(inspect.unwrap(member), "__code__", None) if callable(member) else None
+            if code is not None and _INTERFACE_NAMES & set(code.co_names):
+                return True
+    return False
+
+
+def namespace_of(module: nn.Module) -> dict[str, Any]:
+    """The global names that the module's forward sees."""
+    return getattr(inspect.unwrap(type(module).forward), "__globals__", {})
+
+
+def chosen(asked: Any, layers: dict[int, Any], what: str = "layers") -> list[int]:
+    """Layer numbers from None (all), one number or several; negative ones count from the end.
+
+    Example:
+
+    ```python
+    >>> chosen([0, -1], {0: "a", 1: "b", 2: "c"})
+    [0, 2]
+    >>> chosen(5, {0: "a", 1: "b"})
+    Traceback (most recent call last):
+    ...
+    ValueError: layers=5 asks for layer 5 of a model with layers 0 to 1; pass numbers from -2 to 1, or None for all
+
+    ```
+    """
+    numbers = list(layers)
+    if asked is None:
+        return numbers
+    several = [asked] if isinstance(asked, int) else asked
+    try:
+        several = list(several)
+    except TypeError:
+        several = [several]
+    found = []
+    for layer in several:
+        whole = isinstance(layer, int) and not isinstance(layer, bool)
+        number = layer + len(numbers) if whole and layer < 0 else layer
+        if not whole or number not in layers:
+            raise ValueError(
+                f"{what}={asked!r} asks for layer {layer!r} of a model with layers {numbers[0]} to {numbers[-1]};"
+                f" pass numbers from {-len(numbers)} to {numbers[-1]}, or None for all"
+            )
+        found.append(number)
+    if not found:
+        raise ValueError(f"{what}={asked!r} names no layer; pass layer numbers, or None for all")
+    return list(dict.fromkeys(found))
+
+
+def _is_wrapper(model: nn.Module) -> bool:
+    return type(model).__module__.startswith("torch.")
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    for module in model.modules():
+        original = getattr(module, "_orig_mod", None)  # of torch.compile(model)
+        if original is not None or getattr(module, "_compiled_call_impl", None) is not None:
+            name = type(module if original is None else original).__name__
+            raise ValueError(
+                f"{name} is compiled, and a compiled graph may bypass what records and edits: pass the model as it was"
+                " before torch.compile (model._orig_mod, or one on which compile() was not called)"
+            )
+
+
+def _walk(module: nn.Module, owner: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Each attention module with the innermost model that it belongs to, in order."""
+    if isinstance(module, PreTrainedModel):
+        owner = module
+    if calls_interface(module):
+        yield owner, module
+    for child in module.children():
+        yield from _walk(child, owner)
+
+
+def _tower(model: nn.Module, towers: list[nn.Module]) -> nn.Module:
+    """The one that is meant: the only one, the one that sees images, or the base model."""
+    if len(towers) == 1:
+        return towers[0]
+    seeing = [tower for tower in towers if getattr(tower, "main_input_name", None) == "pixel_values"]
+    if len(seeing) == 1:
+        return seeing[0]
+    base = getattr(model, "base_model", None)
+    if base in seeing:
+        return base
+    names = {id(module): name for name, module in model.named_modules()}
+    listed = ", ".join(f"model.{names[id(tower)]}" for tower in towers if names[id(tower)])
+    raise ValueError(f"{type(model).__name__} has several encoders; pass the one that you mean: {listed}")
