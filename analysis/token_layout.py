@@ -5,6 +5,7 @@ Every analysis takes it from here, once, so that none has to assume one class to
 Shapes: N tokens, P patches.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,15 +65,19 @@ class TokenLayout:
             )
 
     @classmethod
-    def from_config(cls, config: Any, image_size: tuple[int, int] | None = None) -> "TokenLayout":
+    def from_config(cls, config: Any, image_size: int | tuple[int, int] | None = None) -> "TokenLayout":
         """The layout of a model's tokens.
 
         Args:
-            config: A `QKViTConfig`, also one that came with a model's own code.
-            image_size: Pixels of the input as (height, width). `None`: those of `config.image_size`.
+            config: A `QKViTConfig`, also one that came with a model's own code, or the config of transformers' ViT,
+                DeiT, DINOv2, DINOv2 with registers, DINOv3, CLIP, SigLIP, I-JEPA, MSN, AIMv2 or BEiT. Of a config with a text
+                and a vision part, the vision part.
+            image_size: Pixels of the input as (height, width), or one number for both. `None`: those of
+                `config.image_size`.
 
         Raises:
-            ValueError: the configuration is of another model, or the patch does not divide the image.
+            ValueError: the configuration is of another model, the image is smaller than a patch, or (QKViT) the patch
+                does not divide the image. transformers' models leave out the pixels that fill no patch.
 
         Example:
 
@@ -81,28 +86,56 @@ class TokenLayout:
         >>> config = QKViTConfig(image_size=(64, 32), patch_size=16)
         >>> TokenLayout.from_config(config).grid, TokenLayout.from_config(config, (32, 32)).grid
         ((4, 2), (2, 2))
+        >>> from transformers import Dinov2WithRegistersConfig
+        >>> layout = TokenLayout.from_config(Dinov2WithRegistersConfig(patch_size=14), 224)
+        >>> layout.grid, layout.num_register_tokens, layout.num_tokens
+        ((16, 16), 4, 261)
 
         ```
         """
         # By name: the class of a configuration that came with a model's code is not the installed one.
-        if getattr(config, "model_type", None) != "qkvit":
+        model_type = getattr(config, "model_type", None)
+        vision_config = getattr(config, "vision_config", None)
+        if model_type not in _PREFIX and vision_config is not None:
+            return cls.from_config(vision_config, image_size)
+        if model_type not in _PREFIX:
             raise ValueError(
-                f"no token layout is known for model_type={getattr(config, 'model_type', None)!r}; make it yourself:"
+                f"no token layout is known for model_type={model_type!r}; make it yourself:"
                 " TokenLayout(grid=(rows, columns), has_class_token=...)"
             )
-        height, width = config.image_shape if image_size is None else image_size
-        patch_height, patch_width = config.patch_shape
-        if height % patch_height or width % patch_width:
+        height, width = _pair(config.image_size if image_size is None else image_size)
+        patch_height, patch_width = _pair(config.patch_size)
+        fills = height % patch_height == 0 and width % patch_width == 0
+        if (model_type == "qkvit" and not fills) or height < patch_height or width < patch_width:
             raise ValueError(
                 f"patch_size ({patch_height}, {patch_width}) does not divide image_size ({height}, {width}); pass the"
                 " size of the images as the model gets them"
             )
-        return cls(
-            grid=(height // patch_height, width // patch_width),
-            has_class_token=config.use_class_token,
-            has_distillation_token=config.use_distillation_token,
-            num_register_tokens=config.num_register_tokens,
-        )
+        return cls(grid=(height // patch_height, width // patch_width), **_PREFIX[model_type](config))
+
+    @classmethod
+    def from_model(cls, model: Any, image_size: int | tuple[int, int] | None = None) -> "TokenLayout":
+        """The layout of a model's tokens: `from_config` of the model, or of the one inside DistributedDataParallel.
+
+        Example:
+
+        ```python
+        >>> from transformers import DeiTConfig, DeiTModel
+        >>> config = DeiTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        >>> layout = TokenLayout.from_model(DeiTModel(config))
+        >>> layout.grid, layout.has_distillation_token
+        ((14, 14), True)
+
+        ```
+        """
+        while not hasattr(model, "config") and hasattr(model, "module"):
+            model = model.module
+        if not hasattr(model, "config"):
+            raise ValueError(
+                f"{type(model).__name__} has no config to take a token layout from; make it yourself:"
+                " TokenLayout(grid=(rows, columns), has_class_token=...)"
+            )
+        return cls.from_config(model.config, image_size)
 
     @property
     def num_patches(self) -> int:
@@ -162,3 +195,42 @@ class TokenLayout:
                 f"the layout has {self.num_tokens} tokens ({self.num_prefix} before a grid of {rows} x {columns}"
                 f" patches), the tensor {num_tokens}; derive it with TokenLayout.from_config(model.config, image_size)"
             )
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    """(height, width) from one number or two."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+def _class_token(config: Any) -> dict[str, Any]:
+    return {"has_class_token": True}
+
+
+def _class_token_and_registers(config: Any) -> dict[str, Any]:
+    return {"has_class_token": True, "num_register_tokens": config.num_register_tokens}
+
+
+def _nothing(config: Any) -> dict[str, Any]:
+    return {}
+
+
+# What stands before the patches, for each model type.
+_PREFIX: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "qkvit": lambda config: {
+        "has_class_token": config.use_class_token,
+        "has_distillation_token": config.use_distillation_token,
+        "num_register_tokens": config.num_register_tokens,
+    },
+    "vit": _class_token,
+    "deit": lambda config: {"has_class_token": True, "has_distillation_token": True},
+    "vit_msn": _class_token,
+    "beit": _class_token,
+    "dinov2": _class_token,
+    "dinov2_with_registers": _class_token_and_registers,
+    "dinov3_vit": _class_token_and_registers,
+    "clip_vision_model": _class_token,
+    "siglip_vision_model": _nothing,
+    "ijepa": _nothing,
+    "aimv2_vision_model": _nothing,
+}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from qkvit import QKViTConfig, QKViTModel
+from qkvit.analysis import record
 from qkvit.analysis.token_layout import TokenLayout
 
 
@@ -69,11 +70,57 @@ def test_a_layout_that_contradicts_itself_is_refused(fields, message):
         TokenLayout(**fields)
 
 
-def test_a_configuration_of_another_model_is_refused():
-    from transformers import ViTConfig
+def tokens_of(model, pixels) -> int:
+    """How many tokens attention sees."""
+    with torch.no_grad(), record(model, layers=0, tensors="query") as recording:
+        model(pixels)
+    return recording[0].query.shape[2]
 
-    with pytest.raises(ValueError, match="no token layout is known for model_type='vit'"):
-        TokenLayout.from_config(ViTConfig())
+
+def test_the_layout_of_each_family_counts_the_tokens_of_its_model(family, family_model, prefix_tokens):
+    model = family_model(family)
+    layout = TokenLayout.from_model(model)
+    assert layout.grid == (4, 4)
+    assert layout.num_prefix_tokens == prefix_tokens[family]
+    layout.check(tokens_of(model, torch.rand(1, 3, 16, 16)))
+    assert TokenLayout.from_model(torch.nn.DataParallel(model)) == layout
+
+
+def test_the_layout_of_a_family_says_which_token_is_which(family, family_model, prefix_tokens):
+    model = family_model(family)
+    # Among the tokens: AIMv2 has one in its pooling head.
+    names = {name for name, _ in model.named_parameters() if not name.startswith("head.")}
+    layout = TokenLayout.from_config(model.config)
+    assert layout.has_class_token == any("cls_token" in name or "class_embedding" in name for name in names)
+    assert layout.has_distillation_token == any("distillation_token" in name for name in names)
+    assert layout.num_register_tokens == getattr(model.config, "num_register_tokens", 0)
+
+
+def test_the_layout_follows_images_of_other_sizes_through_dinov2(family_model):
+    model = family_model("DINOv2 with registers", num_register_tokens=2)
+    layout = TokenLayout.from_model(model, (20, 14))  # 14 is no multiple of 4: two columns of pixels are left out
+    assert layout.grid == (5, 3)
+    layout.check(tokens_of(model, torch.rand(1, 3, 20, 14)))
+
+
+@pytest.mark.parametrize("family", ["CLIP", "SigLIP"])
+def test_the_layout_of_two_towers_is_that_of_the_one_that_sees(two_towers, family):
+    model = two_towers(family)
+    assert TokenLayout.from_model(model) == TokenLayout.from_config(model.config.vision_config)
+
+
+def test_a_configuration_of_another_model_is_refused():
+    from transformers import SwinConfig
+
+    with pytest.raises(ValueError, match="no token layout is known for model_type='swin'"):
+        TokenLayout.from_config(SwinConfig())
+    with pytest.raises(ValueError, match="Linear has no config to take a token layout from"):
+        TokenLayout.from_model(torch.nn.Linear(2, 2))
+
+
+def test_an_image_smaller_than_a_patch_is_refused(family_model):
+    with pytest.raises(ValueError, match=r"does not divide image_size \(3, 16\)"):
+        TokenLayout.from_model(family_model("DINOv2"), (3, 16))
 
 
 def test_an_image_that_the_patch_does_not_divide_is_refused():
