@@ -70,8 +70,8 @@ class TokenLayout:
 
         Args:
             config: A `QKViTConfig`, also one that came with a model's own code, or the config of transformers' ViT,
-                DeiT, DINOv2, DINOv2 with registers, DINOv3, CLIP, SigLIP, I-JEPA, MSN, AIMv2 or BEiT. Of a config with a text
-                and a vision part, the vision part.
+                DeiT, DINOv2, DINOv2 with registers, DINOv3, CLIP, SigLIP, I-JEPA, MSN, AIMv2 or BEiT. Of a config with
+                a text and a vision part, the vision part.
             image_size: Pixels of the input as (height, width), or one number for both. `None`: those of
                 `config.image_size`.
 
