@@ -104,11 +104,6 @@ class QKViTAttention(nn.Module):
         self.settle()
         return moved
 
-    def split_heads(self, projected: torch.Tensor) -> torch.Tensor:
-        """(B, N, H * D) -> (B, H, N, D)."""
-        batch_size, num_tokens, _ = projected.shape
-        return projected.view(batch_size, num_tokens, self.num_attention_heads, self.head_dim).transpose(1, 2)
-
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -130,8 +125,8 @@ class QKViTAttention(nn.Module):
             The output (B, N, C); the map (B, H, N, N) or None; query, key and value (B, H, N, D).
         """
         hidden_states = cast_once(hidden_states)
-        projected = self.neighbours.project(hidden_states, self.q_proj, self.k_proj, self.v_proj)
-        query, key, value = map(self.split_heads, projected)  # each (B, H, N, D)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        query, key, value = self.neighbours.project(hidden_states, self.num_attention_heads, *projections)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         if rotation is not None:

@@ -15,25 +15,27 @@ from transformers.activations import GELUActivation, GELUTanh, SiLUActivation
 
 # Activations that can overwrite their input, by the class that transformers has for them.
 _IN_PLACE: dict[type, Callable[[torch.Tensor], torch.Tensor]] = {
-    GELUActivation: torch.ops.aten.gelu_,
-    GELUTanh: partial(torch.ops.aten.gelu_, approximate="tanh"),
+    GELUActivation: torch.ops.aten.gelu_.default,
+    GELUTanh: partial(torch.ops.aten.gelu_.default, approximate="tanh"),
     SiLUActivation: partial(nn.functional.silu, inplace=True),
 }
 
 
-def unseen(*modules: nn.Module) -> bool:
-    """Whether these modules run now as they are: no gradients, no hooks, no compiler, no other `forward`."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or _has_any_global_hook():
-        return False
-    return not any(
-        module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__  # accelerate's hooks
-        for module in modules
+def undisturbed() -> bool:
+    """Whether a forward pass runs plainly now: no gradients, no compiler, nobody who hooks every module."""
+    return not (
+        torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or _has_any_global_hook()
     )
+
+
+def unseen(module: nn.Module) -> bool:
+    """Whether nobody hangs on this module: no hooks, and its own `forward` (accelerate puts its hooks there)."""
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 
 def is_plain(linear: nn.Module) -> bool:
     """Whether this is `torch.nn.Linear` itself with a dense weight: no adapter, not quantised, not sharded."""
-    return type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
+    return type(linear) is nn.Linear and type(linear._parameters["weight"]) is nn.Parameter
 
 
 def activate(activation: nn.Module, linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -42,10 +44,13 @@ def activate(activation: nn.Module, linear: nn.Module, x: torch.Tensor) -> torch
     The widest tensor of a layer is then made once and not twice: fresh memory costs, for the system clears its pages.
     """
     in_place = _IN_PLACE.get(type(activation))
-    if in_place is None or not is_plain(linear) or not unseen(linear, activation):
+    if (
+        in_place is None
+        or not undisturbed()
+        or not (is_plain(linear) and unseen(linear) and unseen(activation))
+        or isinstance(activation.__dict__.get("act"), MethodType)  # "gelu_python": another rounding
+    ):
         return activation(linear(x))
-    if isinstance(getattr(activation, "act", None), MethodType):
-        return activation(linear(x))  # "gelu_python": another rounding
     return in_place(linear(x))
 
 
@@ -62,12 +67,12 @@ class Neighbours:
     >>> first, second = nn.Linear(4, 2), nn.Linear(4, 2)
     >>> neighbours = Neighbours()
     >>> neighbours.settle(first, second)
-    >>> x = torch.rand(5, 4)
+    >>> x = torch.rand(1, 5, 4)
     >>> with torch.no_grad():
-    ...     together = neighbours.project(x, first, second)
-    >>> [tuple(part.shape) for part in together]
-    [(5, 2), (5, 2)]
-    >>> torch.allclose(together[1], second(x), atol=1e-6)
+    ...     together = neighbours.project(x, 1, first, second)
+    >>> [tuple(part.shape) for part in together]  # (batch, heads, tokens, head_dim)
+    [(1, 1, 5, 2), (1, 1, 5, 2)]
+    >>> torch.allclose(together[1][0], second(x), atol=1e-6)
     True
 
     ```
@@ -76,7 +81,7 @@ class Neighbours:
     def __init__(self) -> None:
         self.weight: torch.Tensor | None = None
         self.bias: torch.Tensor | None = None
-        self.places: list[tuple[int, torch.Size]] = []  # of each weight, and of each bias: where it was put
+        self.places: list[tuple[int, int, torch.Size]] = []  # where each weight and bias was put; the weight's shape
 
     def __reduce__(self) -> tuple:
         return Neighbours, ()  # copies and pickles of a module have weights elsewhere
@@ -96,28 +101,33 @@ class Neighbours:
             return
         self.weight = _next_to_each_other(weights)
         self.bias = _next_to_each_other(biases) if biases else None
-        self.places = [(part.data_ptr(), part.shape) for part in weights + biases]
+        self.places = [
+            (linear.weight.data_ptr(), 0 if linear.bias is None else linear.bias.data_ptr(), linear.weight.shape)
+            for linear in linears
+        ]
 
-    def _hold(self, linears: tuple[nn.Module, ...]) -> bool:
-        """Whether the weights are where they were put. Asked in every layer of every pass, so it is kept short."""
+    def _hold(self, linears: Sequence[nn.Module]) -> bool:
+        """Whether the weights are plain, and where they were put. Asked in every layer of every pass: kept short."""
         if self.weight is None:
             return False
-        parts = [linear._parameters["weight"] for linear in linears] + [
-            bias for linear in linears if (bias := linear._parameters["bias"]) is not None
-        ]
-        return len(parts) == len(self.places) and all(
-            part.data_ptr() == place
-            and part.shape == shape
-            and part.is_contiguous()
-            and part.dtype == self.weight.dtype
-            for part, (place, shape) in zip(parts, self.places, strict=True)
-        )
+        dtype = self.weight.dtype
+        for linear, (weight_place, bias_place, shape) in zip(linears, self.places, strict=True):
+            if not is_plain(linear):
+                return False
+            weight, bias = linear._parameters["weight"], linear._parameters["bias"]
+            if weight.data_ptr() != weight_place or weight.shape != shape or weight.dtype != dtype:  # type: ignore[union-attr]
+                return False
+            if bias_place != (0 if bias is None else bias.data_ptr()) or not weight.is_contiguous():  # type: ignore[union-attr]
+                return False
+        return True
 
-    def project(self, x: torch.Tensor, *linears: nn.Module) -> Sequence[torch.Tensor]:
-        """`[linear(x) for linear in linears]`, in one product if possible: (..., C) -> each (..., C of the linear)."""
-        if unseen(*linears) and all(map(is_plain, linears)) and self._hold(linears):
-            return nn.functional.linear(x, self.weight, self.bias).chunk(len(linears), dim=-1)
-        return [linear(x) for linear in linears]
+    def project(self, x: torch.Tensor, num_heads: int, *linears: nn.Module) -> Sequence[torch.Tensor]:
+        """`linear(x)` of each, in one product if possible, by heads: (B, N, C) -> each (B, H, N, D)."""
+        batch_size, num_tokens, _ = x.shape
+        if undisturbed() and self._hold(linears) and all(map(unseen, linears)):
+            joined = nn.functional.linear(x, self.weight, self.bias)
+            return joined.view(batch_size, num_tokens, len(linears), num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        return [linear(x).view(batch_size, num_tokens, num_heads, -1).transpose(1, 2) for linear in linears]
 
 
 def _next_to_each_other(parts: list[nn.Parameter]) -> torch.Tensor:

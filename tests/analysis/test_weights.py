@@ -77,7 +77,7 @@ def test_scores_are_what_the_numbers_with_gain_say(model):
     tokens = normalised - normalised.mean(dim=-1, keepdim=True)
     tokens = tokens * layer.attention_norm.weight + layer.attention_norm.bias
     query, key = (
-        layer.attention.split_heads(projection(tokens[index][None]))[0].detach()
+        projection(tokens[index]).unflatten(-1, (layer.attention.num_attention_heads, -1)).transpose(0, 1).detach()
         for index, projection in enumerate((layer.attention.q_proj, layer.attention.k_proj))
     )
     content = query - query.mean(dim=1, keepdim=True)  # what is left is the bias, here and in the key

@@ -51,7 +51,9 @@ def products(monkeypatch) -> list[tuple[int, ...]]:
 
 def projected(attention, tokens) -> list[torch.Tensor]:
     with torch.no_grad():
-        return list(attention.neighbours.project(tokens, attention.q_proj, attention.k_proj, attention.v_proj))
+        layers = [getattr(attention, name) for name in NAMES]
+        heads = attention.neighbours.project(tokens, attention.num_attention_heads, *layers)
+        return [tensor.transpose(1, 2).flatten(2) for tensor in heads]
 
 
 def one_by_one(attention, tokens) -> list[torch.Tensor]:
