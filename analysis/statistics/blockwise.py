@@ -1,0 +1,241 @@
+"""The statistics in one pass over tiles of queries: exact, without an N x N tensor.
+
+A tile holds a few queries and all keys, so that its rows are complete and what is summed over queries is summed tile by
+tile. Two buffers of one tile are all that grows with N beside the inputs and the results.
+
+Shapes: B images, H heads, N tokens, P patches, X tokens before them, D width of a head; g images times heads and
+t queries of a tile.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from . import tile as tiles
+from .grid import Grid
+from .inputs import AttentionInputs, added_mask, piece_of_mask
+from .values import norms_and_shares, projected_norms
+
+
+class Plan(NamedTuple):
+    """How large a tile is."""
+
+    images: int
+    heads: int
+    queries: int
+
+
+def cpu_plan(inputs: AttentionInputs, groups: frozenset[str]) -> Plan:
+    """A tile that a core's cache holds."""
+    _, heads, tokens, _ = inputs.query.shape
+    return plan_for(heads, tokens, numbers=CPU_NUMBERS, all_heads="similarity" in groups)
+
+
+def gpu_plan(inputs: AttentionInputs, groups: frozenset[str]) -> Plan:
+    """A tile that fills the device: its two buffers are 256 MB in float32."""
+    batch, heads, tokens, _ = inputs.query.shape
+    images = max(1, min(batch, GPU_NUMBERS // (heads * tokens * tokens)))
+    return Plan(images, heads, max(1, min(tokens, GPU_NUMBERS // (images * heads * tokens))))
+
+
+CPU_NUMBERS, GPU_NUMBERS = 2**19, 2**25
+FEWEST_QUERIES = 64
+
+
+def plan_for(heads: int, tokens: int, numbers: int, all_heads: bool) -> Plan:
+    """A tile of about `numbers` numbers, with fewer heads rather than fewer than 64 queries."""
+    if not all_heads:
+        heads = max(1, min(heads, numbers // (min(FEWEST_QUERIES, tokens) * tokens)))
+    queries = max(numbers // (heads * tokens), 16)
+    pieces = -(-tokens // queries)
+    return Plan(1, heads, -(-tokens // pieces))
+
+
+def blockwise_statistics(inputs: AttentionInputs, groups: frozenset[str], plan: Plan) -> dict[str, torch.Tensor]:
+    """The fields of `groups`, as `reference_statistics` gives them, without its memory."""
+    with full_precision(inputs.query.device):
+        return _Pass(inputs, groups, plan).run()
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products in the data type of their factors: no autocast, no TF32 or bfloat16 inside a float32 product."""
+    before = torch.get_float32_matmul_precision()
+    if before != "highest":
+        torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if before != "highest":
+            torch.set_float32_matmul_precision(before)
+
+
+@dataclass
+class _Block:
+    """Some images and heads, made ready."""
+
+    images: slice
+    heads: slice
+    query: torch.Tensor  # (g, N, D), times the scaling
+    patch_keys: torch.Tensor  # (g, D, P)
+    prefix_keys: torch.Tensor  # (g, D, X)
+    value: torch.Tensor | None  # (g, N, D)
+    value_norm: torch.Tensor | None  # (g, N)
+
+
+class _Pass:
+    """One pass over all tiles, with its results."""
+
+    def __init__(self, inputs: AttentionInputs, groups: frozenset[str], plan: Plan) -> None:
+        self.inputs, self.groups, self.plan = inputs, groups, plan
+        self.grid = Grid(inputs.layout, inputs.query.device, inputs.precise)
+        self.results: dict[str, torch.Tensor] = {}
+        self.norms: torch.Tensor | None = None
+        self.outputs: torch.Tensor | None = None
+        if "values" in groups:
+            assert inputs.value is not None
+            self.norms = projected_norms(inputs.value.to(inputs.precise), inputs.output_projection)
+            self.outputs = self.norms.new_empty(inputs.value.shape)
+            self.results["value_norm"] = self.norms
+        size = plan.images * plan.heads * plan.queries * inputs.layout.num_patches
+        self.buffers = [torch.empty(size, dtype=inputs.precise, device=inputs.query.device) for _ in range(2)]
+
+    def run(self) -> dict[str, torch.Tensor]:
+        batch, heads, tokens, _ = self.inputs.query.shape
+        for images in pieces(batch, self.plan.images):
+            for some_heads in pieces(heads, self.plan.heads):
+                block = self._block(images, some_heads)
+                for queries in pieces(tokens, self.plan.queries):
+                    self._tile(block, queries)
+        if self.outputs is not None:
+            norms, shares = norms_and_shares(self.outputs, self.inputs.output_projection)
+            self.results |= {"output_norm": norms, "output_share": shares}
+        return self.results
+
+    def _block(self, images: slice, heads: slice) -> _Block:
+        inputs = self.inputs
+        query, key = (part[images, heads].to(inputs.precise).flatten(0, 1) for part in (inputs.query, inputs.key))
+        value = norms = None
+        if self.norms is not None and inputs.value is not None:
+            value = inputs.value[images, heads].to(inputs.precise).flatten(0, 1)
+            norms = self.norms[images, heads].flatten(0, 1)
+        keys = key.transpose(1, 2)  # (g, D, N)
+        patch_keys = keys[..., self.grid.prefix :].contiguous()
+        return _Block(images, heads, query * inputs.scaling, patch_keys, keys[..., : self.grid.prefix], value, norms)
+
+    def _tile(self, block: _Block, queries: slice) -> None:
+        query = block.query[:, queries]
+        shape = (*query.shape[:2], self.inputs.layout.num_patches)
+        scores, weights = (buffer[: shape[0] * shape[1] * shape[2]].view(shape) for buffer in self.buffers)
+        mask = self._mask(block, queries)
+        tile = tiles.attend(query, block.patch_keys, block.prefix_keys, mask, self.grid, queries, scores, weights)
+        lines = None
+        if "entropy" in self.groups:
+            of_rows, lines = tiles.entropy(tile)
+            self._write(block, queries, entropy=of_rows)
+        if "maximum" in self.groups:
+            largest, token = tiles.maximum(tile)
+            self._write(block, queries, maximum=largest, argmaximum=token)
+        if "place" in self.groups:
+            centre, spread = tiles.place(tile, lines)
+            self._write(block, queries, centre=centre, spread=spread)
+        if "masses" in self.groups:
+            self._write(block, queries, **self._masses("on", tile.prefix, tile.on_patches, tiles.on_self(tile)))
+            self._write(block, queries, on_neighbours=tiles.on_neighbours(tile))
+        if "distance" in self.groups:
+            self._write(block, queries, distance=tiles.distance(tile, self.grid.distances(queries)))
+        total = self._values(block, tile) if block.value_norm is not None else None
+        self._columns(block, tile, total)
+        if "similarity" in self.groups:
+            self._add("products", tiles.products_of_heads(tile, query.shape[0] // self._images(block)), block.images)
+
+    def _images(self, block: _Block) -> int:
+        return block.images.stop - block.images.start
+
+    def _mask(self, block: _Block, queries: slice) -> torch.Tensor | None:
+        """(g, t, N), to be added."""
+        if self.inputs.mask is None:
+            return None
+        piece = added_mask(piece_of_mask(self.inputs.mask, block.images, block.heads, queries), self.inputs.precise)
+        images, heads = self._images(block), block.heads.stop - block.heads.start
+        return piece.expand(images, heads, -1, -1).flatten(0, 1)
+
+    def _masses(
+        self, stem: str, prefix: torch.Tensor, on_patches: torch.Tensor, on_self: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Sums over the kinds of tokens, from the weights (g, t, X) of those before the patches."""
+        masses = {f"{stem}_prefix": prefix.sum(dim=-1), f"{stem}_patches": on_patches, f"{stem}_self": on_self}
+        if self.inputs.layout.class_token is not None:
+            masses[f"{stem}_class_token"] = prefix[..., self.inputs.layout.class_token]
+        if self.grid.registers is not None:
+            masses[f"{stem}_registers"] = prefix[..., self.grid.registers].sum(dim=-1)
+        return masses
+
+    def _values(self, block: _Block, tile: tiles.Tile) -> torch.Tensor:
+        """Norm-weighted sums and the heads' output. Returns sum_j p_ij ||v_j W||: (g, t)."""
+        assert block.value is not None
+        assert block.value_norm is not None
+        assert self.outputs is not None
+        norms, first = block.value_norm[:, None], self.grid.prefix  # (g, 1, N)
+        of_patches = torch.mul(tile.weights, norms[..., first:], out=tile.scores).sum(dim=-1) * tile.on_patches
+        of_prefix = tile.prefix * norms[..., :first]  # (g, t, X)
+        total = of_patches + of_prefix.sum(dim=-1)
+        own = tiles.on_self(tile) * block.value_norm[:, tile.tokens]
+        shares = self._masses("weighted_on", of_prefix / total[..., None], of_patches / total, own / total)
+        self._write(block, tile.tokens, weighted_sum=total, **shares)
+        output = torch.bmm(tile.weights, block.value[:, first:]) * tile.on_patches[..., None]
+        output += tile.prefix @ block.value[:, :first]
+        at = (block.images, block.heads, tile.tokens)
+        self.outputs[at] = output.view(self.outputs[at].shape)
+        return total
+
+    def _columns(self, block: _Block, tile: tiles.Tile, total: torch.Tensor | None) -> None:
+        """What is summed over queries."""
+        row_weights = []
+        if "received" in self.groups:
+            row_weights.append(torch.ones_like(tile.on_patches))
+        if total is not None:
+            row_weights.append(1 / total)
+        if not row_weights:
+            return
+        sums = list(tiles.column_sums(tile, torch.stack(row_weights, dim=1)).unbind(dim=1))  # (g, N) each
+        if "received" in self.groups:
+            self._add("received", sums.pop(0), block.images, block.heads)
+        if total is not None:
+            self._add("weighted_received", sums.pop() * block.value_norm, block.images, block.heads)
+
+    def _write(self, block: _Block, queries: slice, **of_rows: torch.Tensor) -> None:
+        """Put numbers (g, t, ...) into results (B, H, N, ...)."""
+        for name, numbers in of_rows.items():
+            if name not in self.results:
+                self.results[name] = numbers.new_empty(*self.inputs.query.shape[:3], *numbers.shape[2:])
+            place = self.results[name][block.images, block.heads, queries]
+            place.copy_(numbers.view(place.shape))
+
+    def _add(self, name: str, numbers: torch.Tensor, images: slice, heads: slice | None = None) -> None:
+        """Add numbers (g, ...) to results (B, H, ...), or (B, ...) without heads."""
+        batch, all_heads = self.inputs.query.shape[:2]
+        shape = (batch, *numbers.shape[1:]) if heads is None else (batch, all_heads, *numbers.shape[1:])
+        if name not in self.results:
+            self.results[name] = numbers.new_zeros(shape)
+        place = self.results[name][images] if heads is None else self.results[name][images, heads]
+        place += numbers.view(place.shape)
+
+
+def pieces(size: int, step: int) -> Iterator[slice]:
+    """Slices that cover 0 to size.
+
+    Example:
+
+    ```python
+    >>> list(pieces(5, 2))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+
+    ```
+    """
+    for start in range(0, size, step):
+        yield slice(start, min(start + step, size))

@@ -1,0 +1,74 @@
+"""What can be asked for: groups of statistics with their fields, and backends."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+
+Backend = Literal["reference", "cpu", "gpu"]
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "entropy": ("entropy",),
+    "maximum": ("maximum", "argmaximum"),
+    "received": ("received", "sink_share"),
+    "masses": ("on_class_token", "on_registers", "on_prefix", "on_patches", "on_self", "on_neighbours"),
+    "place": ("centre", "spread"),
+    "distance": ("distance",),
+    "similarity": ("head_similarity",),
+    "values": (
+        "value_norm",
+        "weighted_sum",
+        "weighted_on_class_token",
+        "weighted_on_registers",
+        "weighted_on_prefix",
+        "weighted_on_patches",
+        "weighted_on_self",
+        "weighted_received",
+        "output_norm",
+        "output_share",
+    ),
+}
+
+# Those that cost little beside the product of queries and keys.
+FUSED = ("entropy", "maximum", "received", "masses", "place")
+
+
+def asked_groups(statistics: str | Iterable[str] | None, has_value: bool) -> frozenset[str]:
+    """The names of the groups to compute. `None` asks for all; "values" among them only where values are given.
+
+    Raises:
+        ValueError: a name is not a group's, or "values" is asked for and there are none.
+
+    Example:
+
+    ```python
+    >>> sorted(asked_groups(["entropy", "maximum"], has_value=False))
+    ['entropy', 'maximum']
+
+    ```
+    """
+    if statistics is None:
+        return frozenset(GROUPS) if has_value else frozenset(GROUPS) - {"values"}
+    asked = frozenset([statistics] if isinstance(statistics, str) else statistics)
+    unknown = sorted(map(str, asked - GROUPS.keys()))
+    if unknown:
+        raise ValueError(f"there is no group of statistics {', '.join(unknown)}; choose from {', '.join(GROUPS)}")
+    if "values" in asked and not has_value:
+        raise ValueError('the statistics "values" need the values; pass value=, or leave them out')
+    return asked
+
+
+def backend_for(name: str | None, device: torch.device) -> str:
+    """The backend of that name, if it reads tensors on the device; `None` asks for the device's own.
+
+    Raises:
+        ValueError: there is no such backend, or it is another device's.
+    """
+    own = "cpu" if device.type == "cpu" else "gpu"
+    if name is None:
+        return own
+    if name not in ("reference", "cpu", "gpu"):
+        raise ValueError(f"there is no backend {name!r}; choose from reference, cpu, gpu")
+    if name not in ("reference", own):
+        raise ValueError(f'backend="{name}" cannot read tensors on {device}; move them, or pass backend="{own}"')
+    return name

@@ -1,0 +1,224 @@
+"""Attention rollout (Abnar & Zuidema 2020, arXiv 2005.00928): what a token takes from the input, through all layers.
+
+With A_l the mean over heads of layer l's attention map, the residual connection is taken to carry half of a token on:
+R = (A_L + I) / 2 ... (A_1 + I) / 2. One row of R is a row vector r that goes through the layers from the last to the
+first, r <- (r A_l + r) / 2, and needs no N x N matrix.
+
+Shapes: L layers, B images, H heads, N tokens, D width of a head; g images times heads, t queries of a tile.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ..attention_layers import attention_layers, unwrapped
+from ..recording import Recording, record
+from ..token_layout import TokenLayout
+from .blockwise import CPU_NUMBERS, GPU_NUMBERS, full_precision, pieces, plan_for
+from .groups import Backend, backend_for
+from .inputs import added_mask, check_query_and_key, checked_mask, piece_of_mask
+
+
+class _Layer(NamedTuple):
+    query: torch.Tensor
+    key: torch.Tensor
+    scaling: float
+    mask: torch.Tensor | None
+
+
+@torch.no_grad()
+def rollout(
+    queries: Recording | Sequence[torch.Tensor],
+    keys: Sequence[torch.Tensor] | None = None,
+    start: int | torch.Tensor | None = None,
+    *,
+    layout: TokenLayout | None = None,
+    scaling: float | None = None,
+    attention_mask: torch.Tensor | None = None,
+    backend: Backend | None = None,
+) -> torch.Tensor:
+    """The share that each token of the input has in a row of the rollout, without an attention map in memory.
+
+    Args:
+        queries, keys: (B, H, N, D) of every layer, the first layer first. Or a `Recording` with "query" and "key" of
+            all layers alone, which knows scaling and masks too.
+        start: Which row: the index of a token, or a vector (N,) or (B, N) that weighs the rows. `None`: what `layout`
+            says: the class token's row, without one the mean of the patches' rows.
+        layout: What the tokens are.
+        scaling: What the products of query and key are multiplied by.
+        attention_mask: Broadcasts to (B, H, N, N): True for the keys that a query may see, or numbers added to the
+            scores.
+        backend: "cpu", "gpu" or "reference", as in `attention_statistics`.
+
+    Returns:
+        (B, N), in float32 at least. It sums to what `start` sums to, which is 1 for a token's row.
+
+    Raises:
+        ValueError: there are no layers, shapes differ, or neither `start` nor `layout` says where to start.
+
+    Example:
+
+    ```python
+    >>> queries = keys = [torch.zeros(1, 2, 4, 8)] * 2  # two layers, every token looks at every token alike
+    >>> rollout(queries, keys, start=0, scaling=8**-0.5)
+    tensor([[0.4375, 0.1875, 0.1875, 0.1875]])
+
+    ```
+    """
+    layers = _layers(queries, keys, scaling, attention_mask)
+    if not layers:
+        raise ValueError("there are no layers to roll out; pass the queries and keys of one layer at least")
+    step = _step_of(backend, layers[0].query.device)
+    row = _start_row(start, layout, layers[-1].query)
+    for layer in reversed(layers):
+        if layer.query.shape[::2] != layers[-1].query.shape[::2]:
+            raise ValueError("the layers have other numbers of images or tokens; pass those of one forward pass")
+        row = (row + step(layer, row)) / 2
+    return row.to(torch.promote_types(layers[-1].query.dtype, torch.float32)) if backend == "reference" else row
+
+
+@torch.no_grad()
+def model_rollout(
+    model: Any,
+    pixel_values: torch.Tensor,
+    start: int | torch.Tensor | None = None,
+    *,
+    layout: TokenLayout | None = None,
+    layers_at_once: int | None = None,
+    backend: Backend | None = None,
+) -> torch.Tensor:
+    """`rollout` of a model for some images: (B, N).
+
+    Args:
+        model: QKViT or any transformers model whose attention goes through the attention interface.
+        pixel_values: (B, channels, height, width).
+        start, layout, backend: As in `rollout`. `layout=None`: `TokenLayout.from_model` for the size of the images.
+        layers_at_once: How many layers' queries and keys are kept at once. `None`: all, from one forward pass. With
+            fewer, the model runs again, as far as it must, for each group of layers: 4 of 12 layers keep a third of the
+            memory and cost one more forward pass in sum.
+
+    Raises:
+        ValueError: the model's attention does not go through the interface, or nothing says where to start.
+
+    Example:
+
+    ```python
+    >>> from qkvit import QKViTConfig, QKViTModel
+    >>> config = QKViTConfig.from_size("tiny", image_size=32, patch_size=8, num_hidden_layers=2)
+    >>> shares = model_rollout(QKViTModel(config).eval(), torch.rand(1, 3, 32, 32))
+    >>> shares.shape, round(shares.sum().item(), 4)
+    (torch.Size([1, 17]), 1.0)
+
+    ```
+    """
+    if start is None and layout is None:
+        layout = TokenLayout.from_model(model, tuple(pixel_values.shape[-2:]))
+    numbers = tuple(attention_layers(unwrapped(model)))
+    if layers_at_once is not None and layers_at_once < 1:
+        raise ValueError(f"layers_at_once={layers_at_once} keeps no layer; pass 1 or more")
+    size = layers_at_once or len(numbers)
+    row: Any = start
+    for end in range(len(numbers), 0, -size):
+        recording = _run_to(model, pixel_values, numbers[max(0, end - size) : end], behind=numbers[end : end + 1])
+        row = rollout(recording, start=row, layout=layout, backend=backend)
+    return row
+
+
+class _FarEnoughError(Exception):
+    """Ends a forward pass whose other layers are not needed."""
+
+
+def _run_to(model: Any, pixel_values: torch.Tensor, group: tuple[int, ...], behind: tuple[int, ...]) -> Recording:
+    """Queries and keys of a group of layers, from a forward pass that ends at the layer `behind` it, where one is."""
+
+    def stop(query: torch.Tensor) -> None:
+        raise _FarEnoughError
+
+    end = record(model, layers=behind, tensors="query", reduce=stop) if behind else contextlib.nullcontext()
+    kept = record(model, layers=group, tensors=("query", "key"))
+    with contextlib.suppress(_FarEnoughError), kept as recording, end:
+        model(pixel_values)
+    return recording
+
+
+def _layers(queries: Any, keys: Any, scaling: float | None, mask: torch.Tensor | None) -> list[_Layer]:
+    if isinstance(queries, Recording):
+        records = [queries[layer] for layer in sorted(queries.layers)]
+        layers = [_Layer(it.query, it.key, it.scaling, it.attention_mask) for it in records]
+    else:
+        if keys is None or scaling is None:
+            raise ValueError("rollout needs queries, keys and their scaling; pass all three, or a Recording of both")
+        queries, keys = list(queries), list(keys)
+        if len(queries) != len(keys):
+            raise ValueError(
+                f"there are queries of {len(queries)} layers and keys of {len(keys)}; pass one of each a layer"
+            )
+        layers = [_Layer(query, key, scaling, mask) for query, key in zip(queries, keys, strict=True)]
+    for layer in layers:
+        check_query_and_key(layer.query, layer.key)
+    return [layer._replace(mask=checked_mask(layer.mask, layer.query)) for layer in layers]
+
+
+def _start_row(start: int | torch.Tensor | None, layout: TokenLayout | None, query: torch.Tensor) -> torch.Tensor:
+    """(B, N)."""
+    batch, _, tokens, _ = query.shape
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    if start is None:
+        if layout is None:
+            raise ValueError(
+                "rollout does not know which row is asked for; pass start= (0 for a class token) or layout="
+            )
+        layout.check(tokens)
+        start = layout.class_token
+    if isinstance(start, torch.Tensor) and start.ndim > 0:
+        if start.shape not in ((tokens,), (batch, tokens)):
+            raise ValueError(
+                f"start has the shape {tuple(start.shape)}; pass an index, ({tokens},) or {(batch, tokens)}"
+            )
+        return start.to(query.device, dtype).expand(batch, tokens)
+    row = torch.zeros(batch, tokens, device=query.device, dtype=dtype)
+    if start is None:
+        assert layout is not None
+        row[:, layout.patches] = 1 / layout.num_patches
+        return row
+    if not -tokens <= int(start) < tokens:
+        raise ValueError(f"start={int(start)} is not one of {tokens} tokens; pass an index from 0 to {tokens - 1}")
+    row[:, int(start)] = 1
+    return row
+
+
+def _step_of(backend: Backend | None, device: torch.device) -> Callable[[_Layer, torch.Tensor], torch.Tensor]:
+    return _reference_step if backend_for(backend, device) == "reference" else _blockwise_step
+
+
+def _reference_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
+    """r A: (B, N), with the maps in memory, in float64."""
+    scores = layer.query.double() @ layer.key.double().transpose(-1, -2) * layer.scaling
+    if layer.mask is not None:
+        scores = scores + added_mask(layer.mask, torch.float64)
+    return (row.double()[:, None] @ scores.softmax(dim=-1).mean(dim=1))[:, 0]
+
+
+def _blockwise_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
+    """r A: (B, N), a few queries at a time."""
+    batch, heads, tokens, _ = layer.query.shape
+    plan = plan_for(heads, tokens, CPU_NUMBERS if row.device.type == "cpu" else GPU_NUMBERS, all_heads=False)
+    room = [torch.empty(plan.heads * plan.queries * tokens, dtype=row.dtype, device=row.device) for _ in range(2)]
+    taken = torch.zeros_like(row)
+    with full_precision(row.device):
+        for image in range(batch):
+            for some in pieces(heads, plan.heads):
+                query = layer.query[image, some].to(row.dtype) * layer.scaling  # (g, N, D)
+                key = layer.key[image, some].to(row.dtype).transpose(1, 2).contiguous()  # (g, D, N)
+                for part in pieces(tokens, plan.queries):
+                    shape = (len(query), part.stop - part.start, tokens)
+                    scores, weights = (it[: shape[0] * shape[1] * shape[2]].view(shape) for it in room)
+                    torch.bmm(query[:, part], key, out=scores)  # (g, t, N)
+                    if layer.mask is not None:
+                        mask = piece_of_mask(layer.mask, slice(image, image + 1), some, part)
+                        scores += added_mask(mask, row.dtype)[0]
+                    torch.softmax(scores, dim=-1, out=weights)
+                    taken[image] += row[image, part].repeat(len(query)) @ weights.flatten(0, 1)
+    return taken / heads
