@@ -6,7 +6,8 @@ numbers; of several towers (CLIP, SigLIP) the one that sees images is meant.
 """
 
 import inspect
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -114,16 +115,19 @@ def chosen(asked: Any, layers: dict[int, Any], what: str = "layers") -> list[int
     numbers = list(layers)
     if asked is None:
         return numbers
-    several = [asked] if isinstance(asked, int) else asked
-    try:
-        several = list(several)
-    except TypeError:
-        several = [several]
+    if isinstance(asked, slice):
+        several = numbers[asked]
+    else:
+        several = list(asked) if isinstance(asked, Iterable) and getattr(asked, "ndim", 1) else [asked]
     found = []
     for layer in several:
-        whole = isinstance(layer, int) and not isinstance(layer, bool)
-        number = layer + len(numbers) if whole and layer < 0 else layer
-        if not whole or number not in layers:
+        try:
+            number = None if isinstance(layer, bool) else operator.index(layer)
+        except TypeError:
+            number = None
+        if number is not None and number < 0:
+            number += len(numbers)
+        if number not in layers:
             raise ValueError(
                 f"{what}={asked!r} asks for layer {layer!r} of a model with layers {numbers[0]} to {numbers[-1]};"
                 f" pass numbers from {-len(numbers)} to {numbers[-1]}, or None for all"
