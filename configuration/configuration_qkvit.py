@@ -131,6 +131,8 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
     # How a saved model gets its code: set by the installed package (modeling/shipping.py), None in code that came
     # with a model, whose flat files transformers copies by itself.
     ship_code: ClassVar[Callable[..., None] | None] = None
+    # The sentence about a checkpoint that `qkvit convert` reads, likewise (modeling/conversion_refusals.py).
+    how_to_convert: ClassVar[Callable[[dict[str, Any], str], str | None] | None] = None
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -319,7 +321,11 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
             check_config_file(folder / kwargs.get("_configuration_file", "config.json"))
         elif folder.is_file() and folder.suffix == ".json":
             check_config_file(folder)
-        return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        fields, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        way_in = None if cls.how_to_convert is None else cls.how_to_convert(fields, str(pretrained_model_name_or_path))
+        if way_in is not None:
+            raise ValueError(way_in)
+        return fields, rest
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -260,6 +260,11 @@ class _TorchFile:
         return tensor
 
 
+def read_config(source: str | Path, revision: str | None = None) -> dict[str, Any]:
+    """config.json of a folder or Hub id."""
+    return read_json(_Place(source, revision)(CONFIG, needed=True))
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file's object; a `ValueError` of one sentence if it holds anything else."""
     try:

@@ -1,7 +1,7 @@
 """Turn a checkpoint of another ViT family into a QKViT model with the same numbers: `convert`."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ from torch import nn
 
 from ..configuration.configuration_qkvit import QKViTConfig
 from ..configuration.errors_qkvit import shown
-from .checkpoint_reader import Checkpoint, CheckpointFiles, ModelInMemory
+from .checkpoint_reader import Checkpoint, CheckpointFiles, ModelInMemory, read_config
 from .conversion_plan import MODELS, Plan, check_tensors, is_head, kind_from, layout_of, without_prefix
 from .conversion_progress import steps
 from .conversion_refusals import why_not
 from .families import families, family_of
-from .families.family import Family, Source
+from .families.family import Family, Rule, Source
 from .modeling_qkvit import QKViTPreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -32,17 +32,17 @@ def convert(
     """A QKViT model with the weights of another ViT; its outputs are those of the source.
 
     Args:
-        source: A local folder with config.json and weights (safetensors, or torch's .bin; in shards or not), an id on the
-            Hub, or a model of transformers.
+        source: A local folder with config.json and weights (safetensors, or torch's .bin; in shards or not), an id on
+            the Hub, or a model of transformers.
         family: Name of the family; by default the source's config.json tells.
         dtype: Data type of the weights; by default each keeps its own.
         revision: Branch, tag or commit on the Hub.
         progress: Show a progress bar: always, never, or (None) where it takes longer than two seconds.
 
     Returns:
-        `QKViTForImageClassification` if the source has a classifier, `QKViTForMaskedImageModeling` if it has a decoder of
-        the same form, or else `QKViTModel`; in eval mode. Labels come along, and the settings of the image processor, which
-        `save_pretrained` writes.
+        `QKViTForImageClassification` if the source has a classifier, `QKViTForMaskedImageModeling` if it has a decoder
+        of the same form, or else `QKViTModel`; in eval mode. Labels come along, and the image processor's settings,
+        which `save_pretrained` writes.
 
     Raises:
         ValueError: the source is not there, of a family that cannot be read, damaged, or its tensors are not those of
@@ -105,7 +105,6 @@ def _converted(
     source, names, prefix = source_of(checkpoint, family)
     config = QKViTConfig(**family.fields(source))
     layout = layout_of(family, names, config.num_hidden_layers)
-    config.converted_from = {"family": family.name, "layout": layout, "prefix": prefix}
     rules = family.layouts[layout]
     kind = kind_from(rules, source.shapes, config)
     plan = Plan.make(rules, config, kind)
@@ -118,6 +117,8 @@ def _converted(
             len(left_out),
             ", ".join(left_out),
         )
+    config.converted_from = {"family": family.name, "layout": layout, "prefix": prefix}
+    config.converted_from["bare"] = bare_modules(plan.rules, names, prefix)
 
     with torch.device("meta"):
         model = MODELS[kind](config)
@@ -127,6 +128,12 @@ def _converted(
             _put(model, name, tensor)
     _finish(model, checkpoint, family, source)
     return model
+
+
+def bare_modules(rules: Iterable[Rule], names: Mapping[str, str], prefix: str) -> str:
+    """The modules of the base model that stand without the prefix in a file that has it: some files are so written."""
+    base = [name for rule in rules if rule.ours and not is_head(rule.ours[0]) for name in rule.theirs]
+    return " ".join(sorted({name.partition(".")[0] for name in base if prefix and names[name] == name}))
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
@@ -174,3 +181,20 @@ def family_named(name: str) -> Family:
     if name not in families():
         raise ValueError(f"family={name!r} is not known; pass one of {', '.join(families())}")
     return families()[name]
+
+
+# ---- models that are QKViT already
+
+
+def model_type_of(source: str | Path) -> str | None:
+    """What the config.json of a folder or Hub id says."""
+    return read_config(source).get("model_type")
+
+
+def load_own(source: str | Path, dtype: torch.dtype | str | None = None) -> QKViTPreTrainedModel:
+    """A saved QKViT model, of the class that it was saved as."""
+    names = read_config(source).get("architectures") or ["QKViTModel"]
+    found = next((model for model in MODELS.values() if model.__name__ in names), None)
+    if found is None:
+        raise ValueError(f"{source} is a {names[0]}; pass a folder of {', '.join(m.__name__ for m in MODELS.values())}")
+    return found.from_pretrained(source, dtype=_dtype(dtype) or "auto").eval()

@@ -1,7 +1,8 @@
 """Write a QKViT model as a checkpoint of another ViT family, with the same numbers: `export`."""
 
+import dataclasses
 import json
-
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,12 @@ def export(
     chosen = _family(config, family)
     layout = _layout(config, chosen, layout)
     plan, theirs = _plan(chosen, layout, config, kind)
-    prefix = _prefix(config, chosen, kind)
+    naming = _naming(config, chosen, kind)
     with whole_folder(folder, force) as part:
-        save_file(_tensors(model, plan, prefix, progress), part / "model.safetensors", metadata={"format": "pt"})
-        (part / "config.json").write_text(json.dumps(theirs, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        save_file(_tensors(model, plan, naming, progress), part / "model.safetensors", metadata={"format": "pt"})
+        (part / "config.json").write_text(_config_text(chosen, theirs), encoding="utf-8")
         settings = settings_of(model.config)
-        if settings is not None and chosen.config_class is not None:
+        if settings is not None and chosen.model_types:
             (part / FILE_NAME).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return Path(folder)
 
@@ -117,12 +118,14 @@ def _layout(config: QKViTConfig, family: Family, layout: str | None) -> str:
     return layout or _remembered(config, family, "layout") or next(iter(family.layouts))
 
 
-def _prefix(config: QKViTConfig, family: Family, kind: str) -> str:
-    remembered = _remembered(config, family, "prefix")
+def _naming(config: QKViTConfig, family: Family, kind: str) -> Callable[[str], str]:
+    """From the name of a tensor of their base model to the name in the file."""
+    prefix = _remembered(config, family, "prefix")
     # Beside a head that was added later, the base model's tensors have to have a prefix.
-    if remembered is None or (not remembered and kind != "model"):
-        return family.prefix_for(kind)
-    return remembered
+    if prefix is None or (not prefix and kind != "model"):
+        prefix = family.prefix_for(kind)
+    bare = (_remembered(config, family, "bare") or "").split()
+    return lambda name: name if name.partition(".")[0] in bare else prefix + name
 
 
 def _remembered(config: QKViTConfig, family: Family, what: str) -> str | None:
@@ -160,22 +163,24 @@ def _attempt(
         **family.source_config(config, kind),
     }
     theirs = with_defaults(family, {name: value for name, value in written.items() if value is not None}, "the model")
-    if family.config_class is not None:
+    if family.model_types:
         theirs["dtype"] = str(config.dtype).removeprefix("torch.")
     read = QKViTConfig(**family.fields(Source(theirs, plan.their_shapes(), "what would be written")))
-    return plan, theirs, _differences(config, read, kind) or [name for name in plan.uncovered]
+    return plan, theirs, _differences(config, read, kind) or list(plan.uncovered)
 
 
 def _differences(ours: QKViTConfig, read: QKViTConfig, kind: str) -> list[str]:
     """The choices of our configuration that are lost, with what they would be."""
     kept, there = _choices(ours, kind), _choices(read, kind)
-    return [f"{name}={kept[name]!r} (there {there[name]!r})" for name in kept if kept[name] != there[name]]
+    lost = [name for name in kept if kept[name] != there[name]]
+    return [f"{name}={getattr(ours, name)!r} (there {getattr(read, name)!r})" for name in lost]
 
 
 def _choices(config: QKViTConfig, kind: str) -> dict[str, Any]:
     """The choices that the outputs depend on, in a form that is the same for the same model."""
-    names = [name for name in vars(QKViTConfig)["__annotations__"] if not name.startswith("_") and name not in _FREE]
-    choices: dict[str, Any] = {name: getattr(config, name) for name in names if name != "ship_code"}
+    own = vars(QKViTConfig)["__annotations__"].keys() & {field.name for field in dataclasses.fields(QKViTConfig)}
+    names = [name for name in sorted(own - _FREE) if not name.startswith("_")]
+    choices: dict[str, Any] = {name: getattr(config, name) for name in names}
     choices.update(image_size=config.image_shape, patch_size=config.patch_shape)
     choices["layer_scale_init_value"] = config.layer_scale_init_value is not None
     choices["position_coverage"] = config.num_placed_tokens
@@ -184,7 +189,7 @@ def _choices(config: QKViTConfig, kind: str) -> dict[str, Any]:
     if config.pooling == "class" or not config.num_prefix_tokens:
         choices["pooling_coverage"] = None
     if config.position_embedding != "learned":
-        for name in ("position_coverage", "position_antialias", "position_float32"):
+        for name in ("position_coverage", "position_antialias"):
             choices[name] = None
     if config.position_embedding != "rope2d":
         choices["rope_theta"] = None
@@ -196,7 +201,18 @@ def _choices(config: QKViTConfig, kind: str) -> dict[str, Any]:
     return choices
 
 
-def _tensors(model: nn.Module, plan: Plan, prefix: str, progress: bool | None) -> dict[str, torch.Tensor]:
+def _config_text(family: Family, theirs: dict[str, Any]) -> str:
+    """config.json, without what their class takes for granted."""
+    if family.config_class is None:
+        return json.dumps(theirs, indent=2, sort_keys=True) + "\n"
+    import transformers
+
+    return getattr(transformers, family.config_class).from_dict(theirs).to_json_string()
+
+
+def _tensors(
+    model: nn.Module, plan: Plan, naming: Callable[[str], str], progress: bool | None
+) -> dict[str, torch.Tensor]:
     ours = {name.removeprefix("qkvit."): tensor for name, tensor in model.state_dict().items()}
     lacking = sorted(plan.ours.keys() - ours.keys())
     if lacking:
@@ -206,5 +222,5 @@ def _tensors(model: nn.Module, plan: Plan, prefix: str, progress: bool | None) -
         own = [ours[name].detach().cpu() for name in rule.ours]
         head = bool(rule.ours) and is_head(rule.ours[0])
         for name, tensor in zip(rule.theirs, rule.to_theirs(own, plan.config), strict=True):
-            tensors[name if head else prefix + name] = tensor.contiguous()
+            tensors[name if head else naming(name)] = tensor.contiguous()
     return tensors

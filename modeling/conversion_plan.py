@@ -1,7 +1,7 @@
 """Which tensors of theirs become which of ours: a family's rules, for one checkpoint and one model.
 
-A plan is made from names and shapes alone, before anything is read, so that all that is missing, unknown or misshapen is
-told at once.
+A plan is made from names and shapes alone, before anything is read, so that all that is missing, unknown or misshapen
+is told at once.
 """
 
 import re
@@ -151,8 +151,8 @@ def check_tensors(
     ]
     if faults:
         raise ValueError(
-            f"{where} does not hold the tensors of a {family.name!r} model as its config describes it ({'; '.join(faults)});"
-            " check that weights and config belong together"
+            f"{where} does not hold the tensors of a {family.name!r} model as its config describes it"
+            f" ({'; '.join(faults)}); check that weights and config belong together"
         )
     return left_out
 

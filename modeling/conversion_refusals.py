@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..configuration.errors_qkvit import shown
-from .families import families
+from .families import families, family_of
 
 _RELATIVE = "its attention adds a learned bias for each distance of two patches, and QKViT's attention has none"
 _WINDOWS = (
@@ -69,3 +69,21 @@ def why_not(config: Mapping[str, Any], where: str) -> str:
         return f"{where} is a QKViT already: load it with AutoModel.from_pretrained, or write it out with qkvit.export"
     what = "states no model_type" if model_type is None else f"is a {shown(model_type)} model"
     return f"{where} {what}, and no family reads it: convert one of {', '.join(families())}"
+
+
+def how_to_convert(config: Mapping[str, Any], where: str) -> str | None:
+    """The sentence for who loads a checkpoint of another family as if it were a QKViT; None if no family reads it.
+
+    Example:
+
+    ```python
+    >>> print(how_to_convert({"model_type": "dinov2"}, "a/folder"))
+    a/folder is a 'dinov2' checkpoint and no QKViT yet; run `qkvit convert a/folder FOLDER`, or call qkvit.convert
+
+    ```
+    """
+    family = family_of(config)
+    if family is None:
+        return None
+    way_in = f"run `qkvit convert {where} FOLDER`, or call qkvit.convert"
+    return f"{where} is a {family.name!r} checkpoint and no QKViT yet; {way_in}"

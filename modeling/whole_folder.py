@@ -25,7 +25,7 @@ def check_free(folder: Path, force: bool = False) -> None:
     Raises:
         ValueError: with what to do instead.
     """
-    if folder.exists() and not folder.is_dir() or folder.is_symlink() and not folder.exists():
+    if (folder.exists() and not folder.is_dir()) or (folder.is_symlink() and not folder.exists()):
         raise ValueError(f"{folder} is not a folder; name another place")
     if not force and folder.is_dir() and any(folder.iterdir()):
         raise ValueError(
@@ -37,8 +37,8 @@ def check_free(folder: Path, force: bool = False) -> None:
 def whole_folder(folder: str | Path, force: bool = False) -> Iterator[Path]:
     """Give a new folder beside `folder` to write in, and put it in its place at the end.
 
-    If the block raises, or is stopped, what it wrote is removed and `folder` is as it was. With `force`, the files of an
-    earlier model are replaced, and other files stay.
+    If the block raises, or is stopped, what it wrote is removed and `folder` is as it was. With `force`, the files of
+    an earlier model are replaced, and other files stay.
 
     Raises:
         ValueError: the folder is not empty, or nothing can be written there.

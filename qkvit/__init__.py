@@ -3,12 +3,30 @@
 Importing it registers the model with the Auto classes.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .configuration import NAMED_SIZES, QKViTConfig
 from .modeling import QKViTBackbone, QKViTForImageClassification, QKViTForMaskedImageModeling, QKViTModel
 from .registration import register
 from .version import __version__
 
+if TYPE_CHECKING:
+    from .modeling.conversion import convert
+    from .modeling.conversion_export import export
+
 register()
+
+
+def __getattr__(name: str) -> Any:
+    """`convert` and `export`, loaded when they are first used."""
+    if name == "convert":
+        from .modeling.conversion import convert as found
+    elif name == "export":
+        from .modeling.conversion_export import export as found
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return found
+
 
 __all__ = [
     "NAMED_SIZES",
@@ -18,4 +36,6 @@ __all__ = [
     "QKViTForMaskedImageModeling",
     "QKViTModel",
     "__version__",
+    "convert",
+    "export",
 ]

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from .cli_convert import convert
 from .cli_quickstart import quickstart
 from .errors import UserError
 from .version import __version__
@@ -29,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(quickstart)
+app.command()(convert)
 
 
 def _show_version(wanted: bool) -> None:

@@ -81,8 +81,8 @@ def fields(source: Source) -> dict[str, Any]:
     stages = theirs.get("out_indices")
     if not _square(theirs["image_size"]):
         raise ValueError(
-            f"image_size={theirs['image_size']} of {source.where} is not square, and their own model takes a square grid"
-            " of positions alone; pass a checkpoint with one number there"
+            f"image_size={theirs['image_size']} of {source.where} is not square, and their own model takes a square"
+            " grid of positions alone; pass a checkpoint with one number there"
         )
     return {
         **plain_fields(theirs),

@@ -17,8 +17,8 @@ FAMILY = Family(
 ```
 
 A rule says which tensors of theirs are which of ours. Names are those of the base model, without a prefix on either
-side; heads (`classifier`, `distillation_classifier`, `decoder`) never have one. `{layer}` stands for every layer. A rule
-whose tensors the model does not have is passed over, so that one list serves every option of a family:
+side; heads (`classifier`, `distillation_classifier`, `decoder`) never have one. `{layer}` stands for every layer. A
+rule whose tensors the model does not have is passed over, so that one list serves every option of a family:
 
 - `same("layernorm", "norm")`: `.weight` and `.bias`, under another name;
 - `one("cls_token", "embeddings.class_token")`: one tensor, with the full name;
@@ -203,7 +203,7 @@ class Family:
         return config.get("model_type") in self.model_types
 
     def prefix_of(self, names: Sequence[str]) -> str:
-        """The prefix that the base model's tensors have in a file: the first of `prefixes` that any name starts with."""
+        """The prefix of the base model's tensors in a file: the first of `prefixes` that any name starts with."""
         return next((prefix for prefix in self.prefixes if any(name.startswith(prefix) for name in names)), "")
 
     def prefix_for(self, kind: str) -> str:

@@ -42,7 +42,7 @@ LAYER_5 = {
 
 
 def decoder_rules() -> tuple[Rule, ...]:
-    """SimMIM's decoder, a convolution of one pixel and a pixel shuffle: our linear layer, with the same order inside."""
+    """SimMIM's decoder, a convolution of one pixel and a pixel shuffle: our linear layer, in the same order."""
 
     def shape(config: QKViTConfig) -> tuple[int, ...]:
         height, width = config.patch_shape

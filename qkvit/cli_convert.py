@@ -1,0 +1,64 @@
+"""`qkvit convert`: any plain ViT checkpoint into a QKViT folder, or back into another family's."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import UserError
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder with config.json and weights, or an id on the Hub.")],
+    destination: Annotated[Path, typer.Argument(help="Folder to write.")],
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="FAMILY", help="Write this family's layout instead, such as dinov2, vit or timm."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Data type of the weights, such as bfloat16; as they are by default.")
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="With --to: how tensors are named, transformers-4 or transformers-5.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the model that is in the folder.")] = False,
+) -> None:
+    """Turn a ViT checkpoint of transformers or timm into a QKViT model with the same numbers, or back."""
+    from .modeling.conversion_export import export
+    from .modeling.whole_folder import check_free, whole_folder
+
+    if layout is not None and to is None:
+        raise UserError("--layout names the tensors of another family, and needs --to with its name")
+    try:
+        check_free(destination, force)
+        typer.echo(f"{source} becomes {'a QKViT model' if to is None else f'a {to!r} checkpoint'} in {destination}")
+        model = _load(source, dtype, back=to is not None)
+        if to is not None:
+            export(model, destination, family=to, layout=layout, force=force)
+        else:
+            with whole_folder(destination, force) as part:
+                model.save_pretrained(part)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    typer.echo(_result(model, destination, to))
+
+
+def _load(source: str, dtype: str | None, back: bool) -> Any:
+    """The model as a QKViT; one that is a QKViT already is only loaded when it goes back."""
+    from .modeling.conversion import convert, load_own, model_type_of
+
+    if back and model_type_of(source) == "qkvit":
+        return load_own(source, dtype)
+    return convert(source, dtype=dtype)
+
+
+def _result(model: Any, destination: Path, to: str | None) -> str:
+    if to is not None:
+        return f"{destination} holds the model as a {to!r} checkpoint"
+    name = type(model).__name__
+    return (
+        f"{destination} holds a {name}; load it with\n"
+        f"    from qkvit import {name}\n"
+        f'    model = {name}.from_pretrained("{destination}")\n'
+        "or, where qkvit is not installed, with an Auto class of transformers and trust_remote_code=True"
+    )
