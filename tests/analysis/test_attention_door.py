@@ -1,0 +1,483 @@
+"""The door: what it sees of which model, thread and process, and that it leaves everything as it was."""
+
+import copy
+import os
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers import AttentionInterface
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from qkvit import QKViTForImageClassification, QKViTModel
+from qkvit.analysis import Apply, Noise, OtherImage, Zero, intervene, record
+from qkvit.analysis.attention_layers import attention_layers, unwrapped
+from qkvit.analysis.recording import TENSORS
+
+EDITS = {(0, "key"): Zero(), (1, "attention"): OtherImage(heads=0), (2, "value"): Noise(seed=3, tokens=slice(1, None))}
+
+
+def state_of(model: nn.Module) -> list:
+    """What a session may change of a model."""
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    found: list = [(key, config._attn_implementation) for key, config in configs.items()]
+    for module in model.modules():
+        found += [(id(module), name, id(value)) for name, value in vars(module).items() if callable(value)]
+        found += [(id(module), len(module._forward_hooks), len(module._forward_pre_hooks))]
+    return found
+
+
+# ---- leaving
+
+
+def test_after_the_context_and_after_an_exception_the_model_is_as_it_was(family, family_model, pixels):
+    model = family_model(family)
+    model(pixels, output_hidden_states=True)  # transformers installs hooks of its own at this first asking
+    if model.supports_gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    before = state_of(model)
+    with record(model), intervene(model, {(0, "key"): Zero()}):
+        model(pixels)
+        assert state_of(model) != before
+    assert state_of(model) == before
+    with pytest.raises(KeyboardInterrupt), record(model), intervene(model, {(0, "key"): Zero()}):
+        raise KeyboardInterrupt
+    assert state_of(model) == before
+
+
+def test_contexts_may_be_left_in_any_order(tiny_model, pixels):
+    model = tiny_model(QKViTModel)
+    expected = model(pixels).last_hidden_state
+    first, second = record(model), intervene(model, {(1, "value"): Zero()})
+    recording = first.__enter__()
+    second.__enter__()
+    assert not torch.equal(model(pixels).last_hidden_state, expected)
+    first.__exit__(None, None, None)
+    query = recording[2].query
+    assert not torch.equal(model(pixels).last_hidden_state, expected)
+    second.__exit__(None, None, None)
+    assert torch.equal(model(pixels).last_hidden_state, expected)
+    assert recording[2].query is query  # nothing is recorded after the context
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("implementation", [None, "eager", "sdpa", "theirs"])
+def test_every_implementation_is_put_back(tiny_model, pixels, implementation):
+    calls = []
+
+    def theirs(module, *args, **kwargs):
+        calls.append(module)
+        return transformers.AttentionInterface()["sdpa"](module, *args, **kwargs)
+
+    AttentionInterface.register("theirs", theirs)
+    try:
+        model = tiny_model(QKViTModel)
+        model.config._attn_implementation = implementation
+        expected = model(pixels).last_hidden_state
+        with record(model) as recording:
+            assert torch.equal(model(pixels).last_hidden_state, expected)
+        assert model.config._attn_implementation == implementation
+        assert recording[2].query.shape == (2, 2, 17, 16)
+        assert len(calls) == (6 if implementation == "theirs" else 0)
+    finally:
+        del AttentionInterface._global_mapping["theirs"]
+
+
+def test_setting_another_implementation_inside_is_kept_and_takes_edits_out_with_an_error(
+    tiny_model, pixels, raises_sentence
+):
+    model = tiny_model(QKViTModel)
+    with raises_sentence(ValueError, "was set inside the context"), intervene(model, {(0, "key"): Zero()}):
+        model(pixels)
+        model.set_attn_implementation("eager")
+    assert model.config._attn_implementation == "eager"
+
+
+# ---- nesting, models, threads, processes
+
+
+def test_a_record_shows_what_is_left_after_edits_in_either_order(tiny_model, pixels):
+    model = tiny_model(QKViTModel)
+    edits = {(1, "key"): Apply(lambda key: 2 * key), (1, "attention"): Zero(key_tokens=0)}
+    with torch.no_grad():
+        with record(model, 1, ("key", "attention")) as plain:
+            model(pixels)
+        with intervene(model, edits), record(model, 1, ("key", "attention")) as inner:
+            model(pixels)
+        with record(model, 1, ("key", "attention")) as outer, intervene(model, edits):
+            model(pixels)
+    for recording in (inner, outer):
+        assert torch.equal(recording[1].key, 2 * plain[1].key)
+        assert (recording[1].attention[..., 0] == 0).all()
+
+
+def test_nested_edits_are_applied_from_the_outside_in(tiny_model, pixels):
+    model = tiny_model(QKViTModel)
+    double, more = Apply(lambda tensor: 2 * tensor), Apply(lambda tensor: tensor + 1)
+    with torch.no_grad(), record(model, 0, "value") as recording:
+        model(pixels)
+        plain = recording[0].value
+        with intervene(model, {(0, "value"): double}), intervene(model, {(0, "value"): more}):
+            model(pixels)
+        assert torch.equal(recording[0].value, 2 * plain + 1)
+        with intervene(model, {(0, "value"): [more, double]}):
+            model(pixels)
+        assert torch.equal(recording[0].value, 2 * (plain + 1))
+
+
+def test_two_models_that_share_a_config_do_not_see_each_other(tiny_config, pixels):
+    config = tiny_config()
+    one, other = QKViTModel(config).eval(), QKViTModel(config).eval()
+    assert one.config is other.config
+    expected = other(pixels).last_hidden_state
+    with record(one) as recording, intervene(one, {(0, "key"): Zero()}):
+        assert torch.equal(other(pixels).last_hidden_state, expected)
+        assert not recording.calls[0]
+        with record(other) as of_other:
+            other(pixels)
+        assert of_other[0].key.abs().sum() > 0
+        one(pixels)
+
+
+def test_a_copy_made_inside_the_context_works_after_it(tiny_model, pixels):
+    model = tiny_model(QKViTModel)
+    expected = model(pixels).last_hidden_state
+    with record(model):
+        other = copy.deepcopy(model)
+        model(pixels)
+    assert torch.equal(other(pixels).last_hidden_state, expected)
+    with record(other) as recording:
+        assert torch.equal(other(pixels).last_hidden_state, expected)
+    assert recording[0].query.shape == (2, 2, 17, 16)
+    assert other.config._attn_implementation == "sdpa"
+
+
+def test_two_threads_on_one_model_see_their_own_forward_passes_alone(tiny_model):
+    model = tiny_model(QKViTModel)
+    images = torch.rand(3, 2, 3, 16, 16)
+    with torch.no_grad():
+        plain = [model(pixels, output_qkv=True) for pixels in images]
+        with intervene(model, {(0, "key"): Zero()}):
+            edited = model(images[0]).last_hidden_state
+    together = threading.Barrier(3)
+    failures: list = []
+
+    def run(number: int) -> None:
+        try:
+            for _ in range(10):
+                with torch.no_grad(), ExitStack() as stack:
+                    together.wait()
+                    if number == 0:
+                        stack.enter_context(intervene(model, {(0, "key"): Zero()}))
+                    if number < 2:
+                        recording = stack.enter_context(record(model, keep="all"))
+                    out = model(images[number]).last_hidden_state
+                    assert torch.equal(out, edited if number == 0 else plain[number].last_hidden_state)
+                    if number < 2:
+                        (call,) = recording.calls[0]
+                        assert torch.equal(call.query, plain[number].queries[0])
+        except BaseException as error:
+            failures.append(error)
+            together.abort()
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert model.config._attn_implementation == "sdpa"
+
+
+PROCESS = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from qkvit import QKViTConfig, QKViTForImageClassification
+from qkvit.analysis import Zero, intervene, record
+
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+torch.manual_seed(0)
+model = QKViTForImageClassification(QKViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+    image_size=16, patch_size=4, num_labels=3, initializer_range=0.2)).eval()
+pixels = torch.rand(4, 3, 16, 16)
+expected = model(pixels, output_qkv=True)
+wrapped = DistributedDataParallel(model)
+mine = slice(2 * rank, 2 * rank + 2)
+with record(wrapped) as recording:
+    logits = wrapped(pixels[mine]).logits
+torch.testing.assert_close(logits, expected.logits[mine])
+torch.testing.assert_close(recording[1].key, expected.keys[1][mine])
+with intervene(wrapped, {(0, "key"): Zero()}), record(wrapped, 0) as recording:
+    wrapped(pixels[mine]).logits.sum().backward()
+assert (recording[0].key == 0).all()
+gradient = model.qkvit.layers[0].attention.k_proj.weight.grad
+assert gradient is None or gradient.abs().sum() == 0, "the edit cuts the keys off"
+dist.barrier()
+dist.destroy_process_group()
+print("done", rank)
+"""
+
+
+def test_in_two_processes_each_sees_its_own_images(tmp_path):
+    (tmp_path / "script.py").write_text(PROCESS)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(tmp_path / "script.py")],
+            env={**shared, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    ended = [process.communicate(timeout=600) for process in started]
+    for rank, (output, errors) in enumerate(ended):
+        assert f"done {rank}" in output, errors
+
+
+# ---- ways to run a model
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_the_output_is_the_same_and_the_record_that_of_the_computation(tiny_model, pixels, dtype):
+    model = tiny_model(position_embedding="rope2d", qk_norm=True)
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        expected = model(pixels, output_qkv=True, output_attentions=True)
+        with record(model, tensors=TENSORS) as recording:
+            assert torch.equal(model(pixels).logits, expected.logits)
+        with intervene(model, {(0, "attention"): Apply(lambda weights: weights), (1, "scores"): Apply(lambda s: s)}):
+            torch.testing.assert_close(model(pixels).logits, expected.logits, rtol=0.1, atol=0.1)
+    for layer in range(3):
+        assert torch.equal(recording[layer].key, expected.keys[layer])
+        assert torch.equal(recording[layer].attention, expected.attentions[layer])
+        assert recording[layer].scores.dtype == torch.float32
+
+
+def gradients(model: nn.Module) -> list[torch.Tensor]:
+    return [torch.zeros(()) if parameter.grad is None else parameter.grad for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("where", ["inside", "after", "in another thread"])
+def test_gradient_checkpointing_computes_the_edited_layers_again(family_model, pixels, reentrant, where):
+    model = family_model("ViT").train()
+
+    def run(checkpointing: bool) -> tuple[list[torch.Tensor], int]:
+        model.zero_grad()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        with intervene(model, EDITS), record(model, keep="all") as recording:
+            model(pixels)  # another call: noise is drawn anew for each
+            loss = model(pixels).last_hidden_state.square().sum()
+            if where == "inside":
+                loss.backward()
+            elif where == "in another thread":
+                thread = threading.Thread(target=loss.backward)
+                thread.start()
+                thread.join()
+        if where == "after":
+            loss.backward()
+        return gradients(model), len(recording.calls[0])
+
+    expected, calls = run(checkpointing=False)
+    found, calls_again = run(checkpointing=True)
+    assert calls == calls_again == 2
+    assert sum(gradient.abs().sum() for gradient in found) > 0
+    for gradient, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, other)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_an_explicit_record_survives_gradient_checkpointing(tiny_model, pixels):
+    model = tiny_model().train()
+    model.gradient_checkpointing_enable()
+    with record(model, 1, "attention", detach=False, explicit=True) as recording:
+        loss = model(pixels).logits.square().sum()
+    (gradient,) = torch.autograd.grad(loss, [recording[1].attention])
+    model.gradient_checkpointing_disable()
+    with record(model, 1, "attention", detach=False, explicit=True) as recording:
+        loss = model(pixels).logits.square().sum()
+    torch.testing.assert_close(torch.autograd.grad(loss, [recording[1].attention])[0], gradient)
+
+
+def test_checkpointing_that_is_enabled_inside_does_not_record_twice(tiny_model, pixels):
+    model = tiny_model().train()
+    with record(model, keep="all") as recording:
+        model.gradient_checkpointing_enable()
+        model(pixels).logits.sum().backward()
+        assert len(recording.calls[1]) == 1
+
+
+def test_a_recomputation_that_an_edit_cannot_reach_raises(tiny_model, pixels, raises_sentence):
+    model = tiny_model().train()
+    failures = []
+
+    def backward(loss: torch.Tensor) -> None:
+        try:
+            loss.backward()
+        except ValueError as error:
+            failures.append(error)
+
+    with intervene(model, {(0, "key"): Zero()}):
+        model.gradient_checkpointing_enable()
+        thread = threading.Thread(target=backward, args=(model(pixels).logits.sum(),))  # as on a GPU
+        thread.start()
+        thread.join()
+    (error,) = failures
+    with raises_sentence(ValueError, "enable gradient checkpointing before the context"):
+        raise error
+
+
+def test_a_trainer_and_a_data_parallel_model_are_unwrapped(tiny_model, pixels, tmp_path):
+    model = tiny_model()
+    arguments = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    trainer = transformers.Trainer(model, arguments)
+    for wrapped in (trainer, nn.DataParallel(model)):
+        assert unwrapped(wrapped) is model
+        with record(wrapped) as recording:
+            model(pixels)
+        assert recording[2].query.shape == (2, 2, 17, 16)
+
+
+def test_data_parallel_on_several_devices_is_refused(tiny_model, raises_sentence):
+    wrapped = nn.DataParallel(tiny_model())
+    wrapped.device_ids = [0, 1]
+    with raises_sentence(ValueError, "copies of QKViTForImageClassification"):
+        record(wrapped)
+
+
+def test_a_model_with_the_code_that_came_with_it_is_recorded_and_edited(tiny_model, pixels, tmp_path, monkeypatch):
+    model = tiny_model(QKViTForImageClassification)
+    model.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    remote_class = get_class_from_dynamic_module("modeling_qkvit.QKViTForImageClassification", str(tmp_path / "model"))
+    assert remote_class is not QKViTForImageClassification
+    remote = remote_class.from_pretrained(tmp_path / "model").eval()
+    with torch.no_grad():
+        expected = model(pixels, output_qkv=True)
+        for implementation in ("sdpa", "eager"):
+            remote.set_attn_implementation(implementation)
+            plain = remote(pixels).logits
+            with record(remote) as recording:
+                assert torch.equal(remote(pixels).logits, plain)
+            torch.testing.assert_close(recording[1].key, expected.keys[1])
+            with intervene(remote, EDITS):
+                found = remote(pixels).logits
+            with intervene(model, EDITS):
+                torch.testing.assert_close(found, model(pixels).logits)
+
+
+# ---- which layers
+
+
+@pytest.mark.parametrize("family", ["CLIP", "SigLIP"])
+def test_of_two_towers_the_one_that_sees_is_meant(two_towers, pixels, family):
+    model = two_towers(family)
+    words = torch.tensor([[0, 5, 6, 1], [0, 7, 8, 1]])
+    with torch.no_grad():
+        expected = model(input_ids=words, pixel_values=pixels)
+        with record(model) as recording, intervene(model, {(0, "value"): Zero()}):
+            found = model(input_ids=words, pixel_values=pixels)
+        with record(model.vision_model) as of_tower, intervene(model.vision_model, {(0, "value"): Zero()}):
+            model(input_ids=words, pixel_values=pixels)
+    assert torch.equal(found.text_embeds, expected.text_embeds)
+    assert not torch.equal(found.image_embeds, expected.image_embeds)
+    assert recording.layers == (0, 1, 2)
+    assert recording[0].query.shape[2] == (17 if family == "CLIP" else 16)
+    for layer in range(3):
+        assert torch.equal(recording[layer].query, of_tower[layer].query)
+
+
+def test_of_several_encoders_that_see_the_base_model_is_meant_or_the_choice_is_left_to_the_caller(
+    family_model, raises_sentence
+):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = family_model("ViT"), family_model("DINOv2")
+
+    with raises_sentence(ValueError, "Two has several encoders", "model.one, model.other"):
+        record(Two())
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes |= {f"decoder_{name}": size for name, size in sizes.items()}
+    config = transformers.ViTMAEConfig(**sizes, image_size=16, patch_size=4)
+    model = transformers.ViTMAEForPreTraining(config)
+    assert list(attention_layers(model).values()) == list(attention_layers(model.vit).values())
+
+
+def test_a_model_without_the_interface_is_refused_by_name(raises_sentence):
+    for model in (
+        transformers.CvtModel(transformers.CvtConfig(embed_dim=[6, 6, 6])),
+        nn.TransformerEncoderLayer(8, 2),
+        nn.Linear(2, 2),
+    ):
+        for enter in (lambda model: record(model), lambda model: intervene(model, {(0, "key"): Zero()})):
+            with raises_sentence(
+                ValueError, f"{type(model).__name__} computes attention without transformers.Attention"
+            ):
+                enter(model)
+    with raises_sentence(ValueError, "model is a str; pass a transformers model"):
+        record("facebook/dinov2-small")
+
+
+# ---- compiled models
+
+
+@pytest.fixture
+def _fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_a_compiled_model_is_refused(tiny_model, raises_sentence):
+    model = tiny_model(QKViTModel)
+    compiled = torch.compile(model, backend="eager")
+    part = tiny_model(QKViTModel)
+    part.layers[1].compile(backend="eager")
+    for given, name in ((compiled, "QKViTModel"), (nn.DataParallel(compiled), "QKViTModel"), (part, "QKViTLayer")):
+        with raises_sentence(ValueError, f"{name} is compiled"):
+            record(given)
+        with raises_sentence(ValueError, f"{name} is compiled"):
+            intervene(given, {(0, "key"): Zero()})
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize("fullgraph", [False, True])
+@pytest.mark.parametrize("before", [False, True], ids=["compiled inside", "compiled before"])
+def test_the_compiled_twin_of_an_edited_model_raises_and_runs_again_afterwards(tiny_model, pixels, fullgraph, before):
+    model = tiny_model(QKViTModel)
+    compiled = torch.compile(model, backend="eager", fullgraph=fullgraph)
+    with torch.no_grad():
+        expected = model(pixels).last_hidden_state
+        if before:
+            torch.testing.assert_close(compiled(pixels).last_hidden_state, expected)
+        for enter in (lambda: record(model), lambda: intervene(model, {(0, "key"): Zero()})):
+            with pytest.raises(Exception, match=r"before torch\.compile"), enter():
+                compiled(pixels)
+        torch.testing.assert_close(compiled(pixels).last_hidden_state, expected)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_graph_that_bypasses_the_door_raises(tiny_model, pixels, raises_sentence):
+    model = tiny_model(QKViTModel)
+    traced = torch.jit.trace(model, pixels, strict=False)
+    words = "never reached the computation (key of layer 0)"
+    with torch.no_grad(), raises_sentence(ValueError, words), intervene(model, {(0, "key"): Zero()}):
+        traced(pixels)
