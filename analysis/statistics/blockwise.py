@@ -41,8 +41,13 @@ def gpu_plan(inputs: AttentionInputs, groups: frozenset[str]) -> Plan:
     return Plan(images, heads, max(1, min(tokens, GPU_NUMBERS // (images * heads * tokens))))
 
 
-CPU_NUMBERS, GPU_NUMBERS = 2**19, 2**25
+CPU_NUMBERS, GPU_NUMBERS = 2**20, 2**25
 FEWEST_QUERIES = 64
+
+
+def numbers_for(device: torch.device) -> int:
+    """How many numbers a tile may have."""
+    return CPU_NUMBERS if device.type == "cpu" else GPU_NUMBERS
 
 
 def plan_for(heads: int, tokens: int, numbers: int, all_heads: bool) -> Plan:

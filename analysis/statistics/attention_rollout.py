@@ -16,7 +16,7 @@ import torch
 from ..attention_layers import attention_layers, unwrapped
 from ..recording import Recording, record
 from ..token_layout import TokenLayout
-from .blockwise import CPU_NUMBERS, GPU_NUMBERS, full_precision, pieces, plan_for
+from .blockwise import full_precision, numbers_for, pieces, plan_for
 from .groups import Backend, backend_for
 from .inputs import added_mask, check_query_and_key, checked_mask, piece_of_mask
 
@@ -204,7 +204,7 @@ def _reference_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
 def _blockwise_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
     """r A: (B, N), a few queries at a time."""
     batch, heads, tokens, _ = layer.query.shape
-    plan = plan_for(heads, tokens, CPU_NUMBERS if row.device.type == "cpu" else GPU_NUMBERS, all_heads=False)
+    plan = plan_for(heads, tokens, numbers_for(row.device), all_heads=False)
     room = [torch.empty(plan.heads * plan.queries * tokens, dtype=row.dtype, device=row.device) for _ in range(2)]
     taken = torch.zeros_like(row)
     with full_precision(row.device):

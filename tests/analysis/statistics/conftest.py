@@ -1,0 +1,97 @@
+"""What the tests of the statistics share: backends, random attention, and the comparison with float64."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from qkvit.analysis import TokenLayout
+from qkvit.analysis.statistics.inputs import AttentionInputs
+
+# Below these, float32 has no digits left; a spread is the root of a weight.
+FLOORS = {"spread": 1e-15, "entropy": 1e-33, "output_share": 1e-6}
+SMALLEST_WEIGHT = 1e-35
+
+
+@pytest.fixture(params=["reference", "cpu", "gpu"])
+def backend(request) -> str:
+    if request.param == "gpu" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    return request.param
+
+
+@pytest.fixture
+def device(backend) -> str:
+    return "cuda" if backend == "gpu" else "cpu"
+
+
+@pytest.fixture(scope="session")
+def random_attention() -> Callable[..., AttentionInputs]:
+    """Queries, keys, values, projection and mask, seeded. The largest score is `largest`, whatever the sizes."""
+
+    def make(
+        layout: TokenLayout,
+        *,
+        batch: int = 2,
+        heads: int = 3,
+        width: int = 8,
+        largest: float = 5.0,
+        dtype: torch.dtype = torch.float32,
+        mask: str | None = None,
+        seed: int = 0,
+    ) -> AttentionInputs:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        shape, scaling = (batch, heads, layout.num_tokens, width), width**-0.5
+        query, key, value = normal(*shape), normal(*shape), normal(*shape)
+        query *= largest / (query @ key.transpose(-1, -2) * scaling).abs().max()
+        return AttentionInputs(
+            query.to(dtype),
+            key.to(dtype),
+            layout,
+            scaling,
+            value.to(dtype),
+            normal(20, heads * width).to(dtype),
+            make_mask(mask, batch, heads, layout.num_tokens, generator),
+        )
+
+    return make
+
+
+def make_mask(kind: str | None, batch: int, heads: int, tokens: int, generator: torch.Generator) -> torch.Tensor | None:
+    """A mask in which every query sees one key at least."""
+    if kind is None:
+        return None
+    if kind == "bias":
+        return torch.randn(1, heads, tokens, tokens, generator=generator)
+    seen = torch.rand(batch, 1, 1 if kind == "keys" else tokens, tokens, generator=generator) > 0.6
+    seen.scatter_(-1, torch.randint(tokens, (*seen.shape[:-1], 1), generator=generator), True)
+    if kind == "least":
+        return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    if kind == "infinite":
+        return torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
+    return seen
+
+
+MASKS = [None, "keys", "pairs", "bias", "least", "infinite"]
+
+
+@pytest.fixture(scope="session")
+def assert_as_exact() -> Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], None]:
+    """Every field equals the float64 one to a relative 1e-4, and is NaN where that is."""
+
+    def check(found: dict[str, Any], exact: dict[str, Any]) -> None:
+        assert found.keys() == exact.keys()
+        for name in exact.keys() - {"argmaximum"}:
+            one, other = found[name].double().cpu(), exact[name].double().cpu()
+            assert one.shape == other.shape, name
+            assert torch.equal(one.isnan(), other.isnan()), name
+            allowed = 1e-4 * other.abs() + FLOORS.get(name, SMALLEST_WEIGHT)
+            wrong = (one - other).abs() > allowed
+            assert not wrong.any(), f"{name}: {one[wrong][0].item()} is not {other[wrong][0].item()}"
+
+    return check

@@ -1,0 +1,125 @@
+"""Rollout equals the product of the maps, from tensors, from a recording and from a model."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as some
+
+from qkvit import QKViTModel
+from qkvit.analysis import TokenLayout, model_rollout, record, rollout
+
+
+def matrix(maps):
+    """The whole rollout (B, N, N) from maps (B, H, N, N), the first layer first."""
+    product = torch.eye(maps[0].shape[-1], dtype=torch.float64)
+    for weights in maps:
+        product = (weights.double().mean(dim=1) + torch.eye(weights.shape[-1])) / 2 @ product
+    return product
+
+
+def random_layers(depth, largest, seed, random_attention, layout, mask=None):
+    layers = [random_attention(layout, largest=largest, seed=seed + index, mask=mask) for index in range(depth)]
+    scores = [it.query.double() @ it.key.double().transpose(-1, -2) * it.scaling for it in layers]
+    if mask:
+        scores = [it.masked_fill(~layers[0].mask, -torch.inf) for it in scores]
+    return [it.query for it in layers], [it.key for it in layers], layers[0], [it.softmax(dim=-1) for it in scores]
+
+
+LAYOUT = TokenLayout(grid=(3, 5), has_class_token=True)
+
+
+@given(
+    depth=some.integers(1, 5),
+    largest=some.sampled_from([0.0, 1.0, 20.0, 80.0]),
+    start=some.integers(-16, 15),
+    mask=some.sampled_from([None, "keys", "pairs"]),
+    seed=some.integers(0, 1000),
+)
+def test_a_row_of_the_rollout_is_that_of_the_product_of_the_maps(random_attention, depth, largest, start, mask, seed):
+    queries, keys, first, maps = random_layers(depth, largest, seed, random_attention, LAYOUT, mask)
+    exact = matrix(maps)[:, start]
+    for backend in ("cpu", "reference"):
+        row = rollout(queries, keys, start, scaling=first.scaling, attention_mask=first.mask, backend=backend)
+        torch.testing.assert_close(row.double(), exact, rtol=1e-4, atol=1e-35)
+
+
+def test_the_same_row_on_every_backend(random_attention, backend, device):
+    queries, keys, first, maps = random_layers(4, 10.0, 0, random_attention, LAYOUT)
+    on_device = [[tensor.to(device) for tensor in tensors] for tensors in (queries, keys)]
+    row = rollout(*on_device, 0, scaling=first.scaling, backend=backend)
+    torch.testing.assert_close(row.double().cpu(), matrix(maps)[:, 0], rtol=1e-4, atol=0)
+
+
+def test_a_vector_weighs_the_rows(random_attention):
+    queries, keys, first, maps = random_layers(3, 5.0, 0, random_attention, LAYOUT)
+    start = torch.rand(2, 16, generator=torch.Generator().manual_seed(0))
+    row = rollout(queries, keys, start, scaling=first.scaling)
+    torch.testing.assert_close(row.double(), (start.double()[:, None] @ matrix(maps))[:, 0], rtol=1e-4, atol=0)
+
+
+def test_the_layout_says_where_to_start(random_attention):
+    queries, keys, first, maps = random_layers(2, 5.0, 0, random_attention, LAYOUT)
+    given_layout = rollout(queries, keys, layout=LAYOUT, scaling=first.scaling)
+    torch.testing.assert_close(given_layout, rollout(queries, keys, 0, scaling=first.scaling))
+    nameless = TokenLayout(grid=(3, 5), num_prefix_tokens=1)
+    row = rollout(queries, keys, layout=nameless, scaling=first.scaling)
+    torch.testing.assert_close(row.double(), matrix(maps)[:, 1:].mean(dim=1), rtol=1e-4, atol=0)
+
+
+def test_a_recording_knows_all_that_is_needed(tiny_model, pixels):
+    model = tiny_model(QKViTModel)
+    with torch.no_grad(), record(model, tensors=("query", "key")) as recording:
+        maps = model(pixels, output_attentions=True).attentions
+    torch.testing.assert_close(rollout(recording, start=3).double(), matrix(maps)[:, 3], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("layers_at_once", [None, 1, 2, 3, 5])
+def test_a_model_is_rolled_out_in_as_many_passes_as_asked(tiny_model, pixels, layers_at_once):
+    model = tiny_model(QKViTModel)
+    with torch.no_grad():
+        maps = model(pixels, output_attentions=True).attentions
+    row = model_rollout(model, pixels, layers_at_once=layers_at_once)
+    torch.testing.assert_close(row.double(), matrix(maps)[:, 0], rtol=1e-4, atol=0)
+
+
+def test_no_more_of_the_model_runs_than_must(tiny_model, pixels):
+    model, runs = tiny_model(QKViTModel), []
+    for index, layer in enumerate(model.layers):
+        layer.register_forward_hook(lambda *_, index=index: runs.append(index))
+    before = model.config._attn_implementation
+    model_rollout(model, pixels, layers_at_once=1)
+    assert runs == [0, 1, 2, 0, 1, 0]
+    assert model.config._attn_implementation == before
+
+
+def test_every_family_can_be_rolled_out(family, family_model):
+    model = family_model(family)
+    row = model_rollout(model, torch.rand(2, 3, 16, 16))
+    assert row.shape[0] == 2
+    torch.testing.assert_close(row.sum(dim=-1), torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"start": None}, "which row"),
+        ({"start": 16}, "start=16 is not one of 16 tokens"),
+        ({"start": torch.ones(3)}, "start has the shape (3,)"),
+        ({"scaling": None}, "scaling"),
+        ({"backend": "fast"}, "no backend 'fast'"),
+        ({"queries": []}, "queries of 0 layers"),
+        ({"queries": [], "keys": []}, "no layers"),
+        ({"layout": TokenLayout(grid=(3, 3)), "start": None}, "the layout has 9 tokens"),
+    ],
+)
+def test_what_does_not_fit_is_refused(random_attention, raises_sentence, change, message):
+    queries, keys, first, _ = random_layers(2, 5.0, 0, random_attention, LAYOUT)
+    arguments = {"queries": queries, "keys": keys, "start": 0, "scaling": first.scaling} | change
+    with raises_sentence(ValueError, message):
+        rollout(**arguments)
+
+
+def test_layers_of_different_passes_are_refused(random_attention, raises_sentence):
+    one, other = random_attention(LAYOUT), random_attention(TokenLayout(grid=(2, 2)))
+    with raises_sentence(ValueError, "other numbers of images or tokens"):
+        rollout([one.query, other.query], [one.key, other.key], 0, scaling=1.0)
