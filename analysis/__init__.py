@@ -1,16 +1,20 @@
 """See and measure queries, keys, values and attention."""
 
+from .collect import collect
+from .collected import Collected
 from .head_facts import HeadFacts, head_facts
 from .intervention import intervene
 from .recording import Recording, record
 from .replacements import Apply, Given, Mean, Noise, OtherImage, Replacement, Zero
 from .statistics import FUSED, AttentionStatistics, attention_statistics, model_rollout, rollout
 from .token_layout import TokenLayout
+from .weights import WeightStatistics, weight_statistics
 
 __all__ = [
     "FUSED",
     "Apply",
     "AttentionStatistics",
+    "Collected",
     "Given",
     "HeadFacts",
     "Mean",
@@ -19,11 +23,14 @@ __all__ = [
     "Recording",
     "Replacement",
     "TokenLayout",
+    "WeightStatistics",
     "Zero",
     "attention_statistics",
+    "collect",
     "head_facts",
     "intervene",
     "model_rollout",
     "record",
     "rollout",
+    "weight_statistics",
 ]

@@ -76,6 +76,11 @@ def head_weights(model: Any) -> dict[int, LayerWeights]:
     }
 
 
+def output_projection(layer: int, attention: nn.Module) -> nn.Linear:
+    """The linear layer after a layer's attention; raises `ValueError` where there is none."""
+    return _projection(layer, attention, "output")
+
+
 def caveats(model: Any) -> tuple[str, ...]:
     """Where a score is more than x^T W_Q^T W_K y: what statistics of that product leave out, in sentences."""
     model = unwrapped(model)

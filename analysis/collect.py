@@ -1,0 +1,377 @@
+"""`collect`: statistics of attention over a data set, on one process or many, stopped and taken up as one likes.
+
+Shapes: B images, H heads, N tokens, P patches, D width of a head.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .attention_door import Session
+from .attention_layers import chosen, unwrapped
+from .attention_product import AttentionCall
+from .collected import Collected
+from .head_weights import output_projection
+from .progress_file import ProgressFile
+from .statistics import attention_statistics
+from .tally import VECTORS, Batch, Tally
+from .token_layout import TokenLayout
+
+OUTLIER = 5.0  # a patch that draws so many times the average attention is counted as an outlier
+SECONDS_BETWEEN_SAVES = 30.0
+
+
+def collect(
+    model: Any,
+    dataloader: Iterable[Any],
+    *,
+    layers: int | Iterable[int] | None = None,
+    statistics: str | Iterable[str] | None = None,
+    class_names: Iterable[str] | None = None,
+    layout: TokenLayout | None = None,
+    forward: Callable[[Any, torch.Tensor], Any] | None = None,
+    progress_folder: str | Path | None = None,
+    show_progress: bool = True,
+) -> Collected:
+    """Run a model over images and keep statistics of every head; memory does not grow with the number of images.
+
+    Every number is first taken for each image, then summed up over images: mean, standard deviation, 95 % interval of
+    the mean, quantiles; and for each class. The statistics are those of `attention_statistics`, averaged over an
+    image's tokens (`AttentionStatistics.per_head`), and
+
+    | statistic | of | formula |
+    |---|---|---|
+    | largest_received | head | largest attention that a patch is given, in multiples of the average token's |
+    | outliers | layer | patches that are given more than 5 times the average, all heads together |
+    | on_outliers | head | share of all attention that goes to these patches |
+    | outlier_contrast | layer | rank of these patches by the standard deviation of their pixels, 0 to 1: 1/2 if the
+      content does not matter, near 0 if they lie where nothing is to be seen; NaN without outliers |
+    | token_norm_ratio | layer | largest over median norm of the patches' tokens as they enter the layer |
+
+    Also mean and second moment of each head's queries, keys and values, over all tokens; and, where all images are of
+    one size, the mean attention that each place receives and how often it is an outlier.
+
+    With torch.distributed initialised, each process passes the batches of its own share, as
+    `batches(..., shard=(rank, world))` gives them; all of them get the result of the whole. A sampler that repeats
+    images to make shares even would count these twice.
+
+    Args:
+        model: QKViT, or any transformers vision model whose attention goes through the interface. It is put into eval
+            mode meanwhile, and runs where its parameters are.
+        dataloader: Batches: dictionaries with `pixel_values` and perhaps `labels`, as `qkvit.data.batches` gives them;
+            tuples of both; or tensors of pixel values.
+        layers: Which layers, negative ones from the end. `None`: all.
+        statistics: Groups of `attention_statistics`. `None`: all.
+        class_names: Names of the labels 0, 1, ...; `None`: those of the data, or no statistics for each class.
+        layout: What the tokens are. `None`: from the model's configuration and the size of the images.
+        forward: Runs the model: a function of model and pixel values. `None`: `model(pixel_values=...)`.
+        progress_folder: Where to keep how far it is, every 30 seconds and when it is stopped. A later call with the
+            same arguments goes on from there; at the end it is removed.
+        show_progress: A bar with images a second.
+
+    Raises:
+        ValueError: weights, queries, keys or values hold NaN or infinity (the layer is named), there are no images, the
+            model's attention cannot be seen, or the progress is of another run.
+
+    Example:
+
+    ```python
+    >>> from qkvit import QKViTConfig, QKViTModel
+    >>> from qkvit.analysis import collect
+    >>> config = QKViTConfig.from_size("tiny", image_size=32, patch_size=8, num_hidden_layers=2)
+    >>> images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    >>> collected = collect(QKViTModel(config), images.split(4), statistics="entropy", show_progress=False)
+    >>> collected.images, collected.mean("entropy").shape  # layers, heads
+    (6, torch.Size([2, 3]))
+
+    ```
+    """
+    model = unwrapped(model)
+    fingerprint = check_weights(model)
+    source = getattr(dataloader, "source", None)
+    names = class_names if class_names is not None else getattr(source, "class_names", None)
+    names = None if names is None else tuple(names)
+    asked = None if statistics is None else sorted([statistics] if isinstance(statistics, str) else statistics)
+    session = _Collecting(model, layers, asked, Tally(len(names or ())))
+    rank, world = _processes()
+    file = None
+    if progress_folder is not None:
+        identity = {
+            "model": fingerprint,
+            "data": None if source is None else source.describe(),
+            "batches": {name: getattr(dataloader, name, None) for name in ("batch_size", "images", "seed")},
+            "layers": session.chosen,
+            "statistics": asked,
+        }
+        file = ProgressFile(progress_folder, identity, rank, world)
+        session.tally = file.load() or session.tally
+    with _evaluating(model), _bar(dataloader, session.tally, show_progress and rank == 0) as bar:
+        _run(model, dataloader, session, layout, forward or _forward, file, bar)
+    tally = _merged(session.tally, rank, world)
+    if not tally.images:
+        raise ValueError("there are no images to collect statistics from; pass data with one usable image at least")
+    if file is not None:
+        file.remove()
+    return Collected.from_tally(tally, names)
+
+
+def check_weights(model: nn.Module) -> str:
+    """Refuse weights that are NaN or infinite; a short fingerprint of the others.
+
+    Raises:
+        ValueError: with the name of the parameter, and so of the layer.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        total = float(parameter.detach().double().sum())
+        if not math.isfinite(total):
+            raise ValueError(f"the weights of {name} hold NaN or infinity; pass a model that was saved whole")
+        digest.update(f"{name} {tuple(parameter.shape)} {total:.6e}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+class _Collecting(Session):
+    """Takes the statistics of each layer while the model runs: one layer's queries and keys are there at a time."""
+
+    def __init__(self, model: Any, layers: Any, statistics: list[str] | None, tally: Tally) -> None:
+        super().__init__(model)
+        self.chosen = chosen(layers, self.modules)
+        self.statistics = statistics
+        self.tally = tally
+        self.layout = TokenLayout(grid=(1, 1))
+        self.batch = Batch(0, (1, 1, 0))
+        self.contrast: torch.Tensor | None = None
+
+    def begin(self, number: int, layout: TokenLayout, pixel_values: torch.Tensor) -> Batch:
+        """Another batch comes."""
+        self.layout = layout
+        self.batch = Batch(number, (*layout.grid, layout.num_prefix))
+        self.contrast = patch_contrast(pixel_values, layout)
+        return self.batch
+
+    def see(self, call: AttentionCall, seen: dict[str, torch.Tensor]) -> None:
+        layer = self.layers[call.module]
+        if layer not in self.chosen:
+            return
+        for name in VECTORS:
+            vectors = getattr(call, name).detach()
+            if not vectors.isfinite().all():
+                raise ValueError(
+                    f"layer {layer}: the {name} vectors hold NaN or infinity; look at the weights up to this layer and"
+                    " at the pixel values, or compute in float32"
+                )
+            self.batch.add_vectors(name, layer, vectors)
+        self._add_statistics(layer, call)
+
+    def see_tokens(self, layer: int, tokens: torch.Tensor) -> None:
+        """What enters a layer: (B, N, C)."""
+        norms = tokens.detach()[:, self.layout.patches].float().norm(dim=-1)  # (B, P)
+        self.batch.values["token_norm_ratio", layer] = norms.amax(dim=1) / norms.median(dim=1).values
+
+    def _add_statistics(self, layer: int, call: AttentionCall) -> None:
+        needs_value = self.statistics is None or "values" in self.statistics
+        found = attention_statistics(
+            call.query.detach(),
+            call.key.detach(),
+            self.layout,
+            scaling=call.scaling,
+            value=call.value.detach() if needs_value else None,
+            output_projection=output_projection(layer, call.module) if needs_value else None,
+            attention_mask=call.plain_mask()(),
+            statistics=self.statistics,
+        )
+        self.batch.values |= {(name, layer): numbers for name, numbers in found.per_head().items()}
+        if found.received is not None:
+            self._add_received(layer, found.received)
+
+    def _add_received(self, layer: int, received: torch.Tensor) -> None:
+        together = received.mean(dim=1)  # (B, N)
+        patches = self.layout.patches
+        outlying = together[:, patches] > OUTLIER  # (B, P)
+        count = outlying.sum(dim=1)
+        self.batch.values["largest_received", layer] = received[:, :, patches].amax(dim=2)
+        self.batch.values["outliers", layer] = count.double()
+        on_outliers = (received[:, :, patches] * outlying[:, None]).sum(dim=2) / received.sum(dim=2)
+        self.batch.values["on_outliers", layer] = on_outliers
+        if self.contrast is not None:
+            self.batch.values["outlier_contrast", layer] = (self.contrast * outlying).sum(dim=1) / count  # 0 / 0: none
+        self.batch.add_map("received", layer, together)
+        self.batch.add_map("outliers", layer, outlying)
+
+
+def patch_contrast(pixel_values: torch.Tensor, layout: TokenLayout) -> torch.Tensor | None:
+    """Rank of each patch by the standard deviation of its pixels, from 0 to 1: (B, P); None for a single patch.
+
+    Example:
+
+    ```python
+    >>> image = torch.tensor([[[[1.0, 1.0, 0.0, 9.0, 0.0, 2.0]]]])
+    >>> patch_contrast(image, TokenLayout(grid=(1, 3)))
+    tensor([[0.0000, 1.0000, 0.5000]])
+
+    ```
+    """
+    rows, columns = layout.grid
+    height, width = pixel_values.shape[-2] // rows, pixel_values.shape[-1] // columns
+    if layout.num_patches < 2 or min(height, width) < 1:
+        return None
+    cut = pixel_values[..., : rows * height, : columns * width].float()
+    patches = cut.unflatten(-1, (columns, width)).unflatten(-3, (rows, height))  # (B, colours, rows, h, columns, w)
+    deviations = patches.var(dim=(3, 5), correction=0).mean(dim=1).flatten(1)  # (B, P)
+    return deviations.argsort(dim=1).argsort(dim=1).float() / (layout.num_patches - 1)
+
+
+def _run(
+    model: nn.Module,
+    dataloader: Iterable[Any],
+    session: _Collecting,
+    layout: TokenLayout | None,
+    forward: Callable[[Any, torch.Tensor], Any],
+    file: ProgressFile | None,
+    bar: Any,
+) -> None:
+    tally = session.tally
+    parameter = next(model.parameters())
+    saved = time.monotonic()
+    try:
+        with torch.no_grad(), session, _seeing_tokens(session):
+            for number, batch in _batches(dataloader, tally):
+                pixel_values, labels = _parts(batch)
+                pixel_values = pixel_values.to(parameter.device)
+                tokens = layout or TokenLayout.from_model(model, tuple(pixel_values.shape[-2:]))
+                found = session.begin(number, tokens, pixel_values)
+                forward(model, pixel_values.to(parameter.dtype))
+                if not found.vectors:
+                    raise ValueError(
+                        f"{type(model).__name__} did not reach the layers {session.chosen}; pass forward=, a function"
+                        " of model and pixel values that runs it"
+                    )
+                tally.add(found, labels)
+                bar(len(pixel_values))
+                if file is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                    _take_bad_images(dataloader, tally)
+                    file.save(tally)
+                    saved = time.monotonic()
+    except BaseException:
+        if file is not None and tally.images and tally.whole:
+            _take_bad_images(dataloader, tally)
+            with suppress(OSError):  # a full disk must not hide what happened; what was saved before is still there
+                file.save(tally)
+        raise
+    _take_bad_images(dataloader, tally)
+
+
+def _batches(dataloader: Any, tally: Tally) -> Iterator[tuple[int, Any]]:
+    """Batches with their numbers, without those that the tally has seen."""
+    done = tally.batches
+    if hasattr(dataloader, "starting_at"):
+        yield from dataloader.starting_at(done).numbered()
+        return
+    for number, batch in enumerate(dataloader):
+        if number >= done:
+            yield number, batch
+
+
+def _parts(batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Pixel values and labels of a batch."""
+    if isinstance(batch, torch.Tensor):
+        pixel_values, labels = batch, None
+    elif isinstance(batch, (tuple, list)):
+        pixel_values, labels = batch[0], batch[1] if len(batch) > 1 else None
+    else:
+        pixel_values, labels = batch["pixel_values"], batch.get("labels")
+    if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4:
+        shape = tuple(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
+        raise ValueError(f"pixel_values are {shape}; pass a tensor (images, channels, height, width)")
+    return pixel_values, None if labels is None else labels.cpu()
+
+
+def _forward(model: Any, pixel_values: torch.Tensor) -> Any:
+    if getattr(model, "main_input_name", "pixel_values") != "pixel_values" and hasattr(model, "get_image_features"):
+        return model.get_image_features(pixel_values=pixel_values)  # CLIP and SigLIP with their text towers
+    return model(pixel_values=pixel_values)
+
+
+@contextmanager
+def _seeing_tokens(session: _Collecting) -> Iterator[None]:
+    """Show the session what enters each layer: the module around the attention module gets the tokens first."""
+    parents = {id(child): module for module in session.model.modules() for child in module.children()}
+    handles = []
+    for layer in session.chosen:
+        around = parents.get(id(session.modules[layer]))
+        if around is None or around is session.model:
+            continue
+
+        def look(module: nn.Module, args: tuple, kwargs: dict, layer: int = layer) -> None:
+            tokens = args[0] if args else kwargs.get("hidden_states")
+            if isinstance(tokens, torch.Tensor) and tokens.ndim == 3 and tokens.shape[1] == session.layout.num_tokens:
+                session.see_tokens(layer, tokens)
+
+        handles.append(around.register_forward_pre_hook(look, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+@contextmanager
+def _bar(dataloader: Any, tally: Tally, shown: bool) -> Iterator[Callable[[int], Any]]:
+    from tqdm import tqdm
+
+    try:
+        total = len(dataloader.indices)
+    except (AttributeError, TypeError):  # not ours, or a stream
+        total = None
+    with tqdm(total=total, initial=tally.images, unit="image", disable=not shown, desc="collecting") as bar:
+        yield bar.update
+
+
+def _take_bad_images(dataloader: Any, tally: Tally) -> None:
+    known = {bad["index"] for bad in tally.bad}
+    for bad in getattr(getattr(dataloader, "source", None), "bad_images", ()):
+        if bad.index not in known:
+            tally.bad.append({"index": bad.index, "name": bad.name, "reason": bad.reason})
+
+
+def _processes() -> tuple[int, int]:
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _merged(tally: Tally, rank: int, world: int) -> Tally:
+    """The tallies of all processes, added in the order of their ranks: the same everywhere."""
+    if world == 1:
+        return tally
+    import torch.distributed as dist
+
+    total = Tally(tally.num_classes)
+    for sender in range(world):  # one after the other: at most two are in memory
+        message = [tally.state() if rank == sender else None]
+        dist.broadcast_object_list(message, src=sender)
+        state = message[0]
+        assert state is not None
+        total.merge(Tally.from_state(*state))
+    total.bad.sort(key=lambda bad: bad["index"])
+    return total

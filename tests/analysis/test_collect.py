@@ -1,0 +1,410 @@
+"""`collect` gives the numbers of all images at once, however they are cut, shared out, stopped and taken up again."""
+
+import json
+import math
+import multiprocessing
+import sys
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import qkvit
+from qkvit.analysis import TokenLayout, attention_statistics, record
+from qkvit.analysis.collect import OUTLIER, collect, patch_contrast
+from qkvit.analysis.progress_file import ProgressFile
+from qkvit.analysis.tally import Tally
+from qkvit.data import batches, open_images
+
+NUM_IMAGES = 7
+
+
+@pytest.fixture
+def model(tiny_model):
+    return tiny_model(qkvit.QKViTModel, num_register_tokens=1)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Seven images of three classes, of which one has a single image."""
+    generator = np.random.default_rng(0)
+    for name, count in {"cat": 4, "dog": 1, "owl": 2}.items():
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{index}.png")
+    return open_images(tmp_path / "pets", on_bad_image="skip")
+
+
+def to_tensor(image):
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 127.5 - 1
+
+
+def over(source, batch_size=3, **options):
+    return batches(source, to_tensor, batch_size, **options)
+
+
+def quiet(model, dataloader, **options):
+    return collect(model, dataloader, show_progress=False, **options)
+
+
+def assert_same(one, other):
+    """Every number to 1e-6."""
+    assert one.images == other.images
+    assert one.statistics == other.statistics
+    for statistic in one.statistics:
+        for what in ("mean", "standard_deviation", "half_interval", "class_mean"):
+            first, second = getattr(one, what)(statistic), getattr(other, what)(statistic)
+            torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-6, equal_nan=True, msg=f"{what} {statistic}")
+    for name in ("query", "key", "value"):
+        for first, second in zip(one.vectors(name), other.vectors(name), strict=True):
+            torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-6)
+    for name in ("received", "outliers"):
+        torch.testing.assert_close(one.map(name), other.map(name), rtol=1e-6, atol=1e-6)
+
+
+# ---- the numbers
+
+
+def test_the_numbers_are_those_of_all_images_at_once(model, source):
+    collected = quiet(model, over(source))
+    (whole,) = over(source, NUM_IMAGES)
+    with torch.no_grad(), record(model) as recording:
+        model(whole["pixel_values"])
+    layout = TokenLayout.from_config(model.config)
+    for layer in range(3):
+        seen = recording[layer]
+        projection = next(m for m in model.modules() if getattr(m, "layer_idx", None) == layer).o_proj
+        expected = attention_statistics(
+            seen.query, seen.key, layout, scaling=seen.scaling, value=seen.value, output_projection=projection
+        )
+        for name, values in expected.per_head().items():
+            for what, of_all in (("mean", values.double().mean(0)), ("standard_deviation", values.double().std(0))):
+                found = getattr(collected, what)(name)[layer]
+                torch.testing.assert_close(found, of_all, rtol=1e-5, atol=1e-6, equal_nan=True)
+        torch.testing.assert_close(
+            collected.map("received")[layer], expected.received.double().mean(dim=(0, 1)), rtol=1e-5, atol=1e-6
+        )
+        for name in ("query", "key", "value"):
+            vectors = getattr(seen, name).double().transpose(0, 1).flatten(1, 2)  # (H, B * N, D)
+            mean, second = collected.vectors(name)
+            torch.testing.assert_close(mean[layer], vectors.mean(1), rtol=1e-5, atol=1e-6)
+            moments = vectors.mT @ vectors / vectors.shape[1]
+            torch.testing.assert_close(second[layer], moments, rtol=1e-5, atol=1e-6)
+
+
+def test_classes_have_their_own_numbers(model, source):
+    collected = quiet(model, over(source))
+    cats = quiet(model, [torch.stack([to_tensor(source[index].image) for index in range(4)])])
+    torch.testing.assert_close(collected.class_mean("entropy")[0], cats.mean("entropy"), rtol=1e-6, atol=1e-6)
+    rows = [row for row in collected.class_rows() if row["statistic"] == "entropy" and row["layer"] == row["head"] == 0]
+    assert [(row["class"], row["n"]) for row in rows] == [("cat", 4), ("dog", 1), ("owl", 2)]
+    assert math.isnan(rows[1]["standard_deviation"])  # of one image there is none
+    assert math.isfinite(rows[1]["mean"])
+
+
+def test_chosen_layers_and_groups(model, source):
+    collected = quiet(model, over(source), layers=[0, -1], statistics=("entropy", "maximum"))
+    assert collected.layers == (0, 2)
+    assert collected.statistics == ("token_norm_ratio", "entropy", "maximum")
+    torch.testing.assert_close(collected.mean("entropy"), quiet(model, over(source)).mean("entropy")[[0, 2]])
+
+
+def test_outliers_are_patches_that_draw_much_attention(model):
+    from qkvit.analysis.attention_product import AttentionCall
+    from qkvit.analysis.collect import _Collecting
+
+    session = _Collecting(model, [0], None, Tally())
+    layout = TokenLayout.from_config(model.config)  # 2 tokens, then 16 patches
+    batch = session.begin(0, layout, torch.rand(1, 3, 16, 16))
+    key = torch.zeros(1, 2, 18, 16)
+    key[:, :, 7] = 1  # patch 5
+    query = torch.ones(1, 2, 18, 16)
+    session.see(AttentionCall(session.modules[0], query, key, key), {})
+    weight = math.exp(4) / (math.exp(4) + 17)  # each score with that key is 16 / sqrt(16)
+    assert 18 * weight > OUTLIER
+    assert batch.values["outliers", 0].tolist() == [1]
+    torch.testing.assert_close(batch.values["on_outliers", 0], torch.full((1, 2), weight))
+    torch.testing.assert_close(batch.values["largest_received", 0], torch.full((1, 2), 18 * weight))
+    assert batch.maps["outliers", 0].nonzero().tolist() == [[5]]
+
+
+def test_contrast_ranks_patches_of_every_shape():
+    image = torch.zeros(2, 3, 7, 9)  # the last row and column fill no patch
+    image[0, :, 3:6, 4:8:2] = 1
+    image[1, :, 0, 0] = 5
+    contrast = patch_contrast(image, TokenLayout(grid=(2, 2)))
+    assert contrast[0].argmax() == 3
+    assert contrast[1].argmax() == 0
+    assert contrast.max() == 1
+    assert patch_contrast(image, TokenLayout(grid=(1, 1))) is None
+
+
+def test_what_enters_a_layer_is_seen(model, source):
+    (whole,) = over(source, NUM_IMAGES)
+    with torch.no_grad():
+        states = model(whole["pixel_values"], output_hidden_states=True).hidden_states
+    expected = []
+    for state in states[:3]:
+        norms = state[:, 2:].norm(dim=-1)
+        expected.append((norms.amax(1) / norms.median(1).values).double().mean())
+    torch.testing.assert_close(quiet(model, over(source)).mean("token_norm_ratio"), torch.stack(expected))
+
+
+def test_the_model_is_left_as_it_was(model, source):
+    model.train()
+    model.layers[1].eval() if hasattr(model, "layers") else None
+    modes = [module.training for module in model.modules()]
+    before = model.config._attn_implementation
+    quiet(model, over(source))
+    assert [module.training for module in model.modules()] == modes
+    assert model.config._attn_implementation == before
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    "name", ["ViT", "DeiT", "Dinov2WithRegisters", "DINOv3ViT", "CLIPVision", "SiglipVision", "IJepa", "Aimv2Vision"]
+)
+def test_the_families_of_transformers(name):
+    torch.manual_seed(0)
+    fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+    config = getattr(transformers, f"{name}Config")(**fields, image_size=16, patch_size=4)
+    collected = quiet(getattr(transformers, f"{name}Model")(config), torch.rand(3, 3, 16, 16).split(2))
+    assert collected.mean("entropy").shape == (2, 4)
+    assert collected.mean("token_norm_ratio").isfinite().all()
+
+
+def test_a_model_with_a_text_tower():
+    fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+    config = transformers.CLIPConfig(
+        vision_config={**fields, "image_size": 16, "patch_size": 4}, text_config={**fields, "num_hidden_layers": 1}
+    )
+    assert quiet(transformers.CLIPModel(config), [torch.rand(3, 3, 16, 16)]).mean("entropy").shape == (2, 4)
+
+
+# ---- the same however it is cut
+
+
+@settings(max_examples=8)
+@given(world=st.integers(1, 9), batch_size=st.integers(1, 7), workers=st.just(0))
+def test_shares_merge_to_the_whole(model, source, world, batch_size, workers):
+    whole = quiet(model, over(source))
+    total = Tally(3)
+    for rank in range(world):
+        share = over(source, batch_size, shard=(rank, world), num_workers=workers)
+        if share.indices:
+            total.merge(Tally.from_state(*quiet(model, share)._tally.state()))
+        else:
+            total.merge(Tally.from_state(*Tally(3).state()))
+    assert_same(type(whole).from_tally(total, source.class_names), whole)
+
+
+def _one_process(rank, world, folder, results):
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world)
+    model = qkvit.QKViTModel.from_pretrained(f"{folder}/model")
+    source = open_images(f"{folder}/pets", on_bad_image="skip")
+    collected = quiet(model, over(source, 2, shard=(rank, world)))
+    torch.save((*collected._tally.state(), len(collected.bad_images)), f"{folder}/result-{world}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("world", [2, 9])
+def test_processes_get_the_numbers_of_one(model, source, tmp_path, world):
+    """Also with a bad image, a last batch that is uneven, and more processes than images."""
+    (tmp_path / "pets" / "cat" / "3.png").write_bytes(b"broken")
+    model.save_pretrained(tmp_path / "model")
+    whole = quiet(model, over(source))
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_one_process, args=(rank, world, tmp_path, None)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=240)
+        assert process.exitcode == 0
+    for rank in range(world):
+        *state, bad = torch.load(tmp_path / f"result-{world}-{rank}.pt")
+        assert_same(type(whole).from_tally(Tally.from_state(*state), source.class_names), whole)
+        assert bad == 1
+
+
+# ---- stopped and taken up
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def stopping(forward_calls):
+    """A forward that is stopped in the middle of the batch of that number."""
+    calls = iter(range(100))
+
+    def forward(model, pixel_values):
+        model(pixel_values)
+        if next(calls) == forward_calls:
+            raise _StoppedError
+
+    return forward
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_stopped_run_goes_on(model, source, tmp_path, after):
+    folder = tmp_path / "progress"
+    (tmp_path / "pets" / "cat" / "0.png").write_bytes(b"broken")
+    with pytest.raises(_StoppedError):
+        quiet(model, over(source, 1), progress_folder=folder, forward=stopping(after))
+    source.bad_images.clear()
+    seen = []
+
+    def counting(model, pixel_values):
+        seen.append(len(pixel_values))
+        model(pixel_values)
+
+    resumed = quiet(model, over(source, 1), progress_folder=folder, forward=counting)
+    assert sum(seen) == NUM_IMAGES - 1 - after
+    assert_same(resumed, quiet(model, over(source)))
+    assert [bad["name"] for bad in resumed.bad_images] == ["cat/0.png"]
+    assert not folder.exists()
+
+
+def test_a_stopped_run_over_any_dataloader_goes_on(model, tmp_path):
+    images = torch.rand(5, 3, 16, 16).split(1)
+    with pytest.raises(_StoppedError):
+        quiet(model, images, progress_folder=tmp_path, forward=stopping(2))
+    resumed = quiet(model, images, progress_folder=tmp_path)
+    torch.testing.assert_close(resumed.mean("entropy"), quiet(model, images).mean("entropy"), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 2}, {"statistics": "entropy"}, {"layers": 0}, {"images": 3}])
+def test_progress_of_another_run_is_refused(model, source, tmp_path, raises_sentence, change):
+    with pytest.raises(_StoppedError):
+        quiet(model, over(source, 1), progress_folder=tmp_path / "p", forward=stopping(2))
+    plan = {"batch_size": 1} | {name: value for name, value in change.items() if name in ("batch_size", "images")}
+    options = {name: value for name, value in change.items() if name not in plan}
+    with raises_sentence(ValueError, "another run", "delete"):
+        quiet(model, over(source, **plan), progress_folder=tmp_path / "p", **options)
+
+
+def test_progress_of_another_model_is_refused(tiny_model, source, tmp_path, raises_sentence):
+    with pytest.raises(_StoppedError):
+        quiet(tiny_model(), over(source, 1), progress_folder=tmp_path / "p", forward=stopping(2))
+    with raises_sentence(ValueError, "another run (model"):
+        quiet(tiny_model(seed=1), over(source, 1), progress_folder=tmp_path / "p")
+
+
+def test_progress_of_another_number_of_processes_is_refused(tmp_path, raises_sentence):
+    ProgressFile(tmp_path, {}, rank=1, world=2).save(Tally())
+    with raises_sentence(ValueError, "2 processes"):
+        ProgressFile(tmp_path, {}).load()
+
+
+def test_a_broken_progress_file_is_refused(tmp_path, raises_sentence):
+    file = ProgressFile(tmp_path, {})
+    file.save(Tally())
+    file.path.write_bytes(file.path.read_bytes()[:20])
+    with raises_sentence(ValueError, "cannot be read", "delete"):
+        file.load()
+
+
+def test_a_full_disk_leaves_the_progress_of_before(tmp_path, monkeypatch):
+    import safetensors.torch
+
+    file = ProgressFile(tmp_path, {})
+    tally = Tally()
+    tally.images = 5
+    file.save(tally)
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    tally.images = 6
+    with pytest.raises(OSError, match="No space"):
+        file.save(tally)
+    monkeypatch.undo()
+    assert file.load().images == 5
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+# ---- what cannot be collected
+
+
+def test_weights_that_are_not_numbers_are_refused_with_their_layer(model, source, raises_sentence):
+    name, parameter = next((n, p) for n, p in model.named_parameters() if "k_proj.weight" in n and ".1." in n)
+    with torch.no_grad():
+        parameter[0, 0] = math.nan
+    with raises_sentence(ValueError, name, "NaN"):
+        quiet(model, over(source))
+
+
+def test_vectors_that_are_not_numbers_are_refused_with_their_layer(model, raises_sentence):
+    images = torch.rand(2, 3, 16, 16)
+
+    def overflowing(model, pixel_values):
+        model.get_submodule("layers.2" if hasattr(model, "layers") else "encoder.layers.2")(
+            torch.full((2, 18, 32), math.inf)
+        )
+
+    with raises_sentence(ValueError, "layer 2", "query vectors", "NaN"):
+        quiet(model, [images], forward=overflowing)
+
+
+def test_no_images(model, raises_sentence):
+    with raises_sentence(ValueError, "no images"):
+        quiet(model, [])
+
+
+def test_every_image_bad(model, source, tmp_path, raises_sentence):
+    for path in (tmp_path / "pets").rglob("*.png"):
+        path.write_bytes(b"")
+    with raises_sentence(ValueError, "no images"):
+        quiet(model, over(source))
+
+
+def test_a_label_without_a_name(model, raises_sentence):
+    with raises_sentence(ValueError, "label 2", "2 class names"):
+        quiet(model, [(torch.rand(1, 3, 16, 16), torch.tensor([2]))], class_names=["cat", "dog"])
+
+
+def test_pixels_of_a_wrong_shape(model, raises_sentence):
+    with raises_sentence(ValueError, "(3, 16, 16)"):
+        quiet(model, [torch.rand(3, 16, 16)])
+
+
+# ---- what is written
+
+
+def test_the_tables(model, source, tmp_path):
+    pd = pytest.importorskip("pandas")
+    collected = quiet(model, over(source))
+    collected.save(tmp_path / "out", {"model": "tiny"})
+    table = pd.read_parquet(tmp_path / "out" / "statistics.parquet")
+    row = table.query("layer == 1 and head == 0 and statistic == 'entropy'").iloc[0]
+    assert row["mean"] == collected.mean("entropy")[1, 0].item()
+    assert row["n"] == NUM_IMAGES
+    half = collected.half_interval("entropy")[1, 0].item()
+    assert math.isclose(row["high"] - row["low"], 2 * half)
+    assert table[table.statistic == "outliers"]["head"].isna().all()
+    assert len(pd.read_csv(tmp_path / "out" / "statistics.csv")) == len(table)
+    classes = pd.read_parquet(tmp_path / "out" / "classes.parquet")
+    assert len(classes) == 3 * len(table)
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert (provenance["images"], provenance["model"]) == (NUM_IMAGES, "tiny")
+
+
+def test_images_of_different_sizes_have_no_maps(model, raises_sentence):
+    collected = quiet(model, [torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 20)])
+    assert collected.images == 2
+    assert collected.grid is None
+    with raises_sentence(ValueError, "one size"):
+        collected.map("received")
