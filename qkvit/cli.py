@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from .cli_convert import convert
+from .cli_evaluate import evaluate
 from .cli_quickstart import quickstart
 from .errors import UserError
 from .version import __version__
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.command()(quickstart)
 app.command()(convert)
+app.command()(evaluate)
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,0 +1,331 @@
+"""`qkvit evaluate`: how well a model classifies a data set, in numbers, one picture and one table of all predictions.
+
+The folder it writes:
+
+    results.json           the metrics, and what they were computed from: model, data, versions, command
+    confusion.png          what is taken for what
+    predictions.parquet    a row for each image: name, class, prediction, probability; and as .csv
+"""
+
+import contextlib
+import json
+import os
+import platform
+import shlex
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import UserError
+from .evaluation_labels import match_labels
+from .finished_folder import check_target, finished_folder
+from .metrics import compute
+from .quickstart import check_packages, quiet_libraries
+from .tables import table
+from .version import __version__
+
+NEEDED = {"datasets": "datasets", "evaluate": "evaluate", "matplotlib": "matplotlib", "pyarrow": "pyarrow"}
+RECORD = "results.json"
+CALIBRATION_BINS = 15
+TOP = 5
+
+
+class Predictions(NamedTuple):
+    """What a model says about images: (N,) each, and probabilities (N, the model's labels)."""
+
+    names: list[str]
+    labels: Any  # the model's indices
+    probabilities: Any
+    seconds: float
+
+
+def run_evaluation(
+    model_name: str,
+    data_name: str,
+    output: Path,
+    *,
+    split: str | None = None,
+    batch_size: int = 32,
+    device: str = "auto",
+    num_workers: int = 0,
+    by_index: bool = False,
+    on_bad_image: str = "stop",
+    seed: int = 0,
+    force: bool = False,
+) -> dict[str, Any]:
+    """All of it, from the images to the folder.
+
+    Args:
+        model_name: A folder or a Hub id that `AutoModelForImageClassification` loads.
+        data_name: Whatever `qkvit.data.open_images` opens, with labels.
+        output: The folder to write.
+        split: Of the data.
+        device: "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU if there is one.
+        by_index: Take label i of the data for label i of the model, whatever their names are.
+        on_bad_image: "stop" or "skip", as `open_images` has it.
+        seed: For whatever of a model is random; the models of transformers have nothing random in evaluation.
+        force: Replace the folder of an earlier evaluation.
+
+    Returns:
+        The record that is also in `results.json`.
+
+    Raises:
+        UserError: the folder may not be written, a package is missing, the model or the data cannot be used, or their
+            labels do not go together.
+    """
+    import torch
+
+    from .data import open_images
+
+    options = {
+        "model": model_name,
+        "data": data_name,
+        "split": split,
+        "batch_size": batch_size,
+        "device": device,
+        "by_index": by_index,
+        "on_bad_image": on_bad_image,
+        "seed": seed,
+    }
+    check_packages(NEEDED)
+    check_target(output, marker=RECORD, force=force, what="qkvit evaluate")
+    torch.manual_seed(seed)
+    with quiet_libraries(), finished_folder(output) as folder:
+        model, processor = load_classifier(model_name, _device(device))
+        with plain_errors():
+            source = open_images(data_name, split=split, on_bad_image=on_bad_image)  # type: ignore[arg-type]
+        indices = _indices(source, model.config, by_index)
+        print(f"{len(source):,} images of {len(indices)} classes, by {model_name} on {model.device}", flush=True)
+        predictions = predict(model, processor, source, indices, batch_size=batch_size, num_workers=num_workers)
+        record = _provenance(options, model, processor, source, predictions.seconds)
+        record["metrics"] = measure(predictions)
+        _write(folder, record, predictions, source.class_names, indices, model.config)
+    print(_farewell(record, output))
+    return record
+
+
+@contextlib.contextmanager
+def plain_errors() -> Any:
+    """Errors of loading and decoding, which are sentences, as a user's errors."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        lines = str(error).strip().splitlines()
+        raise UserError(lines[0].rstrip(".:") if lines else type(error).__name__) from error
+
+
+def load_classifier(name: str, device: str) -> tuple[Any, Any]:
+    """A classifier in float32, in eval mode, and its image processor.
+
+    Raises:
+        UserError: there is none of that name, it has no classifier or no image processor.
+    """
+    import torch
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    with plain_errors():
+        model, report = AutoModelForImageClassification.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise UserError(
+                f"{name} has no weights for {', '.join(missing[:3])}: it is no trained classifier; train one first, as"
+                " examples/finetune.py does"
+            )
+        processor = AutoImageProcessor.from_pretrained(name)
+        return model.eval().to(device), processor
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # of a device that this torch does not know, or that is not there
+        raise UserError(f"--device {name} cannot be used here; pass cpu, or leave it out") from error
+    return name
+
+
+def _indices(source: Any, config: Any, by_index: bool) -> list[int]:
+    """For each class of the data, the model's index."""
+    if source.class_names is None:
+        raise UserError(f"{source.name} has no labels; pass class folders, or a data set with a column of labels")
+    if not by_index:
+        return match_labels(source.class_names, config.id2label)
+    if len(source.class_names) > config.num_labels:
+        raise UserError(
+            f"the data has {len(source.class_names)} classes and the model {config.num_labels} labels; leave --by-index"
+            " out, or evaluate another model"
+        )
+    return list(range(len(source.class_names)))
+
+
+def predict(
+    model: Any, processor: Any, source: Any, indices: Sequence[int], *, batch_size: int = 32, num_workers: int = 0
+) -> Predictions:
+    """The model's probabilities for every labelled image, with a progress bar.
+
+    Args:
+        indices: For each class of the data, the model's index.
+
+    Raises:
+        UserError: an image cannot be used and the source says "stop"; no image has a label.
+    """
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+
+    from .data import batches
+
+    start = time.perf_counter()
+    names: list[str] = []
+    labels, probabilities = [], []
+    to_index = torch.tensor(indices)
+    with torch.inference_mode(), plain_errors(), tqdm(total=len(source), unit=" images", delay=1) as bar:
+        for batch in batches(source, processor, batch_size=batch_size, num_workers=num_workers):
+            known = batch["labels"] >= 0
+            bar.update(len(known))
+            if not known.any():
+                continue
+            logits = model(pixel_values=batch["pixel_values"][known].to(model.device)).logits  # (B, labels)
+            probabilities.append(logits.double().softmax(dim=-1).cpu().numpy())
+            labels.append(to_index[batch["labels"][known]].numpy())
+            names += [name for name, is_known in zip(batch["name"], known.tolist(), strict=True) if is_known]
+    if not names:
+        raise UserError(f"no image of {source.name} has a label; pass a data set with labels")
+    return Predictions(names, np.concatenate(labels), np.concatenate(probabilities), time.perf_counter() - start)
+
+
+def measure(predictions: Predictions) -> dict[str, float | int | None]:
+    """The metrics of `qkvit.metrics`, as shares of 1; top-5 accuracy is None for a model of five labels or fewer."""
+    probabilities, labels = predictions.probabilities, predictions.labels
+    found = probabilities.argmax(axis=1)
+    top: dict[str, Any] = {f"top_{TOP}_accuracy": None}
+    if probabilities.shape[1] > TOP:
+        top = compute("top_k_accuracy", probabilities, labels, k=TOP)
+    return {
+        "images": len(labels),
+        **compute("accuracy", found, labels),
+        **top,
+        **compute("macro_f1", found, labels),
+        **compute("expected_calibration_error", probabilities, labels, bins=CALIBRATION_BINS),
+    }
+
+
+def _provenance(options: dict[str, Any], model: Any, processor: Any, source: Any, seconds: float) -> dict[str, Any]:
+    """What the numbers depend on; `options` are those of the command line, as given."""
+    packages = ("torch", "transformers", "datasets", "evaluate", "numpy", "pillow")
+    return {
+        "command": _command(options),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seed": options["seed"],
+        "model": {
+            "name": options["model"],
+            "revision": getattr(model.config, "_commit_hash", None),
+            "class": type(model).__name__,
+            "parameters": model.num_parameters(),
+            "labels": model.config.num_labels,
+            "image processor": json.loads(processor.to_json_string()),
+        },
+        "data": source.describe() | {"left out": [vars(bad) for bad in source.bad_images]},
+        "versions": {
+            "qkvit": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "device": model.device.type},
+        "seconds": round(seconds, 1),
+    }
+
+
+def _command(options: dict[str, Any]) -> str:
+    """`{"model": "x", "split": "test", "by_index": True}` -> `qkvit evaluate x --split test --by-index`."""
+    words = ["qkvit", "evaluate", options["model"]]
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name != "model" and value not in (None, False):
+            words += [flag] if value is True else [flag, str(value)]
+    return shlex.join(words)
+
+
+def _write(
+    folder: Path,
+    record: dict[str, Any],
+    predictions: Predictions,
+    class_names: Sequence[str],
+    indices: Sequence[int],
+    config: Any,
+) -> None:
+    from .analysis.confusion_picture import draw_confusion
+
+    (folder / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    _write_predictions(folder, predictions, class_names, indices, config)
+    counts, columns = _confusion(predictions, class_names, indices)
+    name, data, metrics = record["model"]["name"], record["data"], record["metrics"]
+    where = Path(data["source"]).name + (f" ({data['split']})" if data["split"] else "")
+    draw_confusion(
+        counts,
+        list(class_names),
+        columns,
+        folder / "confusion.png",
+        title=f"{Path(name).name} on {where}: {metrics['accuracy']:.1%} of {metrics['images']:,} images right",
+        provenance=f"{record['command']}, qkvit {__version__}, {record['date']}",
+    )
+
+
+def _confusion(predictions: Predictions, class_names: Sequence[str], indices: Sequence[int]) -> tuple[Any, list[str]]:
+    """Images of each class by what they were taken for; the labels that the data does not have share one column."""
+    import numpy as np
+
+    classes, count = predictions.probabilities.shape[1], len(indices)
+    found = predictions.probabilities.argmax(axis=1)
+    whole = np.asarray(compute("confusion_matrix", found, predictions.labels, classes=classes)["confusion_matrix"])
+    rows = whole[list(indices)]
+    others = np.setdiff1d(np.arange(classes), indices)
+    counts = np.concatenate([rows[:, list(indices)], rows[:, others].sum(axis=1, keepdims=True)], axis=1)
+    if len(others) == 0:
+        return counts[:, :count], list(class_names)
+    return counts, [*class_names, f"{len(others):,} other label{'s' if len(others) > 1 else ''}"]
+
+
+def _write_predictions(
+    folder: Path, predictions: Predictions, class_names: Sequence[str], indices: Sequence[int], config: Any
+) -> None:
+    import pyarrow
+    from pyarrow import csv, parquet
+
+    found = predictions.probabilities.argmax(axis=1)
+    name_of = dict(zip(indices, class_names, strict=True))
+    rows = pyarrow.table(
+        {
+            "name": predictions.names,
+            "class": [name_of[label] for label in predictions.labels.tolist()],
+            "prediction": [name_of.get(label, str(config.id2label[label])) for label in found.tolist()],
+            "right": found == predictions.labels,
+            "probability": predictions.probabilities.max(axis=1),
+            "probability of the class": predictions.probabilities[range(len(found)), predictions.labels],
+        }
+    )
+    parquet.write_table(rows, folder / "predictions.parquet")
+    csv.write_csv(rows, folder / "predictions.csv")
+
+
+def _farewell(record: dict[str, Any], output: Path) -> str:
+    metrics = record["metrics"]
+    top = metrics[f"top_{TOP}_accuracy"]
+    lines = [
+        ["accuracy", f"{metrics['accuracy']:.2%}"],
+        [f"top-{TOP} accuracy", "-" if top is None else f"{top:.2%}"],
+        ["macro F1", f"{metrics['macro_f1']:.2%}"],
+        [f"calibration error ({CALIBRATION_BINS} bins)", f"{metrics['expected_calibration_error']:.2%}"],
+    ]
+    left_out = len(record["data"]["left out"])
+    note = f"\n{left_out} images could not be used; they are listed in {RECORD}\n" if left_out else ""
+    files = "results.json, confusion.png, predictions.parquet and .csv"
+    return f"\n{table(lines)}\n{note}\n{metrics['images']:,} images; {output.absolute()} has {files}"
