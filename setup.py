@@ -10,17 +10,19 @@ ROOT = Path(__file__).resolve().parent
 # Every package by name, and the folder it lives in. A new package is one line here.
 PACKAGES = {
     "qkvit": "qkvit",
+    "qkvit.metrics": "qkvit/metrics",
     "qkvit.configuration": "configuration",
     "qkvit.modeling": "modeling",
     "qkvit.modeling.families": "modeling/families",
     "qkvit.data": "data",
     "qkvit.training": "training",
+    "qkvit.training.train": "training/train",
     "qkvit.analysis": "analysis",
     "qkvit.analysis.statistics": "analysis/statistics",
 }
 
 # Files that are not modules and travel in the wheel.
-PACKAGE_DATA = {"qkvit": ["py.typed"]}
+PACKAGE_DATA = {"qkvit": ["py.typed"], "qkvit.training": ["recipes/*.yaml"]}
 
 REQUIRED = [
     "torch>=2.10",
@@ -30,12 +32,14 @@ REQUIRED = [
     "numpy>=2.0",
     "pillow>=10.0",
     "typer>=0.15",
+    "pyyaml>=6.0",
 ]
 
 TRAIN = [
     "accelerate>=1.10",
     "datasets>=4.0",
     "evaluate>=0.4.6",
+    "matplotlib>=3.9",
 ]
 
 QUICKSTART = [
@@ -45,9 +49,28 @@ QUICKSTART = [
     "scikit-learn>=1.6",
 ]
 
+EVALUATE = [
+    "datasets>=4.0",
+    "evaluate>=0.4.6",
+    "matplotlib>=3.9",
+]
+
+PEFT = ["peft>=0.17"]
+
+ONNX = [
+    "onnx>=1.18",
+    "onnxruntime>=1.22",
+    "onnxscript>=0.5",
+]
+
+# Not in DEV: where it is installed, every import of transformers' models loads it, and may print about it.
+QUANTISATION = ["torchao>=0.15"]
+
 DEV = [
     *TRAIN,
     *QUICKSTART,
+    *PEFT,
+    *ONNX,
     "build>=1.2",
     "hypothesis>=6.100",
     "mypy>=1.15",
@@ -107,8 +130,12 @@ setup(
     extras_require={
         "train": TRAIN,
         "quickstart": QUICKSTART,
+        "evaluate": EVALUATE,
+        "peft": PEFT,
+        "onnx": ONNX,
+        "quantisation": QUANTISATION,
         "dev": DEV,
-        "all": sorted({*TRAIN, *QUICKSTART, *DEV}),
+        "all": sorted({*TRAIN, *QUICKSTART, *EVALUATE, *DEV}),
     },
     entry_points={"console_scripts": ["qkvit = qkvit.cli:main"]},
 )
