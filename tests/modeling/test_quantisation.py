@@ -7,7 +7,7 @@ import torch
 
 from qkvit import QKViTForImageClassification
 
-quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed; see .ci/run")
 
 SCHEMES = {
     "weight-only": quantization.Int8WeightOnlyConfig,
