@@ -4,8 +4,11 @@ What has been read is given back to the system every so often, so that reading n
 little more. A pickle is only ever read by `torch.load(weights_only=True)`, which runs no code.
 """
 
+import contextlib
 import json
+import os
 import pickle
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -137,10 +140,13 @@ class _Place:
 
     def __init__(self, source: str | Path, revision: str | None) -> None:
         self.source, self.revision = str(source), revision
+        self.folder: Path | None = None
         path = Path(source)
-        self.folder = path if path.is_dir() else None
-        if self.folder is None and (path.exists() or self.source.count("/") > 1 or self.source.startswith((".", "~"))):
-            what = "a file" if path.exists() else "not there"
+        with contextlib.suppress(OSError):  # a name that is too long for a path may be asked for on the Hub
+            self.folder = path if path.is_dir() else None
+        like_a_path = self.source.count("/") > 1 or self.source.startswith((".", "~"))
+        if self.folder is None and (like_a_path or os.path.exists(path)):
+            what = "a file" if os.path.exists(path) else "not there"
             raise ValueError(f"{self.source} is {what}; pass a folder with a {CONFIG} and weights, or an id on the Hub")
 
     def __call__(self, name: str, needed: bool = False) -> Any:
@@ -228,7 +234,9 @@ class _TorchFile:
 
     def _unpickled(self) -> Any:
         try:
-            return torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._is_zip())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # about a pickle that it will refuse
+                return torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._is_zip())
         except pickle.UnpicklingError as error:
             raise ValueError(
                 f"{self.path} holds more than tensors, and reading it could run code ({_line(error)}); save its"

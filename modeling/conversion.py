@@ -15,7 +15,7 @@ from .conversion_plan import MODELS, Plan, check_tensors, is_head, kind_from, la
 from .conversion_progress import steps
 from .conversion_refusals import why_not
 from .families import families, family_of
-from .families.family import Family, Rule, Source
+from .families.family import Family, Rule, Source, whole_patches
 from .modeling_qkvit import QKViTPreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -117,11 +117,11 @@ def _converted(
             len(left_out),
             ", ".join(left_out),
         )
-    config.converted_from = {"family": family.name, "layout": layout, "prefix": prefix}
+    named = {"family": family.name, "layout": layout, "prefix": prefix}
+    config.converted_from = {**(config.converted_from or {}), **named}
     config.converted_from["bare"] = bare_modules(plan.rules, names, prefix)
 
-    with torch.device("meta"):
-        model = MODELS[kind](config)
+    model = plan.model
     for rule in steps(plan.rules, "converting", progress):
         theirs = [_cast(checkpoint.read(names[name]), dtype) for name in rule.theirs]
         for name, tensor in zip(rule.ours, rule.to_ours(theirs, [plan.ours[name] for name in rule.ours]), strict=True):
@@ -154,10 +154,21 @@ def _finish(model: QKViTPreTrainedModel, checkpoint: Checkpoint, family: Family,
     settings: Any = checkpoint.image_processor
     if settings is None and family.image_processor is not None:
         settings = family.image_processor(source)
-    model.config.image_processor_settings = settings
+    model.config.image_processor_settings = _of_whole_patches(settings, model.config.patch_shape)
     if hasattr(model, "settle"):
         model.settle()
     model.eval()
+
+
+def _of_whole_patches(settings: Any, patch: tuple[int, int]) -> Any:
+    """The settings of an image processor, for images that the patch divides."""
+    settings = dict(settings or {})
+    for name in ("size", "crop_size"):
+        size = settings.get(name)
+        if isinstance(size, Mapping) and {"height", "width"} <= size.keys():
+            sides = whole_patches((size["height"], size["width"]), patch)
+            settings[name] = {**size, **dict(zip(("height", "width"), sides, strict=True))}
+    return settings or None
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

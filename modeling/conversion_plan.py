@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.initialization import no_init_weights
 
 from ..configuration.configuration_qkvit import QKViTConfig
 from .families.family import HEADS, Family, Rule, Shape
@@ -40,10 +41,8 @@ def is_head(name: str) -> bool:
     return name.startswith(tuple(HEADS))
 
 
-def our_shapes(config: QKViTConfig, kind: str) -> dict[str, Shape]:
+def our_shapes(model: nn.Module) -> dict[str, Shape]:
     """Name -> shape of our model's tensors, without `qkvit.`."""
-    with torch.device("meta"):
-        model = MODELS[kind](config)
     return {name.removeprefix("qkvit."): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -66,12 +65,15 @@ class Plan:
 
     rules: tuple[Rule, ...]
     config: QKViTConfig
+    model: QKViTPreTrainedModel  # without numbers, on the meta device
     ours: Mapping[str, Shape]
     uncovered: tuple[str, ...]
 
     @classmethod
     def make(cls, rules: Iterable[Rule], config: QKViTConfig, kind: str) -> "Plan":
-        ours = our_shapes(config, kind)
+        with torch.device("meta"), no_init_weights():
+            model = MODELS[kind](config)
+        ours = our_shapes(model)
         chosen = [
             rule
             for rule in expanded(rules, config.num_hidden_layers)
@@ -81,7 +83,7 @@ class Plan:
         assert len(covered) == len(set(covered)), (
             f"two rules for {sorted({n for n in covered if covered.count(n) > 1})}"
         )
-        return cls(tuple(chosen), config, ours, tuple(name for name in ours if name not in set(covered)))
+        return cls(tuple(chosen), config, model, ours, tuple(name for name in ours if name not in set(covered)))
 
     def their_shapes(self) -> dict[str, Shape]:
         """Name -> shape of the tensors of theirs that make up our model."""
@@ -99,9 +101,8 @@ def kind_from(rules: Iterable[Rule], shapes: Mapping[str, Shape], config: QKViTC
     A decoder of another shape than ours (its stride is not the patch) does not count.
     """
     for rule in rules:
-        if not (
-            rule.ours and is_head(rule.ours[0]) and rule.holds(config) and all(name in shapes for name in rule.theirs)
-        ):
+        is_weight = bool(rule.ours) and is_head(rule.ours[0]) and rule.ours[0].endswith(".weight")
+        if not (is_weight and rule.holds(config) and all(name in shapes for name in rule.theirs)):
             continue
         kind = next(kind for start, kind in HEADS.items() if rule.ours[0].startswith(start))
         if kind == "masked_image_modeling" and rule.shape is not None:

@@ -237,14 +237,37 @@ def plain_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("image_size", "patch_size"):
         if isinstance(fields.get(name), (list, tuple)):
             fields[name] = tuple(fields[name])
+    if "image_size" in fields and "patch_size" in fields:
+        fields["image_size"] = whole_patches(fields["image_size"], fields["patch_size"])
     if config.get("head_dim"):
         fields["head_dim"] = config["head_dim"]
     if config.get("intermediate_size"):
         fields["intermediate_size"] = config["intermediate_size"]
     if config.get("id2label"):
-        fields["id2label"] = {int(index): name for index, name in config["id2label"].items()}
+        labels = {int(index): name for index, name in config["id2label"].items()}
+        fields["id2label"] = labels
+        if labels != {index: f"LABEL_{index}" for index in labels}:
+            fields["label2id"] = {name: index for index, name in labels.items()}
     bias = config.get("qkv_bias", True)
     return {**fields, "query_bias": bias, "key_bias": bias, "value_bias": bias}
+
+
+def whole_patches(size: int | tuple[int, int], patch: int | tuple[int, int]) -> int | tuple[int, int]:
+    """The pixels that are in a patch: a convolution passes over the rest, as SigLIP's of 14 over the last 6 of 384.
+
+    Example:
+
+    ```python
+    >>> whole_patches(384, 14), whole_patches((30, 32), (4, 8))
+    (378, (28, 32))
+
+    ```
+    """
+    if isinstance(size, int) and isinstance(patch, int):
+        return size // patch * patch
+    sizes, patches = ((value, value) if isinstance(value, int) else value for value in (size, patch))
+    height, width = (side // unit * unit for side, unit in zip(sizes, patches, strict=True))
+    return height, width
 
 
 def plain_config(config: QKViTConfig) -> dict[str, Any]:
@@ -252,6 +275,8 @@ def plain_config(config: QKViTConfig) -> dict[str, Any]:
     fields = {name: getattr(config, name) for name in _SAME_NAME}
     if config.head_dim * config.num_attention_heads != config.hidden_size:
         fields["head_dim"] = config.head_dim
+    if config.label2id:
+        fields["label2id"] = dict(config.label2id)
     return {
         **fields,
         "intermediate_size": config.intermediate_size,

@@ -219,6 +219,18 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
+CHECKS: dict[str, Callable[[Case, Path], object]] = {
+    "outputs in float64": lambda case, folder: check_outputs(case, torch.float64),
+    "outputs in float32": lambda case, folder: check_outputs(case, torch.float32),
+    "queries, keys, values and maps": lambda case, folder: check_attention(case),
+    "every tensor": lambda case, folder: check_every_tensor(case),
+    "back to the bit": lambda case, folder: check_round_trip(case, folder),
+    "back to the bit, bfloat16, transformers 5's names": lambda case, folder: check_round_trip(
+        case, folder, dtype=torch.bfloat16, save_original_format=False
+    ),
+}
+
+
 # ---- their attention
 
 
