@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from . import tile as tiles
-from .grid import Grid
+from .grid import grid_of
 from .inputs import AttentionInputs, added_mask, piece_of_mask
 from .values import norms_and_shares, projected_norms
 
@@ -97,14 +97,16 @@ class _Pass:
 
     def __init__(self, inputs: AttentionInputs, groups: frozenset[str], plan: Plan) -> None:
         self.inputs, self.groups, self.plan = inputs, groups, plan
-        self.grid = Grid(inputs.layout, inputs.query.device, inputs.precise)
+        self.grid = grid_of(inputs.layout, inputs.query.device, inputs.precise)
         self.results: dict[str, torch.Tensor] = {}
         self.norms: torch.Tensor | None = None
         self.outputs: torch.Tensor | None = None
+        self.has_outputs = False
         if "values" in groups:
             assert inputs.value is not None
             self.norms = projected_norms(inputs.value.to(inputs.precise), inputs.output_projection)
-            self.outputs = self.norms.new_empty(inputs.value.shape)
+            self.has_outputs = inputs.output is not None and inputs.output.dtype == inputs.precise
+            self.outputs = inputs.output if self.has_outputs else self.norms.new_empty(inputs.value.shape)
             self.results["value_norm"] = self.norms
         size = plan.images * plan.heads * plan.queries * inputs.layout.num_patches
         self.buffers = [torch.empty(size, dtype=inputs.precise, device=inputs.query.device) for _ in range(2)]
@@ -192,6 +194,8 @@ class _Pass:
         own = tiles.on_self(tile) * block.value_norm[:, tile.tokens]
         shares = self._masses("weighted_on", of_prefix / total[..., None], of_patches / total, own / total)
         self._write(block, tile.tokens, weighted_sum=total, **shares)
+        if self.has_outputs:
+            return total
         output = torch.bmm(tile.weights, block.value[:, first:]) * tile.on_patches[..., None]
         output += tile.prefix @ block.value[:, :first]
         at = (block.images, block.heads, tile.tokens)

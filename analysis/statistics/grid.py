@@ -3,7 +3,7 @@
 Shapes: N tokens, P patches, t tokens of a piece.
 """
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 
@@ -52,3 +52,9 @@ class Grid:
         """Where the registers are; None where there are none, or where it is not known which tokens they are."""
         count = self.layout.num_register_tokens
         return slice(self.prefix - count, self.prefix) if count else None
+
+
+@lru_cache(maxsize=8)
+def grid_of(layout: TokenLayout, device: torch.device, dtype: torch.dtype) -> Grid:
+    """The tables, kept: the layers of a model share theirs."""
+    return Grid(layout, device, dtype)

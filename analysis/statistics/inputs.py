@@ -20,6 +20,7 @@ class AttentionInputs:
         scaling: What the products are multiplied by.
         value: (B, H, N, D_v).
         output_projection: (C, H * D_v), the weight of the linear layer after attention.
+        output: (B, H, N, D_v), what attention gives before the projection, where it is at hand.
         mask: Broadcasts to (B, H, N, N): True for the keys that a query may see, or numbers added to the scores.
 
     Raises:
@@ -32,6 +33,7 @@ class AttentionInputs:
     scaling: float
     value: torch.Tensor | None = None
     output_projection: torch.Tensor | None = None
+    output: torch.Tensor | None = None
     mask: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -39,6 +41,11 @@ class AttentionInputs:
         self.layout.check(self.query.shape[2])
         if self.value is not None:
             self._check_value(self.value)
+        if self.output is not None and (self.value is None or self.output.shape != self.value.shape):
+            raise ValueError(
+                f"output has the shape {tuple(self.output.shape)}; pass it with a value of the same shape: (images,"
+                " heads, tokens, width)"
+            )
         if self.output_projection is not None:
             self._check_projection(self.output_projection)
         object.__setattr__(self, "mask", checked_mask(self.mask, self.query))

@@ -130,6 +130,7 @@ def attention_statistics(
     scaling: float,
     value: torch.Tensor | None = None,
     output_projection: torch.Tensor | torch.nn.Linear | None = None,
+    output: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
     statistics: str | Iterable[str] | None = None,
     backend: Backend | None = None,
@@ -145,6 +146,8 @@ def attention_statistics(
         scaling: What the products are multiplied by; most models use D ** -0.5.
         value: (B, H, N, D_v); needed for the norm-weighted statistics and the heads' shares of the output.
         output_projection: The linear layer after attention, or its weight (C, H * D_v).
+        output: (B, H, N, D_v), what attention gives before the projection, where it is at hand (`record` has it): in
+            float32 it is not computed again. One of 16 bits is, because it is rounded.
         attention_mask: Broadcasts to (B, H, N, N): True for the keys that a query may see, or numbers added to the
             scores.
         statistics: Groups to compute, of "entropy", "maximum", "received", "masses", "place", "distance", "similarity"
@@ -169,7 +172,7 @@ def attention_statistics(
 
     ```
     """
-    inputs = AttentionInputs(query, key, layout, scaling, value, _weight_of(output_projection), attention_mask)
+    inputs = AttentionInputs(query, key, layout, scaling, value, _weight_of(output_projection), output, attention_mask)
     groups = asked_groups(statistics, has_value=value is not None)
     found = BACKENDS[backend_for(backend, query.device)](inputs, groups)
     if "received" in found:

@@ -56,6 +56,7 @@ def random_attention() -> Callable[..., AttentionInputs]:
             scaling,
             value.to(dtype),
             normal(20, heads * width).to(dtype),
+            None,
             make_mask(mask, batch, heads, layout.num_tokens, generator),
         )
 

@@ -1,0 +1,307 @@
+"""Cost of the statistics of all layers of a model, in time and in memory, beside the plain forward pass.
+
+    python benchmarks/attention_statistics.py --output benchmarks/results/cpu-2-cores-statistics.json
+
+The model is QKViT small/16 with 12 layers, one image, float32, at 197, 1,025 and 4,097 tokens. What takes turns:
+
+    plain         the forward pass (sdpa)
+    cheap         the forward pass with the cheap statistics (FUSED) of every layer, and rollout
+    everything    the forward pass with all statistics of every layer, values included, and rollout
+    eager         transformers' ViT of the same size, attn_implementation="eager", output_attentions=True
+
+Ratios are of times in the same round, medians and quartiles over the rounds. "with forward" counts the pass that the
+statistics ride on; "alone" is without it. Memory is the peak of what torch allocates beyond weights and input
+(torch.profiler), and, in a process of its own each, the largest resident set.
+"""
+
+import argparse
+import datetime
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+import transformers
+
+import qkvit
+from qkvit.analysis import FUSED, TokenLayout, attention_statistics, record, rollout
+
+PATCH_SIZE, SIZE = 16, "small"
+STEPS = ("plain", "cheap", "everything", "eager")
+
+
+class Bench:
+    """A model, an image, and what is measured of them."""
+
+    def __init__(self, grid: int, device: str) -> None:
+        torch.manual_seed(0)
+        self.grid, self.device = grid, device
+        config = qkvit.QKViTConfig.from_size(
+            SIZE, image_size=grid * PATCH_SIZE, patch_size=PATCH_SIZE, attn_implementation="sdpa"
+        )
+        self.model = qkvit.QKViTModel(config).eval().to(device)
+        self.layout = TokenLayout.from_config(config)
+        self.image = torch.randn(1, 3, grid * PATCH_SIZE, grid * PATCH_SIZE, device=device)
+
+    def plain(self) -> None:
+        self.model(self.image)
+
+    def cheap(self) -> None:
+        self._statistics(statistics=FUSED, with_values=False)
+
+    def everything(self) -> None:
+        self._statistics(statistics=None, with_values=True)
+
+    def _statistics(self, statistics: Any, with_values: bool) -> None:
+        """Each layer's statistics while the model runs; queries and keys are kept for rollout, values are not."""
+        modules, held, found = list(self.model.layers), {}, []
+
+        def hold(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+            def keep(tensor: torch.Tensor) -> torch.Tensor | None:
+                held[name] = tensor
+                if name == names[-1]:
+                    attention = modules[len(found)].attention
+                    found.append(
+                        attention_statistics(
+                            held["query"],
+                            held["key"],
+                            self.layout,
+                            scaling=attention.scaling,
+                            value=held.get("value"),
+                            output=held.get("output"),
+                            output_projection=attention.o_proj if with_values else None,
+                            statistics=statistics,
+                        )
+                    )
+                return tensor if name in ("query", "key") else None
+
+            return keep
+
+        names = ("query", "key", "value", "output") if with_values else ("query", "key")
+        with record(self.model, tensors=names, reduce={name: hold(name) for name in names}) as recording:
+            self.model(self.image)
+        held.clear()
+        rollout(recording, layout=self.layout)
+
+    def eager(self) -> None:
+        self.eager_model(self.image, output_attentions=True)
+
+    def make_eager(self) -> None:
+        width, depth, heads, mlp = qkvit.NAMED_SIZES[SIZE]
+        config = transformers.ViTConfig(
+            hidden_size=width,
+            num_hidden_layers=depth,
+            num_attention_heads=heads,
+            intermediate_size=mlp,
+            image_size=self.grid * PATCH_SIZE,
+            patch_size=PATCH_SIZE,
+            attn_implementation="eager",
+        )
+        self.eager_model = transformers.ViTModel(config, add_pooling_layer=False).eval().to(self.device)
+
+    @property
+    def maps_bytes(self) -> int:
+        _, depth, heads, _ = qkvit.NAMED_SIZES[SIZE]
+        return depth * heads * self.layout.num_tokens**2 * 4
+
+
+# ---- time
+
+
+def seconds(step: Callable[[], None], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def spread(values: list[float]) -> list[float]:
+    return [round(value, 4) for value in quantiles(values, n=4, method="inclusive")]
+
+
+def time_row(bench: Bench, rounds: int, free_memory: float) -> dict[str, Any]:
+    """Milliseconds of each step and their ratios, from rounds in which all take turns."""
+    steps = {name: getattr(bench, name) for name in STEPS}
+    if 2.5 * bench.maps_bytes > free_memory:
+        del steps["eager"]
+    else:
+        bench.make_eager()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    with torch.inference_mode():
+        for step in steps.values():
+            step()
+        for turn in range(rounds):
+            names = list(steps)
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                times[name].append(seconds(steps[name], bench.device))
+    row: dict[str, Any] = {"tokens": bench.layout.num_tokens, "rounds": rounds}
+    row["milliseconds"] = {name: round(1000 * median(values), 2) for name, values in times.items()}
+
+    def ratio(over: str, under: str, less: str | None = None) -> list[float]:
+        lesser = times[less] if less else [0.0] * rounds
+        return spread([(a - c) / b for a, b, c in zip(times[over], times[under], lesser, strict=True)])
+
+    row["cheap with forward / plain"] = ratio("cheap", "plain")
+    row["cheap alone / plain"] = ratio("cheap", "plain", less="plain")
+    row["everything with forward / plain"] = ratio("everything", "plain")
+    if "eager" in steps:
+        row["everything with forward / eager"] = ratio("everything", "eager")
+        row["everything alone / eager"] = ratio("everything", "eager", less="plain")
+        row["eager / plain"] = ratio("eager", "plain")
+    return row
+
+
+# ---- memory
+
+
+def peak_bytes(step: Callable[[], object]) -> int:
+    """The most that torch holds on the CPU at once during a step, beyond what it held before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    assert profile.profiler is not None
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def exponent(sizes: list[int], amounts: list[float]) -> float:
+    """The slope of log(amount) against log(size), least squares."""
+    x, y = [math.log(size) for size in sizes], [math.log(amount) for amount in amounts]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+
+
+def memory_of(name: str, grid: int) -> dict[str, float]:
+    """Run in a process of its own: resident set and torch's peak, in MB."""
+    bench = Bench(grid, "cpu")
+    if name == "eager":
+        bench.make_eager()
+    step = getattr(bench, name)
+    with torch.inference_mode():
+        step()
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = peak_bytes(step)
+    weights = sum(parameter.nbytes for parameter in bench.model.parameters())
+    return {
+        "torch": round(peak / 1e6, 1),
+        "torch with weights": round((peak + weights) / 1e6, 1),
+        "resident": round(resident / 1e6, 1),
+    }
+
+
+def memory_row(grid: int, free_memory: float) -> dict[str, Any]:
+    names = [name for name in STEPS if name != "eager" or 2.5 * 12 * 6 * (grid**2 + 1) ** 2 * 4 < free_memory]
+    row: dict[str, Any] = {"tokens": grid**2 + 1, "megabytes": {}}
+    for name in names:
+        command = [sys.executable, __file__, "--memory-of", name, "--grids", str(grid)]
+        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        row["megabytes"][name] = json.loads(out.splitlines()[-1])
+    for kind in ("torch", "torch with weights", "resident"):
+        plain = row["megabytes"]["plain"][kind]
+        row[f"{kind}, x plain"] = {name: round(row["megabytes"][name][kind] / plain, 3) for name in names}
+    return row
+
+
+def linearity(grids: list[int]) -> dict[str, Any]:
+    """How the memory of one layer's statistics, inputs included, grows with the number of tokens."""
+    report: dict[str, Any] = {"tokens": [grid**2 + 1 for grid in grids]}
+    for name, groups in (("cheap", FUSED), ("everything", None)):
+        amounts: list[float] = []
+        for grid in grids:
+            layout = TokenLayout(grid=(grid, grid), has_class_token=True)
+
+            def step(layout: TokenLayout = layout, groups: Any = groups) -> object:
+                query, key, value = (torch.randn(1, 6, layout.num_tokens, 64) for _ in range(3))
+                given: dict[str, Any] = {"value": value, "output_projection": torch.randn(384, 384)}
+                return attention_statistics(
+                    query, key, layout, scaling=0.125, statistics=groups, **(given if groups is None else {})
+                )
+
+            amounts.append(peak_bytes(step) / 1e6)
+        report[name] = {"megabytes": [round(it, 2) for it in amounts], "exponent": exponent(report["tokens"], amounts)}
+    return report
+
+
+# ---- report
+
+
+def free_bytes() -> float:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 0.0
+
+
+def machine(device: str) -> dict[str, Any]:
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads, {cpu_name()}"
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "qkvit": qkvit.__version__}
+    versions["transformers"] = transformers.__version__
+    return {"device": name, "load_average": os.getloadavg()[0], "versions": versions}
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--grids", nargs="+", type=int, default=[14, 32, 64], help="patches on a side")
+    parser.add_argument("--rounds", nargs="+", type=int, default=[41, 15, 5], help="one number for each grid")
+    parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
+    parser.add_argument("--memory-of", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, help="write a JSON file with machine, versions, date and all rows")
+    args = parser.parse_args()
+    if args.memory_of:
+        print(json.dumps(memory_of(args.memory_of, args.grids[0])))
+        return
+    report: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+        **machine(args.device),
+        "model": f"{SIZE}/16, 12 layers, batch 1, float32",
+        "ratios": "quartiles over rounds",
+        "time": [],
+        "memory": [],
+    }
+
+    def keep(what: str, row: Any) -> None:
+        if isinstance(report.get(what), list):
+            report[what].append(row)
+        else:
+            report[what] = row
+        print(json.dumps({what: row}, indent=1), flush=True)
+        if args.output:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+    for grid, rounds in zip(args.grids, args.rounds, strict=True):
+        keep("time", time_row(Bench(grid, args.device), rounds, free_bytes()))
+    if args.device == "cpu" and not args.no_memory:
+        keep("memory of one layer's statistics", linearity(args.grids))
+        for grid in args.grids:
+            keep("memory", memory_row(grid, free_bytes()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""`attention_statistics` as its users meet it: what can be asked for, what comes back, and what is refused."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from qkvit import QKViTModel
+from qkvit.analysis import FUSED, AttentionStatistics, TokenLayout, attention_statistics, head_facts, record
+from qkvit.analysis.head_facts import facts_of_maps
+from qkvit.analysis.statistics.groups import GROUPS
+
+LAYOUT = TokenLayout(grid=(3, 4), has_class_token=True, num_register_tokens=2)
+
+
+def ask(inputs, **changes):
+    given = {"query": inputs.query, "key": inputs.key, "layout": inputs.layout, "scaling": inputs.scaling, **changes}
+    return attention_statistics(**given)
+
+
+def test_every_field_belongs_to_one_group():
+    names = [name for names in GROUPS.values() for name in names]
+    fields = {field.name for field in dataclasses.fields(AttentionStatistics)}
+    assert len(names) == len(set(names))
+    assert {name if name != "products" else "head_similarity" for name in names} == fields - {"layout"}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_alone_is_as_it_is_among_all(random_attention, assert_as_exact, backend, device, group):
+    inputs = random_attention(LAYOUT)
+    moved = {"query": inputs.query.to(device), "key": inputs.key.to(device), "value": inputs.value.to(device)}
+    moved["output_projection"] = inputs.output_projection.to(device)
+    alone = dict(ask(inputs, **moved, statistics=group, backend=backend).items())
+    together = dict(ask(inputs, **moved, backend=backend).items())
+    assert alone.keys() == set(GROUPS[group])
+    assert_as_exact(alone, {name: together[name] for name in alone})
+
+
+def test_all_that_can_be_had_is_computed_unless_less_is_asked(random_attention):
+    inputs = random_attention(LAYOUT)
+    assert ask(inputs).value_norm is None
+    assert ask(inputs).distance is not None
+    assert ask(inputs, value=inputs.value).value_norm is not None
+    assert ask(inputs, statistics=FUSED).distance is None
+
+
+def test_shapes_are_as_the_table_says(random_attention):
+    inputs = random_attention(LAYOUT, batch=2, heads=3)
+    s = ask(inputs, value=inputs.value)
+    of_heads, of_pairs = {"sink_share", "output_share"}, {"head_similarity"}
+    for name, numbers in s.items():
+        expected = (2, 3) if name in of_heads else (2, 3, 3) if name in of_pairs else (2, 3, 15)
+        assert numbers.shape == (*expected, 2) if name == "centre" else numbers.shape == expected, name
+
+
+def test_tokens_that_do_not_exist_have_no_weight_to_report(random_attention):
+    inputs = random_attention(TokenLayout(grid=(3, 4)))
+    s = ask(inputs, value=inputs.value)
+    assert s.on_class_token is s.on_registers is s.weighted_on_class_token is s.weighted_on_registers is None
+    assert s.on_prefix.eq(0).all()
+    torch.testing.assert_close(s.on_patches, torch.ones(2, 3, 12))
+
+
+def test_what_is_received_has_the_mean_one(random_attention):
+    s = ask(random_attention(LAYOUT, largest=20.0))
+    torch.testing.assert_close(s.received.mean(dim=-1), torch.ones(2, 3))
+    torch.testing.assert_close(s.on_prefix + s.on_patches, torch.ones(2, 3, 15))
+
+
+def test_distance_is_also_a_fraction_of_the_longer_side(random_attention):
+    s = ask(random_attention(LAYOUT), statistics="distance")
+    torch.testing.assert_close(s.distance_fraction, s.distance / 4, equal_nan=True)
+    assert s.distance_fraction[..., 3:].max() < math.sqrt(2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_results_are_precise_whatever_the_input(random_attention, dtype):
+    inputs = random_attention(LAYOUT, dtype=dtype)
+    expected = torch.float64 if dtype == torch.float64 else torch.float32
+    for name, numbers in ask(inputs, value=inputs.value).items():
+        assert numbers.dtype == (torch.int64 if name == "argmaximum" else expected), name
+
+
+def test_sixteen_bits_are_computed_as_the_numbers_that_they_are(random_attention):
+    inputs = random_attention(LAYOUT, dtype=torch.bfloat16, largest=80.0)
+    of_bits = ask(inputs)
+    of_floats = ask(inputs, query=inputs.query.float(), key=inputs.key.float())
+    assert torch.equal(of_bits.entropy, of_floats.entropy)
+
+
+def test_an_output_at_hand_is_used_unless_it_is_rounded(random_attention, assert_as_exact):
+    inputs = random_attention(LAYOUT)
+    given = {"value": inputs.value, "output_projection": inputs.output_projection, "statistics": "values"}
+    output = (inputs.query @ inputs.key.transpose(-1, -2) * inputs.scaling).softmax(dim=-1) @ inputs.value
+    exact = dict(ask(inputs, **given).items())
+    assert_as_exact(dict(ask(inputs, **given, output=output).items()), exact)
+    assert_as_exact(dict(ask(inputs, **given, output=output.bfloat16()).items()), exact)
+    torch.testing.assert_close(ask(inputs, **given, output=2 * output).output_norm, 2 * exact["output_norm"])
+
+
+def test_neither_inputs_nor_gradients_are_touched(random_attention):
+    inputs = random_attention(LAYOUT)
+    query, key = inputs.query.clone().requires_grad_(), inputs.key.clone()
+    s = ask(inputs, query=query, key=key, value=inputs.value)
+    assert not any(numbers.requires_grad for _, numbers in s.items())
+    assert torch.equal(query, inputs.query)
+    assert torch.equal(key, inputs.key)
+
+
+def test_works_inside_and_after_inference_mode(random_attention):
+    inputs = random_attention(TokenLayout(grid=(5, 3)))
+    with torch.inference_mode():
+        inside = ask(inputs)
+    assert torch.equal(inside.distance, ask(inputs).distance)
+
+
+def test_numbers_of_heads_are_means_over_tokens(random_attention):
+    inputs = random_attention(LAYOUT)
+    maps = (inputs.query @ inputs.key.transpose(-1, -2) * inputs.scaling).softmax(dim=-1)
+    facts, means = facts_of_maps(maps, LAYOUT), ask(inputs).per_head()
+    for name, fact in {"on_self": "on_itself", "on_class_token": "on_class_token", "distance": "distance"}.items():
+        torch.testing.assert_close(means[name].double(), facts[fact], rtol=1e-4, atol=0)
+    torch.testing.assert_close(means["entropy"].double(), facts["entropy"], rtol=1e-4, atol=0)
+    torch.testing.assert_close(means["distance_fraction"], means["distance"] / 4)
+    cosines = ask(inputs).head_similarity
+    torch.testing.assert_close(means["head_similarity"][:, 0], cosines[:, 0, 1:].mean(dim=-1))
+    assert all(numbers.shape == (2, 3) and numbers.isfinite().all() for numbers in means.values())
+    assert {"centre_row", "centre_column", "sink_share"} <= means.keys()
+    assert not {"received", "argmaximum", "centre"} & means.keys()
+
+
+def test_a_single_head_is_similar_to_no_other(random_attention):
+    assert ask(random_attention(LAYOUT, heads=1)).per_head()["head_similarity"].isnan().all()
+
+
+def test_nan_is_not_hidden(random_attention):
+    inputs = random_attention(LAYOUT)
+    query = inputs.query.clone()
+    query[0, 1, 5] = torch.nan
+    s = ask(inputs, query=query)
+    rows = torch.zeros(2, 3, 15, dtype=torch.bool)
+    rows[0, 1, 5] = True
+    assert torch.equal(s.entropy.isnan(), rows)
+    assert torch.equal(s.maximum.isnan(), rows)
+    assert s.received[0, 1].isnan().all()
+
+
+def test_what_is_recorded_can_be_measured(tiny_model, pixels):
+    model = tiny_model(QKViTModel)
+    layout = TokenLayout.from_config(model.config)
+    with torch.no_grad(), record(model, layers=1) as recording:
+        model(pixels)
+    layer, attention = recording[1], model.layers[1].attention
+    s = attention_statistics(
+        layer.query,
+        layer.key,
+        layout,
+        scaling=layer.scaling,
+        value=layer.value,
+        output_projection=attention.o_proj,
+        attention_mask=layer.attention_mask,
+    )
+    fact = next(fact for fact in head_facts(model, [pixels]) if (fact.layer, fact.head) == (1, 0))
+    assert s.per_head()["entropy"][:, 0].mean().item() == pytest.approx(fact.entropy, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"key": torch.zeros(2, 3, 14, 8)}, "key (2, 3, 14, 8)"),
+        ({"query": torch.zeros(3, 15, 8), "key": torch.zeros(3, 15, 8)}, "(3, 15, 8)"),
+        ({"key": torch.zeros(2, 3, 15, 8, dtype=torch.float64)}, "torch.float64"),
+        ({"query": torch.zeros(2, 3, 15, 8).int(), "key": torch.zeros(2, 3, 15, 8).int()}, "torch.int32"),
+        ({"layout": TokenLayout(grid=(3, 4))}, "the layout has 12 tokens"),
+        ({"value": torch.zeros(2, 3, 14, 8)}, "value has the shape (2, 3, 14, 8)"),
+        ({"output_projection": torch.zeros(20, 24)}, "there are none"),
+        ({"value": torch.zeros(2, 3, 15, 8), "output_projection": torch.zeros(24, 20)}, "(24, 20)"),
+        ({"output": torch.zeros(2, 3, 15, 8)}, "output has the shape"),
+        ({"statistics": ["entropy", "entropie"]}, "entropie"),
+        ({"statistics": "values"}, "need the values"),
+        ({"backend": "tpu"}, "no backend 'tpu'"),
+        ({"backend": "gpu"}, "cannot read tensors on cpu"),
+        ({"attention_mask": torch.ones(2, 15, dtype=torch.bool)}, "(2, 15)"),
+        ({"attention_mask": torch.ones(2, 1, 15, 14, dtype=torch.bool)}, "(2, 1, 15, 14)"),
+        ({"attention_mask": torch.ones(2, 1, 15, 15, dtype=torch.int64)}, "torch.int64"),
+        ({"attention_mask": torch.zeros(2, 1, 15, 15, dtype=torch.bool)}, "without any key"),
+        ({"attention_mask": torch.full((2, 1, 1, 15), -torch.inf)}, "without any key"),
+    ],
+)
+def test_what_does_not_fit_is_refused(random_attention, raises_sentence, changes, message):
+    with raises_sentence(ValueError, message):
+        ask(random_attention(LAYOUT), **changes)

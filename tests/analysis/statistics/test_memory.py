@@ -1,0 +1,53 @@
+"""Memory grows with the number of tokens, not with its square."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from qkvit.analysis import TokenLayout, attention_statistics, rollout
+from qkvit.analysis.statistics.groups import GROUPS
+
+BENCHMARK = Path(__file__).resolve().parents[3] / "benchmarks" / "attention_statistics.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("attention_statistics_benchmark", BENCHMARK)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def layer(grid):
+    layout = TokenLayout(grid=(grid, grid), has_class_token=True)
+    query, key, value = (torch.randn(1, 2, layout.num_tokens, 16) for _ in range(3))
+    return query, key, value, layout
+
+
+def all_statistics(grid, backend="cpu", statistics=None):
+    query, key, value, layout = layer(grid)
+    projection = torch.randn(32, 32)
+    groups = GROUPS if statistics is None else statistics
+    given = {"value": value, "output_projection": projection, "statistics": groups, "backend": backend}
+    attention_statistics(query, key, layout, scaling=0.25, **given)
+
+
+def roll_out(grid):
+    query, key, _, _ = layer(grid)
+    rollout([query], [key], start=0, scaling=0.25)
+
+
+@pytest.mark.parametrize("step", [all_statistics, roll_out])
+def test_memory_is_linear_in_the_tokens(benchmark, step):
+    sizes = [14, 32, 64]
+    peaks = [benchmark.peak_bytes(lambda grid=grid: step(grid)) for grid in sizes]
+    assert benchmark.exponent([grid**2 + 1 for grid in sizes], peaks) <= 1.1
+    assert peaks[-1] < 4097**2 * 4 / 2  # half of one head's map
+
+
+def test_the_reference_is_what_the_measurement_finds_quadratic(benchmark):
+    sizes = [14, 20, 28]
+    peaks = [benchmark.peak_bytes(lambda grid=grid: all_statistics(grid, "reference", "entropy")) for grid in sizes]
+    assert benchmark.exponent([grid**2 + 1 for grid in sizes], peaks) > 1.8
