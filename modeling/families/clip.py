@@ -9,7 +9,7 @@ from typing import Any
 
 from ...configuration.configuration_qkvit import QKViTConfig
 from .family import Family, Source, one, plain_fields, same
-from .vision_tower import LEFT_OUT, PREFIX, labels, square, tower_config, tower_rules
+from .vision_tower import LEFT_OUT, PREFIX, labels, square, tower_config, tower_rules, whole_config
 
 
 def fields(source: Source) -> dict[str, Any]:
@@ -40,9 +40,7 @@ def source_config(config: QKViTConfig, kind: str) -> dict[str, Any]:
         "initializer_range": config.initializer_range,
         "model_type": "clip_vision_model",
     }
-    if kind != "classification":
-        return tower
-    return {"model_type": "clip", "vision_config": tower, "id2label": dict(config.id2label)}
+    return whole_config(config, "clip", tower) if kind == "classification" else tower
 
 
 FAMILY = Family(

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...configuration.configuration_qkvit import QKViTConfig
 from .family import Family, Rule, Source, one, plain_fields, same, split
-from .vision_tower import LEFT_OUT, PREFIX, labels, square, tower_config, tower_rules
+from .vision_tower import LEFT_OUT, PREFIX, labels, square, tower_config, tower_rules, whole_config
 
 
 def head_rules() -> tuple[Rule, ...]:
@@ -49,9 +49,7 @@ def source_config(config: QKViTConfig, kind: str) -> dict[str, Any]:
         "vision_use_head": config.pooling == "attention",
         "model_type": "siglip_vision_model",
     }
-    if kind != "classification":
-        return tower
-    return {"model_type": "siglip", "vision_config": tower, "id2label": dict(config.id2label)}
+    return whole_config(config, "siglip", tower) if kind == "classification" else tower
 
 
 FAMILY = Family(

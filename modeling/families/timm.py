@@ -207,7 +207,8 @@ def _labels(source: Source) -> dict[str, Any]:
     if isinstance(names, list):
         names = dict(enumerate(names))
     if isinstance(names, dict) and len(names) == count:
-        return {"id2label": {int(index): str(label) for index, label in names.items()}}
+        labels = {int(index): str(label) for index, label in names.items()}
+        return {"id2label": labels, "label2id": {label: index for index, label in labels.items()}}
     return {"num_labels": count}
 
 

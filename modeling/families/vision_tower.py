@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...configuration.configuration_qkvit import QKViTConfig
-from .family import Rule, Source, conv_patches, one, same
+from .family import Rule, Source, conv_patches, one, plain_fields, same
 
 PREFIX = "vision_model."
 
@@ -60,9 +60,16 @@ def labels(source: Source) -> dict[str, Any]:
     if not source.has("classifier.weight"):
         return {}
     names = source.config.get("id2label")
-    if names:
-        return {"id2label": {int(index): name for index, name in names.items()}}
-    return {"num_labels": source.shapes["classifier.weight"][0]}
+    if not names:
+        return {"num_labels": source.shapes["classifier.weight"][0]}
+    fields = plain_fields({"id2label": names})
+    return {name: fields[name] for name in ("id2label", "label2id") if name in fields}
+
+
+def whole_config(config: QKViTConfig, model_type: str, tower: dict[str, Any]) -> dict[str, Any]:
+    """The config of the whole model, with the tower's inside and the labels of a classifier."""
+    names = {"id2label": dict(config.id2label), "label2id": dict(config.label2id) if config.label2id else None}
+    return {"model_type": model_type, "vision_config": tower, **names}
 
 
 def square(config: QKViTConfig, family: str) -> dict[str, int]:

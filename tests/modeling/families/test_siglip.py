@@ -1,8 +1,10 @@
 """The vision tower of SigLIP: with and without its head, inside the whole model, and with a classifier."""
 
+import json
+
 import pytest
 import torch
-from harness import MLP, SIZE, Case, check_attention, check_every_tensor, check_outputs, check_round_trip
+from harness import MLP, SIZE, Case, check_attention, check_every_tensor, check_outputs, check_round_trip, images
 from tower_checks import TEXT, WHOLE, check_exported_loads, check_whole_model_round_trip, tower_outputs
 from transformers import (
     SiglipConfig,
@@ -18,7 +20,7 @@ from qkvit.modeling.conversion_export import export
 
 
 def tower(**options) -> SiglipVisionModel:
-    return SiglipVisionModel(SiglipVisionConfig(**SIZE, **MLP, **options))
+    return SiglipVisionModel(SiglipVisionConfig(**{**SIZE, **MLP, **options}))
 
 
 def whole(model_class, **options) -> torch.nn.Module:
@@ -100,6 +102,22 @@ def test_labels_come_along(tmp_path):
     assert isinstance(ours, QKViTForImageClassification)
     assert ours.config.id2label == names
     assert SiglipForImageClassification.from_pretrained(export(ours, tmp_path / "out")).config.id2label == names
+
+
+def test_pixels_that_fill_no_patch_are_passed_over(tmp_path):
+    """As google/siglip-so400m-patch14-384, whose patch does not divide its images."""
+    theirs = tower(image_size=18).eval()
+    theirs.save_pretrained(tmp_path / "source")
+    settings = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 18, "width": 18}}
+    (tmp_path / "source" / "preprocessor_config.json").write_text(json.dumps(settings))
+    ours = convert(tmp_path / "source")
+    assert ours.config.image_shape == (16, 16)
+    pixels = images(18, 18, torch.float32)
+    expected = theirs(pixels).pooler_output
+    torch.testing.assert_close(ours(pixels[..., :16, :16]).pooler_output, expected, rtol=1e-4, atol=1e-5)
+    ours.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "preprocessor_config.json").read_text())
+    assert saved["size"] == {"height": 16, "width": 16}
 
 
 def test_the_heads_queries_keys_and_values_are_the_three_parts_of_one_matrix():
