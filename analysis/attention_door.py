@@ -57,7 +57,7 @@ class Session:
         self.calls = dict.fromkeys(self.modules, 0)
         self._places: list[Any] = []
         for module in self.layers:
-            _backend_of(module)  # refuse now what could not be called later
+            _check_backend(module)  # refuse now what could not be called later
 
     def needs_maps(self, layer: int) -> bool:
         """Whether the layer must compute its product step by step."""
@@ -243,9 +243,9 @@ def _function(module: nn.Module, backend: str) -> Callable:
     return interface.get_interface(backend, default)
 
 
-def _backend_of(module: nn.Module) -> Callable:
-    name = module.config._attn_implementation or "eager"
-    return _function(module, name.removesuffix(_SUFFIX))
+def _check_backend(module: nn.Module) -> None:
+    config: Any = module.config
+    _function(module, (config._attn_implementation or "eager").removesuffix(_SUFFIX))
 
 
 # ---- putting the wrapper in and taking it out

@@ -70,12 +70,11 @@ def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
             " be recorded or edited: pass a model that uses it (ViT, DINOv2, CLIP, SigLIP, QKViT and most others do)"
         )
     modules = towers[_tower(model, list(towers))]
-    numbers = [getattr(module, "layer_idx", None) for module in modules]
+    numbers: list[Any] = [getattr(module, "layer_idx", None) for module in modules]
     if None in numbers or len(set(numbers)) < len(numbers):
         numbers = list(range(len(modules)))
-    return {
-        int(number): module for number, module in sorted(zip(numbers, modules, strict=True), key=lambda pair: pair[0])
-    }
+    numbered = dict(zip(numbers, modules, strict=True))
+    return {layer: numbered[layer] for layer in sorted(numbered)}
 
 
 def calls_interface(module: nn.Module) -> bool:
@@ -118,7 +117,7 @@ def chosen(asked: Any, layers: dict[int, Any], what: str = "layers") -> list[int
     if isinstance(asked, slice):
         several = numbers[asked]
     else:
-        several = list(asked) if isinstance(asked, Iterable) and getattr(asked, "ndim", 1) else [asked]
+        several = list(asked) if isinstance(asked, Iterable) and getattr(asked, "ndim", None) != 0 else [asked]
     found = []
     for layer in several:
         try:
