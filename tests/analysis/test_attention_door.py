@@ -252,6 +252,15 @@ def test_in_two_processes_each_sees_its_own_images(tmp_path):
 # ---- ways to run a model
 
 
+def test_in_inference_mode_tensors_are_recorded_and_edited(tiny_model, pixels):
+    model = tiny_model(QKViTModel)
+    with torch.no_grad(), record(model, tensors=TENSORS) as plain, intervene(model, EDITS):
+        expected = model(pixels).last_hidden_state
+    with torch.inference_mode(), record(model, tensors=TENSORS) as recording, intervene(model, EDITS):
+        assert torch.equal(model(pixels).last_hidden_state, expected)
+    assert torch.equal(recording[2].attention, plain[2].attention)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_under_autocast_the_output_is_the_same_and_the_record_that_of_the_computation(tiny_model, pixels, dtype):
     model = tiny_model(position_embedding="rope2d", qk_norm=True)
@@ -320,6 +329,20 @@ def test_checkpointing_that_is_enabled_inside_does_not_record_twice(tiny_model, 
         model.gradient_checkpointing_enable()
         model(pixels).logits.sum().backward()
         assert len(recording.calls[1]) == 1
+
+
+def test_checkpointing_that_is_enabled_inside_computes_the_same_edits_again(tiny_model, pixels):
+    model = tiny_model().train()
+    found = []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        with intervene(model, EDITS):
+            if checkpointing:
+                model.gradient_checkpointing_enable()
+            model(pixels).logits.square().sum().backward()
+        found.append(gradients(model))
+    for gradient, other in zip(*found, strict=True):
+        torch.testing.assert_close(gradient, other)
 
 
 def test_a_recomputation_that_an_edit_cannot_reach_raises(tiny_model, pixels, raises_sentence):
