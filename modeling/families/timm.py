@@ -281,8 +281,9 @@ def source_config(config: QKViTConfig, kind: str) -> dict[str, Any]:
             **pretrained_cfg(getattr(config, "image_processor_settings", None)),
         },
     }
-    if kind == "classification":
-        written["label_names"] = [config.id2label[index] for index in range(labels)]
+    names = [config.id2label[index] for index in range(labels)]
+    if names != [f"LABEL_{index}" for index in range(labels)]:
+        written["label_names"] = names
     return written
 
 

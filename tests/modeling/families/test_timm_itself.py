@@ -15,7 +15,8 @@ from qkvit.modeling.families.timm import FAMILY
 try:
     import timm
 except Exception as error:  # it needs torchvision, which fails to load in more ways than by an ImportError
-    pytest.skip(f"timm cannot be imported ({type(error).__name__})", allow_module_level=True)
+    timm = None
+    pytestmark = pytest.mark.skip(f"timm cannot be imported ({type(error).__name__})")
 
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
 ARCHITECTURES = {
