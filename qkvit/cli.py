@@ -14,6 +14,8 @@ import typer
 from .cli_convert import convert
 from .cli_evaluate import evaluate
 from .cli_quickstart import quickstart
+from .cli_statistics import statistics
+from .cli_train import train
 from .errors import UserError
 from .version import __version__
 
@@ -31,8 +33,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(quickstart)
+app.command()(train)
 app.command()(convert)
 app.command()(evaluate)
+app.command()(statistics)
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,0 +1,134 @@
+"""A recipe that takes a second: two layers of width 16 on a few digits."""
+
+import copy
+import functools
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qkvit.modeling import shipping
+from qkvit.training import train
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"source": "digits", "images": 100},
+    "model": {
+        "config": {
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 8,
+            "patch_size": 2,
+            "initializer_range": 0.1,
+        }
+    },
+    "arguments": {
+        "max_steps": 9,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-3,
+        "eval_strategy": "no",
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "logging_steps": 1,
+        "seed": 5,
+    },
+}
+
+# Everything that is drawn at random or carried from step to step.
+BUSY: dict[str, Any] = {
+    "model": {"config": {"hidden_dropout_prob": 0.1, "drop_path_rate": 0.2}},
+    "augmentation": {
+        "crop": "resized",
+        "crop_scale": [0.5, 1.0],
+        "flip": 0.5,
+        "brightness": 0.2,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "randaugment_operations": 1,
+        "erasing": 0.25,
+        "erasing_fill": "noise",
+    },
+    "optimisation": {"average_decay": 0.9, "warmup_epochs": 0.5, "layer_decay": 0.8},
+    "arguments": {"gradient_accumulation_steps": 2, "lr_scheduler_type": "cosine"},
+}
+
+
+def merged(*parts: dict[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for part in parts:
+        for name, value in copy.deepcopy(part).items():
+            both = isinstance(value, dict) and isinstance(result.get(name), dict)
+            result[name] = merged(result[name], value) if both else value
+    return result
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _read_sources_once():
+    """Saving a model reads its code; in tests that save many, once is enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shipping, "flat_sources", functools.cache(shipping.flat_sources))
+        yield
+
+
+@pytest.fixture(scope="session")
+def _warm(tmp_path_factory):
+    """What a run imports, imported before processes are forked."""
+    pytest.importorskip("sklearn")
+    train(merged(TINY, {"arguments": {"output_dir": str(tmp_path_factory.mktemp("warm") / "run"), "max_steps": 1}}))
+
+
+@pytest.fixture
+def tiny() -> Callable[..., dict[str, Any]]:
+    """`tiny({"arguments": {...}}, ...)`: the recipe with these parts laid over it."""
+    pytest.importorskip("sklearn")
+    return lambda *parts: merged(TINY, *parts)
+
+
+@pytest.fixture
+def busy() -> dict[str, Any]:
+    return copy.deepcopy(BUSY)
+
+
+@pytest.fixture
+def in_a_child(_warm) -> Callable[..., int]:
+    """`in_a_child(function)`: the exit status of a process that runs it, or minus the signal that ended it; no import is paid twice."""
+
+    def run(function: Callable[[], Any]) -> int:
+        sys.stdout.flush()
+        child = os.fork()
+        if not child:
+            status = 70
+            try:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                torch.set_num_threads(1)
+                function()
+                status = 0
+            except SystemExit as leaving:
+                status = int(leaving.code or 0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status)
+
+    return run
+
+
+@pytest.fixture
+def weights() -> Callable[[Path], bytes]:
+    """The bytes of the trained and the averaged weights in a run's folder."""
+
+    def read(folder: Path) -> bytes:
+        return b"".join(
+            path.read_bytes() for path in sorted(folder.glob("**/model.safetensors")) if "checkpoint" not in str(path)
+        )
+
+    return read

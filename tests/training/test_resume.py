@@ -1,0 +1,196 @@
+"""A run that is stopped anywhere ends as if it had not been: every weight is the same to the bit."""
+
+import json
+import os
+import random
+import signal
+
+import pytest
+import torch
+
+from qkvit.training import TrainingRefusedError, checkpoints, train, trainer
+from qkvit.training.weight_average import WeightAverage
+
+
+def kill_at_step(step):
+    """End this process without notice when `step` is done."""
+    update = WeightAverage.on_step_end
+
+    def on_step_end(self, args, state, control, **kwargs):
+        update(self, args, state, control, **kwargs)
+        if state.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    WeightAverage.on_step_end = on_step_end
+
+
+def kill_while_saving(name, step):
+    """End this process in the middle of saving: before the hashes are written, or before the folder is renamed."""
+    original = getattr(trainer, name)
+
+    def dies(folder, *arguments):
+        if folder.name == f"checkpoint-{step}":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(folder, *arguments)
+
+    setattr(trainer, name, dies)
+
+
+@pytest.fixture
+def recipe(tiny, busy, tmp_path):
+    return lambda folder, *parts: tiny(busy, *parts, {"arguments": {"output_dir": str(tmp_path / folder)}})
+
+
+def resumed_after(in_a_child, recipe, dies):
+    """Start a run that `dies` ends, and go on with it."""
+
+    def first():
+        dies()
+        train(recipe)
+
+    assert in_a_child(first) == -signal.SIGKILL
+    assert in_a_child(lambda: train(recipe, resume=True)) == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_ends_with_the_same_bits(recipe, in_a_child, weights, tmp_path, workers):
+    loading = {"arguments": {"dataloader_num_workers": workers}}
+    assert in_a_child(lambda: train(recipe("whole"))) == 0
+    steps = random.Random(workers).sample(range(1, 9), 2)
+    for step in steps:
+        folder = f"killed-{step}"
+        resumed_after(in_a_child, recipe(folder, loading), lambda step=step: kill_at_step(step))
+        assert weights(tmp_path / folder) == weights(tmp_path / "whole"), f"killed after step {step}"
+
+
+@pytest.mark.parametrize("moment", ["seal", "publish"])
+def test_a_run_that_is_killed_while_saving_ends_with_the_same_bits(recipe, in_a_child, weights, tmp_path, moment):
+    assert in_a_child(lambda: train(recipe("whole"))) == 0
+    resumed_after(in_a_child, recipe("killed"), lambda: kill_while_saving(moment, 4))
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    assert not (tmp_path / "killed" / checkpoints.ASIDE).exists()
+
+
+def test_sigterm_saves_and_leaves(recipe, in_a_child, weights, tmp_path):
+    def first():
+        update = WeightAverage.on_step_end
+
+        def on_step_end(self, args, state, control, **kwargs):
+            update(self, args, state, control, **kwargs)
+            if state.global_step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        WeightAverage.on_step_end = on_step_end
+        try:
+            train(recipe("stopped"))
+        except RuntimeError as error:
+            raise SystemExit(error.code) from error
+
+    assert in_a_child(first) == 143
+    assert checkpoints.newest_whole(tmp_path / "stopped")[0] is not None
+    assert in_a_child(lambda: train(recipe("stopped"), resume=True)) == 0
+    assert in_a_child(lambda: train(recipe("whole"))) == 0
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+
+
+def damaged(folder):
+    file = folder / "optimizer.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [damaged, lambda folder: (folder / "scheduler.pt").unlink()])
+def test_a_damaged_checkpoint_is_passed_over(tiny, tmp_path, weights, capsys, damage):
+    def recipe(folder):
+        return tiny({"arguments": {"output_dir": str(tmp_path / folder), "save_total_limit": 10}})
+
+    train(recipe("whole"))
+    train(recipe("run"))
+    (tmp_path / "run" / "metrics.json").unlink()
+    newest, _ = checkpoints.newest_whole(tmp_path / "run")
+    damage(newest)
+    train(recipe("run"), resume=True)
+    assert f"{newest.name} is not whole" in capsys.readouterr().err
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+class TestChanges:
+    @pytest.fixture
+    def run(self, tiny, tmp_path):
+        recipe = tiny({"arguments": {"output_dir": str(tmp_path / "run")}})
+        train(recipe)
+        (tmp_path / "run" / "metrics.json").unlink()
+        return recipe
+
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            (["learning_rate=2e-3"], ["arguments.learning_rate was 0.001", "0.002 now"]),
+            (["seed=6"], ["arguments.seed"]),
+            (["flip=0.5"], ["augmentation.flip"]),
+            (["images=90"], ["data.images", "--allow"]),
+        ],
+    )
+    def test_a_changed_recipe_is_refused(self, run, raises_sentence, settings, words):
+        with raises_sentence(TrainingRefusedError, *words):
+            train(run, settings, resume=True)
+
+    def test_a_changed_recipe_is_accepted_by_name_and_said(self, run, capsys):
+        train(run, ["max_steps=11"], resume=True, allow=["max_steps"])
+        assert "arguments.max_steps: 9 before, 11 now" in capsys.readouterr().out
+
+    def test_what_weights_do_not_depend_on_may_change(self, run):
+        assert train(run, ["logging_steps=3", "dataloader_num_workers=1"], resume=True)["steps"] == 9
+
+    def test_other_images_are_refused(self, run, raises_sentence, tmp_path):
+        record = tmp_path / "run" / "run.json"
+        content = json.loads(record.read_text())
+        content["data"]["train"] = "99 images, 0123456789abcdef"
+        record.write_text(json.dumps(content))
+        with raises_sentence(TrainingRefusedError, "data (train)", "--allow data"):
+            train(run, resume=True)
+
+    def test_another_number_of_processes_is_refused(self, run, raises_sentence, tmp_path):
+        record = tmp_path / "run" / "run.json"
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"processes": 4}))
+        with raises_sentence(TrainingRefusedError, "processes was 4"):
+            train(run, resume=True)
+
+
+def test_a_folder_in_use_is_refused(tiny, tmp_path, raises_sentence):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("dear")
+    with raises_sentence(TrainingRefusedError, "holds other things"):
+        train(tiny({"arguments": {"output_dir": str(tmp_path / "mine")}}))
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "dear"
+
+
+def test_a_finished_run_is_not_trained_on(tiny, tmp_path, capsys):
+    recipe = tiny({"arguments": {"output_dir": str(tmp_path / "run")}})
+    metrics = train(recipe)
+    assert train(recipe, resume=True) == metrics
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_resuming_where_nothing_is_starts(tiny, tmp_path):
+    recipe = tiny({"arguments": {"output_dir": str(tmp_path / "new")}})
+    assert train(recipe, resume=True)["steps"] == 9
+
+
+def test_the_weights_of_another_family_are_loaded_whole(tiny, tmp_path, weights):
+    """transformers' own ViT: its Trainer leaves the encoder unloaded."""
+    config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    vit = {"type": "vit", "config": config | {"image_size": 8, "patch_size": 2}}
+
+    def recipe(folder):
+        made = tiny({"arguments": {"output_dir": str(tmp_path / folder)}})
+        return made | {"model": vit}
+
+    train(recipe("whole"))
+    train(recipe("run"))
+    for name in ("metrics.json", "model.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    torch.manual_seed(99)
+    train(recipe("run"), resume=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")

@@ -1,0 +1,114 @@
+"""Operations on batches of images in [0, 1], each image with a strength of its own: plain torch, on any device.
+
+Shapes: B images (B, 3, height, width); strengths (B,).
+"""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's conversion to grey
+
+
+def grey(images: torch.Tensor) -> torch.Tensor:
+    """Luminance, (B, 1, height, width).
+
+    Example:
+
+    ```python
+    >>> grey(torch.ones(1, 3, 2, 2)).flatten()
+    tensor([1., 1., 1., 1.])
+
+    ```
+    """
+    weights = images.new_tensor(_LUMA).view(1, 3, 1, 1)
+    return (images * weights).sum(1, keepdim=True)
+
+
+def blend(one: torch.Tensor, other: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """`share` of `one` and the rest of `other`, kept in [0, 1]; a share above 1 goes beyond `one`."""
+    share = share.view(-1, 1, 1, 1)
+    return (share * one + (1 - share) * other).clamp(0, 1)
+
+
+def brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """0 is black, 1 leaves the image as it is."""
+    return blend(images, torch.zeros_like(images), factor)
+
+
+def contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """0 is the mean grey, 1 leaves the image as it is."""
+    return blend(images, grey(images).mean((2, 3), keepdim=True), factor)
+
+
+def saturation(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """0 is grey, 1 leaves the image as it is."""
+    return blend(images, grey(images), factor)
+
+
+def sharpness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """0 is smoothed, 1 leaves the image as it is; the border stays."""
+    kernel = images.new_tensor([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]]).div(13).expand(3, 1, 3, 3)
+    smooth = images.clone()
+    smooth[..., 1:-1, 1:-1] = F.conv2d(images, kernel, groups=3)
+    return blend(images, smooth, factor)
+
+
+def solarise(images: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """Invert what is not darker than the threshold."""
+    return torch.where(images >= threshold.view(-1, 1, 1, 1), 1 - images, images)
+
+
+def posterise(images: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """Keep that many bits of eight of each colour."""
+    step = (2 ** (8 - bits.round())).view(-1, 1, 1, 1)
+    return ((images * 255).round() / step).floor() * step / 255
+
+
+def auto_contrast(images: torch.Tensor) -> torch.Tensor:
+    """Stretch each channel to [0, 1]; a channel of one value stays."""
+    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+    return torch.where(high > low, (images - low) / (high - low).clamp(min=1e-6), images)
+
+
+def equalise(images: torch.Tensor) -> torch.Tensor:
+    """Replace each of 256 levels by its rank among the pixels of its channel."""
+    levels = (images * 255).round().long().flatten(2)  # (B, 3, pixels)
+    counts = torch.zeros(*levels.shape[:2], 256, device=images.device).scatter_add_(
+        2, levels, torch.ones_like(levels, dtype=torch.float32)
+    )
+    below = counts.cumsum(2)
+    lowest = torch.where(counts > 0, below, below[..., -1:]).amin(2, keepdim=True)
+    spread = below[..., -1:] - lowest
+    ranks = torch.where(
+        spread > 0, (below - lowest) / spread.clamp(min=1), torch.arange(256, device=images.device) / 255
+    )
+    return ranks.clamp(0, 1).gather(2, levels).view_as(images).to(images.dtype)
+
+
+def blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Gaussian blur of sigma pixels, up to 2; the border is reflected."""
+    reach = min(6, images.shape[-1] - 1, images.shape[-2] - 1)
+    offsets = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
+    kernel = (-0.5 * (offsets / sigma.view(-1, 1)) ** 2).exp()
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(3, 0)  # (3 B, taps)
+    flat = F.pad(images.flatten(0, 1).unsqueeze(0), (reach,) * 4, mode="reflect")
+    flat = F.conv2d(flat, kernel[:, None, :, None], groups=len(kernel))
+    return F.conv2d(flat, kernel[:, None, None, :], groups=len(kernel)).view_as(images)
+
+
+def affine(
+    images: torch.Tensor, degrees: torch.Tensor, shear: torch.Tensor, shift: torch.Tensor, fill: float = 0.5
+) -> torch.Tensor:
+    """Rotate, shear (B, 2) and shift (B, 2: shares of width and height) about the centre; outside is `fill`."""
+    height, width = images.shape[-2:]
+    angle = degrees * (math.pi / 180)
+    cosine, sine = angle.cos(), angle.sin()
+    aspect = height / width  # coordinates span [-1, 1] along both sides: a rotation must know which is longer
+    rotation = torch.stack([cosine, -sine * aspect, sine / aspect, cosine], dim=1).view(-1, 2, 2)
+    one = torch.ones_like(angle)
+    sheared = torch.stack([one, shear[:, 0] * aspect, shear[:, 1] / aspect, one], dim=1).view(-1, 2, 2)
+    maps = torch.cat([rotation @ sheared, 2 * shift.unsqueeze(2)], dim=2)
+    places = F.affine_grid(maps, list(images.shape), align_corners=False)
+    return F.grid_sample(images - fill, places, padding_mode="zeros", align_corners=False) + fill

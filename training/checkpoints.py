@@ -1,0 +1,105 @@
+"""Checkpoints that are whole or are not there: written aside, sealed with hashes, then renamed."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SEAL = "whole.json"
+ASIDE = ".unfinished"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def seal(folder: Path, facts: dict[str, Any]) -> None:
+    """Write the hash of every file of a checkpoint, and force all of it onto the disk."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    hashes = {path.relative_to(folder).as_posix(): _hash(path) for path in files}
+    text = json.dumps({"files": hashes, **facts}, indent=2)
+    (folder / SEAL).write_text(f"{text}\n", encoding="utf-8")
+    for path in [*files, folder / SEAL]:
+        _sync(path)
+    for inner in {path.parent for path in files} | {folder}:
+        _sync(inner)
+
+
+def publish(aside: Path, place: Path) -> None:
+    """Rename a sealed checkpoint to its place."""
+    if place.exists():  # a broken one of the same step: the newest whole one is older
+        shutil.rmtree(place)
+    aside.rename(place)
+    _sync(place.parent)
+
+
+def sealed_facts(folder: Path) -> dict[str, Any] | None:
+    """What `seal` wrote if the checkpoint is whole: every file is there with its hash. Otherwise None."""
+    try:
+        facts = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        whole = all(_hash(folder / name) == known for name, known in facts["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return facts if whole else None
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """All folders of checkpoints, the newest first, whole or not."""
+    found = [(int(named[1]), path) for path in output.glob("checkpoint-*") if (named := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def newest_whole(output: Path) -> tuple[Path | None, list[Path]]:
+    """The newest whole checkpoint, and the newer ones that are not whole.
+
+    Example:
+
+    ```python
+    >>> Path("run/checkpoint-3").mkdir(parents=True)
+    >>> _ = Path("run/checkpoint-3/model.bin").write_text("weights")
+    >>> seal(Path("run/checkpoint-3"), {})
+    >>> Path("run/checkpoint-4").mkdir()
+    >>> found, broken = newest_whole(Path("run"))
+    >>> found.name, [each.name for each in broken]
+    ('checkpoint-3', ['checkpoint-4'])
+
+    ```
+    """
+    broken = []
+    for path in checkpoints(output):
+        if sealed_facts(path) is not None:
+            return path, broken
+        broken.append(path)
+    return None, broken
+
+
+def tensor_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """A hash of names, shapes, types and every bit of tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow_hash(file)
+
+
+def _slow_hash(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

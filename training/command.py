@@ -1,0 +1,54 @@
+"""The command `python -m qkvit.training.train`, for launchers that start several processes."""
+
+import argparse
+import sys
+import time
+from typing import NoReturn
+
+from .errors import TrainingRefusedError, TrainingStoppedError
+from .world import rank
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        leave(f"{message}; see --help", 2)
+
+
+def parser() -> argparse.ArgumentParser:
+    """What can be said on the command line."""
+    made = _Parser(prog="python -m qkvit.training.train", description="Train a model as a recipe says.")
+    made.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
+    made.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="any field")
+    made.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")
+    made.add_argument("--dry-run", action="store_true", help="only plan")
+    made.add_argument("--allow", action="append", default=[], metavar="FIELD", help="may differ from the resumed run")
+    return made
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run and exit: 0 success, 2 a request that cannot be met, 1 a loss that is not finite, 143 stopped by SIGTERM."""
+    options = parser().parse_args(arguments)
+    from .train import train
+
+    try:
+        train(
+            options.recipe,
+            options.settings,
+            resume=options.resume,
+            dry_run=options.dry_run,
+            allow=options.allow,
+        )
+    except TrainingRefusedError as error:
+        leave(str(error), 2)
+    except TrainingStoppedError as error:
+        leave(str(error), getattr(error, "code", 1), always=True)
+    sys.exit(0)
+
+
+def leave(message: str, code: int, *, always: bool = False) -> NoReturn:
+    """Exit with one sentence. All processes refuse the same: the first one says it, and the others let it."""
+    if rank() == 0 or always:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(2)
+    sys.exit(code)

@@ -1,0 +1,95 @@
+"""What a model costs: operations an image, and memory. One image is run; the model and its weights stay as they are."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def forward_flops(model: nn.Module, size: tuple[int, int]) -> int:
+    """Floating-point operations of the matrix products of one image's forward pass, attention included; a
+    multiplication and an addition are two.
+
+    Args:
+        size: (height, width).
+
+    Example:
+
+    ```python
+    >>> from qkvit import QKViTConfig, QKViTForImageClassification
+    >>> config = QKViTConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32, num_labels=10)
+    >>> layer = 2 * 5 * (4 * 64 * 64 + 2 * 64 * 256) + 4 * 5 * 5 * 64  # 5 tokens: projections, MLP, attention
+    >>> forward_flops(QKViTForImageClassification(config), (32, 32)) == 2 * layer + 2 * 4 * 768 * 64 + 2 * 64 * 10
+    True
+
+    ```
+    """
+    # torch counts every product of "eager" attention, but not those of all fused kernels.
+    config: Any = model.config
+    implementation = config._attn_implementation
+    config._attn_implementation = "eager"
+    try:
+        with _mode(model, training=False), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(pixel_values=_image(model, size))
+    finally:
+        config._attn_implementation = implementation
+    return int(counter.get_total_flops())
+
+
+def activation_bytes(model: nn.Module, size: tuple[int, int]) -> int:
+    """Bytes that one image's forward pass keeps for the backward pass, weights not counted."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, Any] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # held, so that no other takes its place
+        return tensor
+
+    with _mode(model, training=True), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(pixel_values=_image(model, size))
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def memory_estimate(
+    model: nn.Module, size: tuple[int, int], batch_size: int, *, averaged: bool, moments: int = 2
+) -> dict[str, int]:
+    """Bytes in float32 on one process, by what they are for.
+
+    An estimate: the allocator's reserve, temporary memory of kernels and the data loader are not in it, and mixed
+    precision, compilation and activation checkpointing lower the part of the activations.
+
+    Args:
+        batch_size: Of a process.
+        averaged: Whether an average of the weights is kept.
+        moments: Numbers that the optimiser keeps for each trained weight.
+    """
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return {
+        "weights": 4 * total,
+        "gradients": 4 * trained,
+        "optimizer": 4 * moments * trained,
+        "average": 4 * total if averaged else 0,
+        "activations": batch_size * activation_bytes(model, size),
+    }
+
+
+@contextmanager
+def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    before = model.training
+    model.train(training)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        model.train(before)
+
+
+def _image(model: nn.Module, size: tuple[int, int]) -> torch.Tensor:
+    channels: Any = getattr(model.config, "num_channels", 3)
+    return torch.zeros(1, channels, *size, device=next(model.parameters()).device)

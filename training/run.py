@@ -1,0 +1,300 @@
+"""One run: everything between a recipe and the finished model in its folder."""
+
+import contextlib
+import dataclasses
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
+from transformers.utils import logging
+
+from .augmentation_pipeline import Augmenter
+from .batches import EvaluationImages, TrainingImages
+from .checkpoints import ASIDE
+from .errors import TrainingRefusedError, TrainingStoppedError
+from .models import build_model, build_processor, image_size
+from .parameter_groups import set_trainable
+from .plan import Plan, make_plan
+from .recipe import Recipe
+from .report import write_report
+from .run_folder import METRICS, check_new, check_resume, find_checkpoint, read_metrics, write_record
+from .sources import Splits, open_splits
+from .trainer import RecipeTrainer
+from .training_progress import TrainingProgress
+from .watch import StopOnRequest
+from .world import check_world, device_arguments
+
+# In the place of transformers' own; a recipe's `arguments` go before.
+DEFAULTS: dict[str, Any] = {
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "logging_steps": 10,
+    "report_to": "none",
+    "optim": "adamw_torch_fused",
+    "per_device_eval_batch_size": 64,
+    "ddp_find_unused_parameters": False,
+}
+
+
+def training_arguments(recipe: Recipe) -> TrainingArguments:
+    """transformers' arguments for a recipe; `TrainingRefusedError` where it does not accept them."""
+    values = {"output_dir": f"runs/{recipe.name}", **DEFAULTS, **recipe.arguments}
+    values |= device_arguments(values) | {"remove_unused_columns": False}
+    values.setdefault("disable_tqdm", True)
+    try:
+        with _quiet():
+            return TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise TrainingRefusedError(f"TrainingArguments does not accept the recipe: {reason.rstrip('.')}") from error
+
+
+class Run:
+    """A recipe and what it needs, made step by step.
+
+    Args:
+        recipe: Checked.
+        name: How the user called it, for the command in messages.
+    """
+
+    def __init__(self, recipe: Recipe, name: str | Path = "RECIPE.yaml") -> None:
+        self.recipe = recipe
+        self.name = str(name)
+        self.args = training_arguments(recipe)
+        self.output = Path(str(self.args.output_dir))
+
+    # ---- planning
+
+    def dry_run(self) -> dict[str, Any]:
+        """Print and return the plan; nothing is written, and the data need not be there."""
+        data = self.recipe.data
+        try:
+            splits = open_splits(data)
+            images, names = len(splits.train), splits.class_names
+        except TrainingRefusedError as error:
+            if data.known_images is None or data.known_classes is None:
+                raise
+            images, names = data.known_images, [str(index) for index in range(data.known_classes)]
+            self._say(f"{error}. Planned with what the recipe says of it.")
+        with _quiet():
+            start = None if self._is_new() else self.recipe.model.start
+            planned = dataclasses.replace(self.recipe, model=dataclasses.replace(self.recipe.model, start=start))
+            model = build_model(planned, names)
+        set_trainable(model, self.recipe.optimisation.trainable)
+        plan = self._plan(model, images, len(names))
+        asked, real = self.recipe.processes, self.args.world_size
+        if asked is not None and asked != real:
+            self._say(f"This recipe is for {asked} processes; {real} would be running.")
+        return dataclasses.asdict(plan)
+
+    def _is_new(self) -> bool:
+        return self.recipe.model.start is None or self.recipe.model.size is not None
+
+    def _plan(self, model: nn.Module, images: int, classes: int) -> Plan:
+        plan = make_plan(self.recipe, self.args, model, image_size(self.recipe.data, model.config), images, classes)
+        self._say("\n".join([f"{self.recipe.name}:", *(f"  {line}" for line in plan.lines())]))
+        if plan.steps_per_epoch < 1:
+            raise TrainingRefusedError(
+                f"{images} images do not fill a global batch of {plan.global_batch}; lower per_device_train_batch_size"
+            )
+        return plan
+
+    # ---- training
+
+    def train(self, *, resume: bool = False, allow: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Train, measure, save."""
+        check_world(self.recipe.processes, self.args.world_size, self.args.n_gpu, self.name)
+        fresh = not (resume and self.output.is_dir() and any(self.output.iterdir()))
+        if fresh and self.args.should_save:
+            check_new(self.output)
+        self._barrier()
+        splits = open_splits(self.recipe.data)
+        data, checkpoint = splits.fingerprint(), None
+        if not fresh:
+            for change in check_resume(self.output, self.recipe, data, self.args.world_size, allow):
+                self._say(f"Changed since the run began: {change}.")
+            finished = read_metrics(self.output)
+            if finished is not None:
+                self._say(f"The run in {self.output} is finished; there is nothing to go on with.")
+                return finished
+        with _quiet():
+            model, processor = self._model(splits)
+            plan = self._plan(model, len(splits.train), len(splits.class_names))
+            trainer, stop = self._trainer(model, processor, splits, plan)
+            self._barrier()
+            if self.args.should_save:
+                if not fresh:
+                    checkpoint = find_checkpoint(self.output)
+                write_record(self.output, self.recipe, data, self.args.world_size, dataclasses.asdict(plan))
+            checkpoint = self._agree(checkpoint)
+            start = time.perf_counter()
+            self._fit(trainer, checkpoint, plan)
+            if stop.stopped:
+                raise _TerminatedError(
+                    f"stopped by SIGTERM after step {trainer.state.global_step}, which is saved: go on with --resume"
+                )
+            return self._finish(trainer, splits, plan, time.perf_counter() - start)
+
+    def _model(self, splits: Splits) -> tuple[nn.Module, Any]:
+        set_seed(self.args.seed)
+        model = build_model(self.recipe, splits.class_names)
+        self._check_dropout(model)
+        set_trainable(model, self.recipe.optimisation.trainable)
+        return model, build_processor(self.recipe.data, model, self.recipe.model.start)
+
+    def _check_dropout(self, model: nn.Module) -> None:
+        if not self.recipe.optimisation.dropout_by_image:
+            return
+        config = model.config
+        if getattr(config, "attention_probs_dropout_prob", 0) and config._attn_implementation != "eager":
+            raise TrainingRefusedError(
+                "dropout_by_image does not reach dropout inside fused attention: set attention_probs_dropout_prob to 0"
+            )
+        args = self.args
+        if args.torch_compile or args.gradient_checkpointing or getattr(args, "activation_checkpointing", False):
+            raise TrainingRefusedError(
+                "dropout_by_image needs a pass as it is written: leave compilation and checkpointing out"
+            )
+
+    def _trainer(
+        self, model: nn.Module, processor: Any, splits: Splits, plan: Plan
+    ) -> tuple[RecipeTrainer, StopOnRequest]:
+        recipe, args = self.recipe, self.args
+        skip = recipe.data.on_bad_image == "skip"
+        stop, progress = StopOnRequest(), TrainingProgress()
+        trainer = RecipeTrainer(
+            model=model,
+            args=args,
+            optimisation=recipe.optimisation,
+            augmenter=Augmenter(
+                recipe.augmentation,
+                args.seed,
+                tuple(processor.image_mean),
+                tuple(processor.image_std),
+                len(splits.class_names),
+            ),
+            train_images=TrainingImages(splits.train, plan.size, recipe.augmentation, args.seed, skip),
+            validation_images=EvaluationImages(splits.validation, processor, skip),
+            repeats=recipe.data.repeats,
+            flops=plan.flops,
+            processor=processor,
+            callbacks=[stop, progress],
+        )
+        progress.trainer = trainer
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        return trainer, stop
+
+    def _fit(self, trainer: RecipeTrainer, checkpoint: Path | None, plan: Plan) -> None:
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            self._say(f"Going on after step {state.global_step} of {plan.steps}.")
+            if state.global_step >= plan.steps:  # it was stopped between its last step and its end
+                trainer._load_from_checkpoint(str(checkpoint))
+                trainer.state = state
+                return
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    def _finish(self, trainer: RecipeTrainer, splits: Splits, plan: Plan, seconds: float) -> dict[str, Any]:
+        metrics: dict[str, Any] = {}
+        images = trainer.eval_dataset
+        parts = {"validation": images}
+        if splits.test is not None:
+            parts["test"] = dataclasses.replace(images, split=splits.test)
+        for name, part in parts.items():
+            metrics[name] = _bare(trainer._measure(part, name), name)
+            if trainer.average is not None:
+                with trainer.average.applied():
+                    metrics[f"{name}, averaged weights"] = _bare(trainer._measure(part, name), name)
+        log = trainer.state.log_history
+        losses = [entry["loss"] for entry in log if "loss" in entry]
+        metrics |= {
+            "steps": trainer.state.global_step,
+            "parameters": plan.parameters,
+            "flops_forward_per_image": plan.flops,
+            "total_flops": trainer.state.total_flos,
+            "seconds_since_last_start": round(seconds, 1),
+            "images_per_second_since_last_start": round(trainer.images_seen * self.args.world_size / seconds, 1),
+            "last_training_loss": losses[-1] if losses else None,
+            "bad_images": dict(sorted(trainer.bad_images.items())),
+        }
+        if self.args.should_save:
+            self._save(trainer)
+            files = write_report(self.output, metrics, log)
+            self._tell(metrics, files)
+        self._barrier()
+        return metrics
+
+    def _save(self, trainer: RecipeTrainer) -> None:
+        """Write the model aside and move it into its place, the weights last."""
+        aside = self.output / ASIDE
+        shutil.rmtree(aside, ignore_errors=True)
+        _save_model(trainer, aside / "model")
+        if trainer.average is not None:
+            with trainer.average.applied():
+                _save_model(trainer, aside / "model" / "averaged")
+        for path in sorted((aside / "model").iterdir(), key=lambda path: path.suffix == ".safetensors"):
+            target = self.output / path.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            path.replace(target)
+        shutil.rmtree(aside)
+
+    def _tell(self, metrics: dict[str, Any], files: list[str]) -> None:
+        from .report import results_table
+
+        self._say(f"\n{results_table(metrics)}")
+        if metrics["bad_images"]:
+            self._say(f"{len(metrics['bad_images'])} images could not be used; they are listed in {METRICS}.")
+        self._say(f"In {self.output.absolute()}: the model, its code and image processor; {', '.join(files)}.")
+
+    # ---- between processes
+
+    def _barrier(self) -> None:
+        if self.args.world_size > 1:
+            torch.distributed.barrier()
+
+    def _agree(self, checkpoint: Path | None) -> Path | None:
+        if self.args.world_size > 1:
+            box = [checkpoint]
+            torch.distributed.broadcast_object_list(box, src=0)
+            return box[0]
+        return checkpoint
+
+    def _say(self, text: str) -> None:
+        if self.args.process_index == 0:
+            print(text, flush=True)
+
+
+class _TerminatedError(TrainingStoppedError):
+    code = 143
+
+
+def _save_model(trainer: RecipeTrainer, folder: Path) -> None:
+    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
+    trainer.processing_class.save_pretrained(folder)
+
+
+def _bare(measured: dict[str, float], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(f"{prefix}_"): value for name, value in measured.items()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+        sys.stderr.flush()

@@ -1,0 +1,178 @@
+"""The folder of a run: what it was asked for, with what it was made, and whether it may go on."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .checkpoints import ASIDE, checkpoints, newest_whole
+from .errors import TrainingRefusedError
+from .recipe import Recipe
+
+RECIPE, RECORD, METRICS = "recipe.yaml", "run.json", "metrics.json"
+
+# What may change when a run goes on, because the weights do not depend on it.
+HARMLESS = frozenset(
+    (
+        "name",
+        "about",
+        "data.known_images",
+        "data.known_classes",
+        *(
+            f"arguments.{name}"
+            for name in (
+                *("output_dir", "run_name", "project", "report_to", "disable_tqdm", "log_level", "log_level_replica"),
+                *("logging_strategy", "logging_steps", "logging_first_step", "save_strategy", "save_steps"),
+                *("save_total_limit", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
+                *("per_device_eval_batch_size", "dataloader_num_workers", "dataloader_pin_memory"),
+                *("dataloader_persistent_workers", "dataloader_prefetch_factor", "ddp_timeout"),
+            )
+        ),
+    )
+)
+
+
+def check_new(output: Path) -> None:
+    """Refuse a folder that holds a run, or other things."""
+    if output.is_dir() and any(output.iterdir()):
+        what = "a run" if (output / RECORD).is_file() else "other things"
+        raise TrainingRefusedError(
+            f"{output} holds {what} already; pass --resume to go on, or --set output_dir=ANOTHER"
+        )
+    if output.exists() and not output.is_dir():
+        raise TrainingRefusedError(f"{output} is a file; pass --set output_dir=ANOTHER")
+
+
+def write_record(output: Path, recipe: Recipe, data: dict[str, Any], world: int, plan: dict[str, Any]) -> None:
+    """The resolved recipe, versions, git state and command; a resumed run adds its start to the list."""
+    output.mkdir(parents=True, exist_ok=True)
+    record = read_record(output)
+    starts = record.get("starts", [])
+    starts.append({"command": command_line(), "date": datetime.now(timezone.utc).isoformat(timespec="seconds")})
+    content = {
+        "starts": starts,
+        "processes": world,
+        "data": data,
+        "plan": plan,
+        "versions": versions(),
+        "git": git_state(),
+        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
+    }
+    _write(output / RECORD, json.dumps(content, indent=2) + "\n")
+    _write(output / RECIPE, recipe.to_yaml())
+
+
+def read_record(output: Path) -> dict[str, Any]:
+    """What `write_record` wrote; empty where nothing is."""
+    try:
+        return json.loads((output / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def read_metrics(output: Path) -> dict[str, Any] | None:
+    """The results of a finished run; None where it is not finished."""
+    try:
+        return json.loads((output / METRICS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def check_resume(output: Path, recipe: Recipe, data: dict[str, Any], world: int, allowed: tuple[str, ...]) -> list[str]:
+    """What has changed since the run began, as sentences; refuse what is not allowed by name.
+
+    Args:
+        allowed: Names of fields (bare or dotted), "data" and "processes".
+    """
+    try:
+        before = yaml.safe_load((output / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise TrainingRefusedError(f"{output} holds no {RECIPE} to go on with; leave --resume out") from error
+    changes = {}
+    old, new = _flat(before), _flat(recipe.to_dict())
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name) and name not in HARMLESS:
+            changes[name] = (old.get(name), new.get(name))
+    record = read_record(output)
+    for part, value in data.items():
+        if record.get("data", {}).get(part) != value:
+            changes[f"data ({part})"] = (record.get("data", {}).get(part), value)
+    if record.get("processes") != world:
+        changes["processes"] = (record.get("processes"), world)
+    for name, (was, now) in changes.items():
+        bare = name.rpartition(".")[2]
+        names = {name, bare, name.partition(" (")[0]}
+        if not names & set(allowed):
+            shown = name.partition(" (")[0]
+            raise TrainingRefusedError(
+                f"{name} was {was!r} when the run began and is {now!r} now: make it the same, or pass --allow {shown}"
+            )
+    return [f"{name}: {was!r} before, {now!r} now" for name, (was, now) in changes.items()]
+
+
+def find_checkpoint(output: Path) -> Path | None:
+    """The newest whole checkpoint; what was being written when the run was stopped is removed."""
+    shutil.rmtree(output / ASIDE, ignore_errors=True)
+    found, broken = newest_whole(output)
+    for path in broken:
+        print(f"{path.name} is not whole and is passed over.", file=sys.stderr)
+    if found is None and checkpoints(output):
+        raise TrainingRefusedError(f"none of the checkpoints in {output} is whole; train anew in another output_dir")
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("qkvit", "torch", "transformers", "accelerate", "datasets", "numpy", "pillow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit and changed files of the working directory, or else of the checkout that qkvit runs from; None if neither
+    is a repository."""
+    for folder in (Path.cwd(), Path(__file__).parent):
+        try:
+            commit, changed = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain")
+        except (OSError, subprocess.SubprocessError):
+            continue
+        return {"commit": commit.strip(), "changed": changed.splitlines()[:100]}
+    return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+
+
+def command_line() -> str:
+    """What was typed."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

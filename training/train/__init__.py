@@ -1,0 +1,53 @@
+"""`train`: a recipe, from its file to a finished model. `python -m qkvit.training.train` does it on many processes."""
+
+from pathlib import Path
+from typing import Any
+
+from ..recipe import Recipe
+
+__all__ = ["train"]
+
+
+def train(
+    recipe: str | Path | dict[str, Any] | Recipe,
+    settings: list[str] | None = None,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    allow: tuple[str, ...] | list[str] = (),
+) -> dict[str, Any]:
+    """Train a model as a recipe says.
+
+    Args:
+        recipe: A YAML file, the name of a shipped recipe, what such a file holds, or a `Recipe`.
+        settings: "key=value" for any field of the recipe or of `TrainingArguments`.
+        resume: Go on from the newest whole checkpoint in the recipe's output_dir, to the bit.
+        dry_run: Only plan.
+        allow: Fields that may have changed since the run that is resumed began.
+
+    Returns:
+        What is in metrics.json: loss and accuracy by split; or the plan's numbers.
+
+    Raises:
+        TrainingRefusedError: something is wrong with the request; nothing has been written.
+        TrainingStoppedError: the loss is not finite, or SIGTERM came (a checkpoint has been saved).
+
+    Example:
+
+    ```python
+    >>> small = ["output_dir=run", "max_steps=2", "num_hidden_layers=1", "report_to=none"]
+    >>> metrics = train("digits", small)
+    >>> metrics["validation"]["images"]
+    360
+    >>> from transformers import AutoModelForImageClassification
+    >>> AutoModelForImageClassification.from_pretrained("run").config.num_labels
+    10
+
+    ```
+    """
+    from ..run import Run
+
+    run = Run(Recipe.load(recipe, settings), name=recipe if isinstance(recipe, (str, Path)) else "RECIPE.yaml")
+    if dry_run:
+        return run.dry_run()
+    return run.train(resume=resume, allow=tuple(allow))

@@ -1,0 +1,349 @@
+"""transformers' Trainer with exact batches, exact resume and honest numbers.
+
+What is drawn in a step follows from (seed, step, micro-batch) and the images' keys; nothing depends on what was drawn
+before. So a checkpoint holds weights, optimiser, schedule and average, and no random state.
+"""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
+
+from ..modeling.losses_qkvit import classification_loss
+from .augmentation_pipeline import Augmenter
+from .batches import EpochBatches, EvaluationImages, TrainingImages, as_it_is
+from .checkpoints import ASIDE, checkpoints, publish, seal, sealed_facts, tensor_digest
+from .counter_random import Purpose, seed_of
+from .dropout_by_image import DropoutByImage
+from .errors import TrainingRefusedError, TrainingStoppedError
+from .evaluation import evaluate
+from .lamb import Lamb
+from .parameter_groups import parameter_groups
+from .recipe import Optimisation
+from .watch import first_not_finite
+from .weight_average import WeightAverage
+
+
+class RecipeTrainer(Trainer):
+    """Trains a classifier as a recipe says.
+
+    Args:
+        model: Gives `logits` for `pixel_values`.
+        args: What transformers wants to know.
+        optimisation: What it does not.
+        augmenter: From bytes to pixels and targets.
+        train_images, validation_images: The data sets.
+        repeats: Repeated augmentation.
+        flops: Of a forward pass of one image.
+        processor: Saved with the model.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        args: TrainingArguments,
+        optimisation: Optimisation,
+        augmenter: Augmenter,
+        train_images: TrainingImages,
+        validation_images: EvaluationImages,
+        repeats: int = 1,
+        flops: int = 0,
+        processor: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        self.optimisation = optimisation
+        self.augmenter = augmenter
+        self.flops = flops
+        self.batches = EpochBatches(
+            len(train_images),
+            args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            rank=args.process_index,
+            world=args.world_size,
+            repeats=repeats,
+            seed=args.seed,
+        )
+        self.bad_images: dict[str, str] = {}
+        self.waited = 0.0  # seconds for data
+        self.images_seen = 0  # by this process since it started
+        self._folder: str | None = None
+        self._micro_batch = (-1, 0)  # step, number in it
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_images,
+            eval_dataset=validation_images,
+            data_collator=as_it_is,
+            processing_class=processor,
+            callbacks=[_Epochs(self), *(callbacks or [])],
+        )
+        self.average: WeightAverage | None = None
+        if optimisation.average_decay is not None:
+            self.average = WeightAverage(model, optimisation.average_decay)
+            self.add_callback(self.average)
+
+    # ---- data
+
+    def get_train_dataloader(self) -> DataLoader:
+        """One process's batches, not wrapped by accelerate: the sampler knows about processes."""
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self.batches,
+            collate_fn=as_it_is,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+        )
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; the time that is waited is counted."""
+        start = time.perf_counter()
+        try:
+            return super().get_batch_samples(*args, **kwargs)
+        finally:
+            self.waited += time.perf_counter() - start
+
+    # ---- a step
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Augment, run the model, and stop where the loss is not finite."""
+        for name, reason in inputs.get("bad", ()):
+            self.bad_images.setdefault(name, reason)
+        seed = self._seed_step()
+        keys = inputs["keys"]
+        pixels, targets = self.augmenter(inputs["images"], inputs["labels"], keys)
+        outputs = self._forward(model, pixels, keys)
+        loss = classification_loss(outputs.logits, targets, LossSettings(self.model.config))
+        if not torch.isfinite(loss.detach()):
+            self._stop_not_finite(float(loss.detach()), pixels, keys, seed)
+        self.images_seen += len(keys)
+        return (loss, outputs) if return_outputs else loss
+
+    def _seed_step(self) -> int:
+        """Seed dropout for this micro-batch, so that it does not depend on what happened before."""
+        step = self.state.global_step
+        number = self._micro_batch[1] + 1 if self._micro_batch[0] == step else 0
+        self._micro_batch = (step, number)
+        seed = seed_of(self.args.seed, Purpose.STEP, step, number, self.args.process_index)
+        torch.manual_seed(seed)
+        return seed
+
+    def _forward(self, model: nn.Module, pixels: torch.Tensor, keys: torch.Tensor) -> Any:
+        if not self.optimisation.dropout_by_image:
+            return model(pixel_values=pixels)
+        with DropoutByImage(self.args.seed, keys):
+            return model(pixel_values=pixels)
+
+    def _stop_not_finite(self, loss: float, pixels: torch.Tensor, keys: torch.Tensor, seed: int) -> None:
+        torch.manual_seed(seed)
+        place = first_not_finite(self.model, pixels)
+        raise TrainingStoppedError(
+            f"the loss is {loss} in step {self.state.global_step + 1}, first in {place}, with the images"
+            f" {keys[:, 1].tolist()} of the training split: lower learning_rate, raise the warm-up or clip gradients"
+            " (max_grad_norm), and look at the images"
+        )
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Forward and backward pass, the latter taken as twice the former: less is done where layers are frozen."""
+        return 3 * self.flops * len(inputs["keys"])
+
+    # ---- optimisation
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Groups by role and layer, for any optimiser class of transformers."""
+        if self.optimizer is None:
+            args = self.args
+            groups = parameter_groups(model or self.model, self.optimisation, args.learning_rate, args.weight_decay)
+            for group in groups:
+                group.pop("names")
+            if self.optimisation.optimizer == "lamb":
+                betas = (args.adam_beta1, args.adam_beta2)
+                self.optimizer = Lamb(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon)
+            else:
+                kind, options = self.get_optimizer_cls_and_kwargs(args, model or self.model)
+                if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+                    raise TrainingRefusedError(
+                        f"optim={args.optim} makes groups of its own; choose adamw_torch_fused, say"
+                    )
+                self.optimizer = kind(groups, **options)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """transformers' schedules, with warm-up and cool-down also in epochs."""
+        if self.lr_scheduler is None:
+            warmup, options = schedule_steps(self.args, self.optimisation, num_training_steps, self.batches.steps)
+            self.lr_scheduler = get_scheduler(
+                self.args.lr_scheduler_type,
+                optimizer=optimizer or self.optimizer,
+                num_warmup_steps=warmup,
+                num_training_steps=num_training_steps,
+                scheduler_specific_kwargs=options,
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # ---- evaluation
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss and accuracy, every image once; of the averaged weights too where they are kept."""
+        images = self.eval_dataset if eval_dataset is None else eval_dataset
+        metrics = self._measure(images, metric_key_prefix)
+        if self.average is not None:
+            with self.average.applied():
+                metrics |= self._measure(images, f"{metric_key_prefix}_average")
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _measure(self, images: Any, prefix: str) -> dict[str, float]:
+        measured = evaluate(
+            self.model,
+            images,
+            batch_size=self.args.per_device_eval_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            device=self.args.device,
+            rank=self.args.process_index,
+            world=self.args.world_size,
+            autocast=self.accelerator.autocast,
+        )
+        return {f"{prefix}_{name}": value for name, value in measured.items()}
+
+    # ---- checkpoints
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._folder or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write aside, seal, rename; then remove what is over `save_total_limit`."""
+        output, step = Path(self.args.output_dir), self.state.global_step
+        aside = output / ASIDE
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)
+        self._barrier()
+        self._folder = str(aside)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._folder = None
+        self._barrier()
+        part = aside / f"checkpoint-{step}"
+        if self.args.should_save:
+            self._name_best(part, output)
+            (part / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says it in plain text
+            if self.average is not None:
+                self.average.save(part)
+            seal(part, {"step": step, "weights": tensor_digest(self.model.state_dict().items())})
+            publish(part, output / f"checkpoint-{step}")
+            aside.rmdir()
+            self._remove_old(output)
+        self._barrier()
+
+    def _name_best(self, part: Path, output: Path) -> None:
+        if self.state.best_global_step:
+            best = output / f"checkpoint-{self.state.best_global_step}"
+            if best.is_dir() or self.state.best_global_step == self.state.global_step:
+                self.state.best_model_checkpoint = str(best)
+                self.state.save_to_json(str(part / "trainer_state.json"))
+
+    def _remove_old(self, output: Path) -> None:
+        limit = self.args.save_total_limit
+        if limit is None or limit <= 0:
+            return
+        best = self.state.best_model_checkpoint
+        found = checkpoints(output)
+        kept = [found[0], *[path for path in found[1:] if str(path) == best]]
+        kept += [path for path in found[1:] if path not in kept][: max(limit - len(kept), 0)]
+        for path in found:
+            if path not in kept:
+                (path / "whole.json").unlink(missing_ok=True)  # stopped here, it must not pass for whole
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        pass  # each step seeds itself
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        pass
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load the weights, and check that they are those that were saved, to the bit."""
+        folder = Path(resume_from_checkpoint)
+        facts = sealed_facts(folder)
+        if facts is None:
+            raise TrainingRefusedError(
+                f"{folder} is not whole: a file is missing or damaged; remove it and resume again"
+            )
+        load_weights(self.model, folder)
+        if tensor_digest(self.model.state_dict().items()) != facts["weights"]:
+            raise TrainingRefusedError(f"the weights loaded from {folder} are not those that were saved; report this")
+        if self.average is not None:
+            self.average.load(folder)
+
+    def _load_best_model(self) -> None:
+        load_weights(self.model, Path(str(self.state.best_model_checkpoint)))
+
+    def _barrier(self) -> None:
+        if self.args.world_size > 1:
+            torch.distributed.barrier()
+
+
+class LossSettings:
+    """What `classification_loss` asks of a configuration, for models of other families too."""
+
+    def __init__(self, config: Any) -> None:
+        self.problem_type = getattr(config, "problem_type", None)
+        self.classification_loss = getattr(config, "classification_loss", "cross_entropy")
+        self.label_smoothing = getattr(config, "label_smoothing", 0.0)
+
+
+class _Epochs(TrainerCallback):
+    """Tells the sampler which epoch it is, also after a resume."""
+
+    def __init__(self, trainer: RecipeTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.next = state.global_step // self.trainer.batches.steps
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.batches.set_epoch(self.next)
+        self.next += 1
+
+
+def schedule_steps(
+    args: TrainingArguments, optimisation: Optimisation, steps: int, steps_per_epoch: int
+) -> tuple[int, dict[str, Any]]:
+    """Steps of the warm-up, and what else the schedule wants to know."""
+    warmup = args.get_warmup_steps(steps)
+    if optimisation.warmup_epochs is not None:
+        warmup = round(optimisation.warmup_epochs * steps_per_epoch)
+    given = args.lr_scheduler_kwargs
+    options = dict(json.loads(given) if isinstance(given, str) else given or {})
+    if str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) == "warmup_stable_decay":
+        cooldown = 0.2 * steps
+        if optimisation.cooldown_epochs is not None:
+            cooldown = optimisation.cooldown_epochs * steps_per_epoch
+        options.setdefault("num_decay_steps", round(cooldown))
+    return min(warmup, steps), options
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Give a model the weights of a folder that `save_pretrained` wrote, all of them and no others.
+
+    Through `from_pretrained`, which knows under which names transformers' models were saved.
+    """
+    dtype = next(model.parameters()).dtype
+    saved = type(model).from_pretrained(folder, dtype=dtype)
+    model.load_state_dict(saved.state_dict(), strict=True)
