@@ -47,10 +47,13 @@ def measure(source: str, destination: str, what: str) -> None:
 
     import qkvit
     from qkvit.modeling.conversion import load_own
+    from qkvit.modeling.conversion_stream import convert_folder
 
     torch.set_grad_enabled(False)
     before, start = peak(), time.perf_counter()
-    if what == "export":
+    if what == "qkvit convert":
+        convert_folder(source, Path(destination))
+    elif what == "export":
         qkvit.export(load_own(source), destination, family="dinov2")
     else:
         model = qkvit.convert(source)
@@ -84,7 +87,7 @@ def main() -> None:
         subprocess.run([sys.executable, __file__, *sys.argv[1:], "--make", str(source)], check=True)
         size = sum(file.stat().st_size for file in source.iterdir())
         print(f"checkpoint: {size / 1e9:.2f} GB, bfloat16, {'.bin' if arguments.bin else 'safetensors'}")
-        for what in ("convert", "convert and save", "export"):
+        for what in ("convert", "convert and save", "qkvit convert", "export"):
             place = str(source) if what != "export" else str(Path(scratch, "convert and save"))
             child = [sys.executable, __file__, "--child", place, str(Path(scratch, what)), what]
             printed = subprocess.run(child, check=True, capture_output=True, text=True).stdout

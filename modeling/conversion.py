@@ -1,7 +1,9 @@
 """Turn a checkpoint of another ViT family into a QKViT model with the same numbers: `convert`."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +72,8 @@ def convert(
         checkpoint = ModelInMemory(source)
     else:
         checkpoint = CheckpointFiles(source, revision)
-    try:
-        return _converted(checkpoint, _family(checkpoint, family), _dtype(dtype), progress)
-    finally:
-        checkpoint.close()
+    with closing(checkpoint):
+        return Conversion.plan_for(checkpoint, family, dtype).model(progress)
 
 
 def source_of(checkpoint: Checkpoint, family: Family) -> tuple[Source, dict[str, str], str]:
@@ -99,65 +99,122 @@ def with_defaults(family: Family, config: Mapping[str, Any], where: str) -> dict
         raise ValueError(f"config.json of {where} is no {family.config_class} ({reason}); correct it") from error
 
 
-def _converted(
-    checkpoint: Checkpoint, family: Family, dtype: torch.dtype | None, progress: bool | None
-) -> QKViTPreTrainedModel:
-    source, names, prefix = source_of(checkpoint, family)
-    config = QKViTConfig(**family.fields(source))
-    layout = layout_of(family, names, config.num_hidden_layers)
-    rules = family.layouts[layout]
-    kind = kind_from(rules, source.shapes, config)
-    plan = Plan.make(rules, config, kind)
-    assert not plan.uncovered, f"the family {family.name} has no rule for {plan.uncovered}"
-    left_out = check_tensors(checkpoint.where, family, plan.their_shapes(), source.shapes)
-    if left_out:
-        logger.warning(
-            "%s: %d tensors do not come along, for QKViT has no place for them: %s",
-            checkpoint.where,
-            len(left_out),
-            ", ".join(left_out),
-        )
-    named = {"family": family.name, "layout": layout, "prefix": prefix}
-    config.converted_from = {**(config.converted_from or {}), **named}
-    config.converted_from["bare"] = bare_modules(plan.rules, names, prefix)
+@dataclass(frozen=True)
+class Conversion:
+    """All that is known about a conversion before a tensor is read.
 
-    model = plan.model
-    for rule in steps(plan.rules, "converting", progress):
-        theirs = [_cast(checkpoint.read(names[name]), dtype) for name in rule.theirs]
-        for name, tensor in zip(rule.ours, rule.to_ours(theirs, [plan.ours[name] for name in rule.ours]), strict=True):
-            _put(model, name, tensor)
-    _finish(model, checkpoint, family, source)
-    return model
+    Attributes:
+        names: Name of a tensor of theirs in the plan -> in the checkpoint.
+        dtype: Data type that was asked for.
+    """
+
+    checkpoint: Checkpoint
+    names: Mapping[str, str]
+    plan: Plan
+    dtype: torch.dtype | None
+
+    @classmethod
+    def plan_for(
+        cls, checkpoint: Checkpoint, family: str | None = None, dtype: torch.dtype | str | None = None
+    ) -> "Conversion":
+        """Find the family, the fields of our configuration and what becomes of every tensor.
+
+        Raises:
+            ValueError: as `convert` says.
+        """
+        asked, chosen = _dtype(dtype), _family(checkpoint, family)
+        source, names, prefix = source_of(checkpoint, chosen)
+        config = QKViTConfig(**chosen.fields(source))
+        layout = layout_of(chosen, names, config.num_hidden_layers)
+        rules = chosen.layouts[layout]
+        plan = Plan.make(rules, config, kind_from(rules, source.shapes, config))
+        assert not plan.uncovered, f"the family {chosen.name} has no rule for {plan.uncovered}"
+        left_out = check_tensors(checkpoint.where, chosen, plan.their_shapes(), source.shapes)
+        if left_out:
+            logger.warning(
+                "%s: %d tensors do not come along, for QKViT has no place for them: %s",
+                checkpoint.where,
+                len(left_out),
+                in_short(left_out),
+            )
+        config.converted_from = {
+            **(config.converted_from or {}),
+            "family": chosen.name,
+            "layout": layout,
+            "prefix": prefix,
+            "bare": bare_modules(plan.rules, names, prefix),
+        }
+        found = cls(checkpoint, names, plan, asked)
+        dtypes = list(found.dtypes().values())
+        plan.model.config.dtype = max(set(dtypes), key=dtypes.count)
+        settings: Any = checkpoint.image_processor
+        if settings is None and chosen.image_processor is not None:
+            settings = chosen.image_processor(source)
+        plan.model.config.image_processor_settings = _of_whole_patches(settings, config.patch_shape)
+        return found
+
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Name -> data type of our tensors."""
+        theirs = self.checkpoint.dtypes()
+        return {
+            name: self.dtype or theirs[self.names[rule.theirs[0]]] for rule in self.plan.rules for name in rule.ours
+        }
+
+    def tensors(self, progress: bool | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and tensors of ours, read one after the other; each in memory of its own."""
+        for rule in steps(self.plan.rules, "converting", progress):
+            theirs = [self.checkpoint.read(self.names[name]) for name in rule.theirs]
+            if self.dtype is not None:
+                theirs = [tensor.to(self.dtype) for tensor in theirs]
+            found = rule.to_ours(theirs, [self.plan.ours[name] for name in rule.ours])
+            for name, tensor in zip(rule.ours, found, strict=True):
+                yield name, _owned(tensor)
+
+    def model(self, progress: bool | None = None) -> QKViTPreTrainedModel:
+        """Our model, in eval mode."""
+        model = self.plan.model
+        for name, tensor in self.tensors(progress):
+            path, _, last = full_name(model, name).rpartition(".")
+            parameter = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+            setattr(model.get_submodule(path), last, parameter)
+        model.settle()
+        return model.eval()
+
+
+def full_name(model: nn.Module, name: str) -> str:
+    """The name of a tensor in a model of ours, which has a base model inside if it has a head."""
+    return f"qkvit.{name}" if hasattr(model, "qkvit") and not is_head(name) else name
+
+
+def in_short(names: Sequence[str]) -> str:
+    """Names of tensors; of many that begin alike, the beginning and their number.
+
+    Example:
+
+    ```python
+    >>> in_short(["logit_scale", *(f"decoder.{index}" for index in range(5))])
+    'logit_scale, decoder.* (5)'
+
+    ```
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.partition(".")[0], []).append(name)
+    return ", ".join(
+        f"{start}.* ({len(group)})" if len(group) > 4 else ", ".join(group) for start, group in groups.items()
+    )
+
+
+def _owned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, in memory that nothing else is part of."""
+    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def bare_modules(rules: Iterable[Rule], names: Mapping[str, str], prefix: str) -> str:
     """The modules of the base model that stand without the prefix in a file that has it: some files are so written."""
     base = [name for rule in rules if rule.ours and not is_head(rule.ours[0]) for name in rule.theirs]
     return " ".join(sorted({name.partition(".")[0] for name in base if prefix and names[name] == name}))
-
-
-def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    return tensor if dtype is None else tensor.to(dtype)
-
-
-def _put(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Make `tensor` the parameter of that name."""
-    base = model.get_submodule("qkvit") if hasattr(model, "qkvit") and not is_head(name) else model
-    path, _, last = name.rpartition(".")
-    own = tensor if tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-    setattr(base.get_submodule(path), last, nn.Parameter(own, requires_grad=own.is_floating_point()))
-
-
-def _finish(model: QKViTPreTrainedModel, checkpoint: Checkpoint, family: Family, source: Source) -> None:
-    dtypes = [parameter.dtype for parameter in model.parameters()]
-    model.config.dtype = max(set(dtypes), key=dtypes.count)
-    settings: Any = checkpoint.image_processor
-    if settings is None and family.image_processor is not None:
-        settings = family.image_processor(source)
-    model.config.image_processor_settings = _of_whole_patches(settings, model.config.patch_shape)
-    if hasattr(model, "settle"):
-        model.settle()
-    model.eval()
 
 
 def _of_whole_patches(settings: Any, patch: tuple[int, int]) -> Any:

@@ -1,7 +1,7 @@
 """`qkvit convert`: any plain ViT checkpoint into a QKViT folder, or back into another family's."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -24,7 +24,7 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace the model that is in the folder.")] = False,
 ) -> None:
     """Turn a ViT checkpoint of transformers or timm into a QKViT model with the same numbers, or back."""
-    from .modeling.conversion_export import export
+    from .modeling.conversion_stream import convert_folder
     from .modeling.whole_folder import check_free, whole_folder
 
     if layout is not None and to is None:
@@ -32,33 +32,27 @@ def convert(
     try:
         check_free(destination, force)
         typer.echo(f"{source} becomes {'a QKViT model' if to is None else f'a {to!r} checkpoint'} in {destination}")
-        model = _load(source, dtype, back=to is not None)
         if to is not None:
-            export(model, destination, family=to, layout=layout, force=force)
-        else:
-            with whole_folder(destination, force) as part:
-                model.save_pretrained(part)
+            _export(source, destination, dtype, to, layout, force)
+            typer.echo(f"{destination} holds the model as a {to!r} checkpoint")
+            return
+        with whole_folder(destination, force) as part:
+            name = convert_folder(source, part, dtype=dtype)
     except ValueError as error:
         raise UserError(str(error)) from error
-    typer.echo(_result(model, destination, to))
-
-
-def _load(source: str, dtype: str | None, back: bool) -> Any:
-    """The model as a QKViT; one that is a QKViT already is only loaded when it goes back."""
-    from .modeling.conversion import convert, load_own, model_type_of
-
-    if back and model_type_of(source) == "qkvit":
-        return load_own(source, dtype)
-    return convert(source, dtype=dtype)
-
-
-def _result(model: Any, destination: Path, to: str | None) -> str:
-    if to is not None:
-        return f"{destination} holds the model as a {to!r} checkpoint"
-    name = type(model).__name__
-    return (
+    typer.echo(
         f"{destination} holds a {name}; load it with\n"
         f"    from qkvit import {name}\n"
         f'    model = {name}.from_pretrained("{destination}")\n'
         "or, where qkvit is not installed, with an Auto class of transformers and trust_remote_code=True"
     )
+
+
+def _export(source: str, destination: Path, dtype: str | None, to: str, layout: str | None, force: bool) -> None:
+    """Write another family's checkpoint from a QKViT folder, or from one of a third family."""
+    from .modeling.conversion import convert, load_own, model_type_of
+    from .modeling.conversion_export import export
+
+    own = model_type_of(source) == "qkvit"
+    model = load_own(source, dtype) if own else convert(source, dtype=dtype)
+    export(model, destination, family=to, layout=layout, force=force)

@@ -100,13 +100,13 @@ def test_force_replaces_an_earlier_result(capsys, source, tmp_path):
 
 def test_ctrl_c_leaves_nothing(source, tmp_path):
     program = (
-        "import time, qkvit.modeling.modeling_qkvit as m, qkvit.cli\n"
-        "save = m.QKViTPreTrainedModel.save_pretrained\n"
-        "def slow(self, *a, **k):\n"
-        "    save(self, *a, **k)\n"
+        "import time, qkvit.modeling.conversion_stream as stream, qkvit.cli\n"
+        "write = stream.write_safetensors\n"
+        "def slow(*arguments):\n"
+        "    write(*arguments)\n"
         "    print('saved', flush=True)\n"
         "    time.sleep(60)\n"
-        "m.QKViTPreTrainedModel.save_pretrained = slow\n"
+        "stream.write_safetensors = slow\n"
         f"qkvit.cli.main(['convert', {str(source)!r}, {str(tmp_path / 'ours')!r}])\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -54,5 +54,5 @@ def test_the_mask_ratio_does_not_matter():
 def test_the_decoder_is_left_out_and_named_and_the_encoder_comes_back(tmp_path, caplog):
     model(ViTMAEForPreTraining).save_pretrained(tmp_path / "source")
     ours = convert(tmp_path / "source")
-    assert "decoder.decoder_embed.weight" in caplog.text
+    assert "decoder.* (" in caplog.text
     assert_same_tensors(tmp_path / "source", export(ours, tmp_path / "out"), apart=r"^decoder\.")
