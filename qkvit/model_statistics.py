@@ -1,0 +1,319 @@
+"""`qkvit statistics`: what every attention head of a model does over a data set, and what its weights alone say.
+
+The folder it writes:
+
+    statistics.parquet     a row for each layer, head and statistic: mean, deviation, n, 95 % interval, quantiles
+    statistics.csv         the same
+    classes.parquet        the same for each class, where there are classes
+    vectors.safetensors    mean and second moment of each head's queries, keys and values; maps of received attention
+    weights.parquet        with --weights: a row for each layer, head and statistic, beside random weights
+    weights.csv            the same
+    pictures/              heads, distance, sinks, places, weights
+    provenance.json        model, data, versions, seed, command
+"""
+
+import json
+import os
+import platform
+import re
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .finished_folder import check_target, finished_folder
+from .quickstart import check_packages, quiet_libraries
+from .version import __version__
+
+# pandas and pyarrow come with datasets.
+NEEDED = {"datasets": "datasets", "pandas": "datasets", "pyarrow": "datasets", "matplotlib": "matplotlib"}
+RECORD = "provenance.json"
+_DEFAULTS = {"output": "statistics", "on_bad_image": "stop", "batch_size": 16, "num_workers": 0, "device": "auto"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The options of the command, which `qkvit statistics --help` explains."""
+
+    model: str
+    data: str | None = None
+    split: str | None = None
+    layers: str | None = None
+    images: int | None = None
+    weights: bool = False
+    output: Path = Path("statistics")
+    on_bad_image: str = "stop"
+    only: str | None = None
+    label: str | None = None
+    streaming: bool = False
+    batch_size: int = 16
+    num_workers: int = 0
+    device: str = "auto"
+    seed: int = 0
+    force: bool = False
+
+    @property
+    def command(self) -> str:
+        """What can be typed to get the same."""
+        words = ["qkvit", "statistics", self.model]
+        for name, value in asdict(self).items():
+            flag = "--" + name.replace("_", "-")
+            value = str(value) if isinstance(value, Path) else value
+            if name in ("model", "force") or value in (None, False) or _DEFAULTS.get(name) == value:
+                continue
+            words += [flag] if value is True else [flag, str(value)]
+        return shlex.join(words)
+
+    @property
+    def progress(self) -> Path:
+        """Where an unfinished run keeps what it has."""
+        output = self.output.absolute()
+        return output.with_name(f".{output.name}-progress")
+
+
+def run_statistics(request: Request) -> None:
+    """All of it, from the model's name to the folder.
+
+    Raises:
+        UserError: the request cannot be met; it says why.
+    """
+    if request.data is None and not request.weights:
+        raise UserError("there is nothing to measure; pass --data SOURCE, --weights, or both")
+    check_packages(NEEDED)
+    layers = _layers(request.layers)
+    with quiet_libraries(), _processes(request.device) as (rank, device):
+        check_target(request.output, marker=RECORD, force=request.force, what="qkvit statistics")
+        start = time.perf_counter()
+        model = load_model(request.model, device)
+        record = _provenance(request, model)
+        collected = None
+        if request.data is not None:
+            collected = _collect(request, model, layers, record, rank)
+        if rank == 0:
+            with _sentences(), finished_folder(request.output) as folder:
+                _write(request, model, collected, record, folder, start)
+            _farewell(request, collected)
+        if collected is not None:
+            _wait()  # the progress of all processes is theirs until the result is there
+
+
+def load_model(name: str, device: str) -> Any:
+    """The encoder of a checkpoint, in float32 and in eval mode.
+
+    Raises:
+        UserError: there is none of that name, or weights of its layers are missing.
+    """
+    import torch
+    from transformers import AutoModel
+
+    with _sentences(f"{name} cannot be loaded: "):
+        model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    missing = sorted(key for key in report["missing_keys"] if re.search(r"\.\d+\.", key))
+    if missing:
+        raise UserError(f"{name} has no weights for {', '.join(missing[:3])}; pass a checkpoint that was saved whole")
+    return model.eval().to(device)
+
+
+def _collect(request: Request, model: Any, layers: list[int] | None, record: dict[str, Any], rank: int) -> Any:
+    from transformers import AutoImageProcessor
+
+    from .analysis import collect
+    from .data import batches, open_images
+
+    assert request.data is not None
+    with _sentences(f"{request.model} has no image processor: "):
+        processor = AutoImageProcessor.from_pretrained(request.model)
+    with _sentences():
+        source = open_images(
+            request.data,
+            split=request.split,
+            label=request.label,
+            on_bad_image=request.on_bad_image,  # type: ignore[arg-type]
+            streaming=request.streaming,
+        )
+        world = record["processes"]
+        plan = batches(
+            source,
+            processor,
+            request.batch_size,
+            request.num_workers,
+            (rank, world),
+            images=request.images,
+            seed=request.seed,
+        )
+        if rank == 0:
+            goes_on = ", going on where it was stopped" if any(request.progress.glob("progress-*")) else ""
+            print(f"{request.model} over {source!r} on {device_name(model)}, {world} process(es){goes_on}", flush=True)
+        try:
+            collected = collect(
+                model,
+                plan,
+                layers=layers,
+                statistics=None if request.only is None else [name.strip() for name in request.only.split(",")],
+                progress_folder=request.progress,
+            )
+        except KeyboardInterrupt:
+            if rank == 0 and request.progress.exists():
+                print("\nwhat was measured is kept; the same command goes on from there", flush=True)
+            raise
+    record["data"] = source.describe() | {"drawn": request.images, "left out": collected.bad_images}
+    record["image processor"] = json.loads(processor.to_json_string())
+    return collected
+
+
+def _write(request: Request, model: Any, collected: Any, record: dict[str, Any], folder: Path, start: float) -> None:
+    from .analysis.statistics_pictures import draw_all, draw_weight_maps
+
+    note = f"{record['command']}, qkvit {__version__}, {record['date']}"
+    pictures = folder / "pictures"
+    name = Path(request.model).name
+    if request.weights:
+        statistics = _weights(model, request, folder, record)
+        pictures.mkdir()
+        title = f"What the weights alone say: {name}"
+        draw_weight_maps(statistics, pictures / "weights.png", title=title, provenance=note)
+    if collected is not None:
+        draw_all(collected, pictures, model=name, provenance=note)
+    record["seconds"] = round(time.perf_counter() - start, 1)
+    if collected is not None:
+        collected.save(folder, record)
+    else:
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        (folder / RECORD).write_text(text, encoding="utf-8")
+
+
+def _weights(model: Any, request: Request, folder: Path, record: dict[str, Any]) -> Any:
+    import pandas as pd
+
+    from .analysis import weight_statistics
+
+    statistics = weight_statistics(model, seed=request.seed)
+    rows = pd.DataFrame(statistics.rows())
+    rows.to_parquet(folder / "weights.parquet", index=False)
+    rows.to_csv(folder / "weights.csv", index=False)
+    record["caveats"] = list(statistics.caveats)
+    return statistics
+
+
+def _layers(text: str | None) -> list[int] | None:
+    """`0,5-8,-1` -> [0, 5, 6, 7, 8, -1].
+
+    Example:
+
+    ```python
+    >>> _layers("0,5-8,-1")
+    [0, 5, 6, 7, 8, -1]
+
+    ```
+    """
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(-?\d+)(?:-(\d+))?\s*", part)
+        if match is None:
+            raise UserError(f"--layers {text} is no list of layers; pass one such as 0,5-8,-1")
+        first, last = int(match[1]), match[2]
+        found += [first] if last is None else range(first, int(last) + 1)
+    if not found:
+        raise UserError(f"--layers {text} names no layer; pass a list such as 0,5-8,-1")
+    return found
+
+
+@contextmanager
+def _processes(device: str) -> Iterator[tuple[int, str]]:
+    """Join the other processes of torchrun, if there are any; this one's rank and device."""
+    import torch
+    import torch.distributed as dist
+
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and world > 1:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # a device that this torch does not know, or that is not there
+        raise UserError(f"--device {device} cannot be used here; pass cpu, or leave it out") from error
+    if world == 1:
+        yield 0, device
+        return
+    # Tables travel between the processes, not gradients: gloo does for every device.
+    dist.init_process_group("gloo")
+    try:
+        yield rank, device
+    finally:
+        dist.destroy_process_group()
+
+
+def _wait() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+
+
+@contextmanager
+def _sentences(beginning: str = "") -> Iterator[None]:
+    """What others raise for a user's mistakes, as one sentence. A full disk and the like are told by `cli.main`."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(beginning + lines[0].strip().rstrip(".:")) from error
+
+
+def device_name(model: Any) -> str:
+    """Where the model is."""
+    return str(next(model.parameters()).device)
+
+
+def _provenance(request: Request, model: Any) -> dict[str, Any]:
+    import torch
+
+    packages = ("torch", "transformers", "datasets", "numpy", "pillow")
+    return {
+        "command": request.command,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seed": request.seed,
+        "model": {
+            "name": request.model,
+            "revision": getattr(model.config, "_commit_hash", None),
+            "class": type(model).__name__,
+            "parameters": model.num_parameters(),
+            "attention": model.config._attn_implementation,
+            "config": json.loads(model.config.to_json_string()),
+        },
+        "versions": {
+            "qkvit": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": device_name(model),
+        },
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def _farewell(request: Request, collected: Any) -> None:
+    lines = []
+    if collected is not None:
+        lines.append(f"{collected.images:,} images, {len(collected.layers)} layers")
+        if collected.bad_images:
+            lines.append(f"{len(collected.bad_images)} images could not be used; they are listed in {RECORD}")
+    files = [] if collected is None else ["statistics.parquet and .csv", "vectors.safetensors"]
+    files += ["weights.parquet and .csv"] if request.weights else []
+    lines.append(f"{request.output.absolute()} has {', '.join([*files, 'pictures', RECORD])}")
+    print("\n" + "\n".join(lines))

@@ -1,0 +1,238 @@
+"""`qkvit statistics`: tables, pictures and their provenance; the same on two processes; one sentence for an error."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import qkvit
+from qkvit.cli import main
+
+pd = pytest.importorskip("pandas")
+for package in ("datasets", "matplotlib", "pyarrow"):
+    pytest.importorskip(package)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A folder with a tiny model and seven images of two classes, all seen from inside."""
+    folder = tmp_path_factory.mktemp("here")
+    torch.manual_seed(0)
+    config = qkvit.QKViTConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=16,
+        patch_size=4,
+        initializer_range=0.2,
+    )
+    qkvit.QKViTModel(config).save_pretrained(folder / "model")
+    generator = np.random.default_rng(0)
+    for name, count in {"cat": 4, "dog": 3}.items():
+        (folder / "pets" / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = generator.integers(0, 256, (20, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "pets" / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def leave(capsys, monkeypatch, here):
+    """`leave("--data", "pets")`: exit code, standard output and standard error of `qkvit statistics model ...`."""
+    monkeypatch.chdir(here)
+
+    def run(*arguments, model="model"):
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as exit_:
+                main(["statistics", model, *map(str, arguments)])
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        return exit_.value.code, *capsys.readouterr()
+
+    return run
+
+
+def assert_one_sentence(result, *words):
+    code, _, errors = result
+    assert code == 2
+    lines = [line for line in errors.replace("\r", "\n").splitlines() if line and not line.startswith("collecting")]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def test_what_a_run_writes(leave, tmp_path):
+    code, output, _ = leave(
+        "--data", "pets", "--weights", "--layers", "0,-1", "--batch-size", 2, "-o", tmp_path / "out"
+    )
+    assert code == 0
+    assert "7 images, 2 layers" in output
+    contents = {path.name for path in (tmp_path / "out").iterdir()}
+    assert contents == {
+        "statistics.parquet",
+        "statistics.csv",
+        "classes.parquet",
+        "vectors.safetensors",
+        "weights.parquet",
+        "weights.csv",
+        "pictures",
+        "provenance.json",
+    }
+    pictures = {path.name for path in (tmp_path / "out" / "pictures").iterdir()}
+    assert pictures == {"heads.png", "distance.png", "sinks.png", "places.png", "weights.png"}
+    table = pd.read_parquet(tmp_path / "out" / "statistics.parquet")
+    assert set(table.layer) == {0, 2}
+    assert {"layer", "head", "statistic", "mean", "standard_deviation", "n", "low", "high"} <= set(table.columns)
+    weights = pd.read_parquet(tmp_path / "out" / "weights.parquet")
+    assert set(weights.layer) == {0, 1, 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_where_the_numbers_come_from(leave, tmp_path):
+    leave("--data", "pets", "--images", 5, "--seed", 3, "--only", "entropy,received", "-o", tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    words = "qkvit statistics model --data pets --images 5 --output"
+    assert record["command"].startswith(words)
+    assert record["command"].endswith("--only entropy,received --seed 3")
+    assert record["images"] == record["data"]["drawn"] == 5
+    assert record["data"]["classes"] == ["cat", "dog"]
+    assert record["versions"]["qkvit"] == qkvit.__version__
+    assert record["model"]["class"] == "QKViTModel"
+    table = pd.read_parquet(tmp_path / "out" / "statistics.parquet")
+    assert set(table.statistic) >= {"entropy", "sink_share", "outliers"}
+    assert "distance" not in set(table.statistic)
+
+
+def test_weights_alone_need_no_data(leave, tmp_path):
+    assert leave("--weights", "-o", tmp_path / "out")[0] == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "weights.parquet",
+        "weights.csv",
+        "pictures",
+        "provenance.json",
+    }
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(leave, here, tmp_path):
+    assert leave("--data", "pets", "--batch-size", 2, "-o", tmp_path / "one")[0] == 0
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "qkvit", "statistics"]
+    arguments = ["model", "--data", "pets", "--batch-size", "3", "--device", "cpu", "-o", str(tmp_path / "two")]
+    done = subprocess.run(
+        [sys.executable, *command, *arguments],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (pd.read_parquet(tmp_path / name / "statistics.parquet") for name in ("one", "two"))
+    assert list(one.statistic) == list(two.statistic)
+    for column in ("mean", "standard_deviation", "n", "low", "high"):
+        numbers = [table[column].to_numpy(dtype=float) for table in (one, two)]
+        np.testing.assert_allclose(*numbers, rtol=1e-6, atol=1e-6)
+    assert json.loads((tmp_path / "two" / "provenance.json").read_text())["processes"] == 2
+
+
+def test_a_run_that_is_stopped_goes_on(leave, monkeypatch, tmp_path):
+    from qkvit.analysis import collect as package_name  # noqa: F401 - the function hides the module of its name
+
+    module = sys.modules["qkvit.analysis.collect"]
+    forward = module._forward
+    calls = []
+
+    def stopped(model, pixel_values):
+        calls.append(len(pixel_values))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        forward(model, pixel_values)
+
+    monkeypatch.setattr(module, "_forward", stopped)
+    arguments = ("--data", "pets", "--batch-size", 1, "-o", tmp_path / "out")
+    code, output, errors = leave(*arguments)
+    assert code == 130
+    assert "goes on from there" in output
+    assert errors.splitlines()[-1] == "stopped"
+    assert [path.name for path in tmp_path.iterdir()] == [".out-progress"]
+
+    code, output, _ = leave(*arguments)
+    assert code == 0
+    assert "going on where it was stopped" in output
+    assert sum(calls) == 3 + 5  # two were kept, the third was stopped
+    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["images"] == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_bad_images_stop_or_are_listed(leave, here, tmp_path):
+    shutil.copytree(here / "pets", tmp_path / "pets")
+    (tmp_path / "pets" / "cat" / "1.png").write_bytes(b"broken")
+    assert_one_sentence(leave("--data", tmp_path / "pets", "-o", tmp_path / "out"), "cat/1.png")
+    code, output, _ = leave("--data", tmp_path / "pets", "--on-bad-image", "skip", "-o", tmp_path / "out")
+    assert code == 0
+    assert "1 images could not be used" in output
+    (left_out,) = json.loads((tmp_path / "out" / "provenance.json").read_text())["left out"]
+    assert left_out["name"] == "cat/1.png"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--data"),
+        (["--data", "nowhere/at/all"], "nowhere/at/all"),
+        (["--data", "model"], "no images"),
+        (["--data", "pets", "--layers", "first"], "--layers first"),
+        (["--data", "pets", "--layers", "9"], "layer 9"),
+        (["--data", "pets", "--only", "entropie"], "entropie"),
+        (["--data", "pets", "--on-bad-image", "ignore"], "ignore"),
+        (["--data", "pets", "--split", "test"], "test"),
+        (["--data", "pets", "--images", "0"], "--images"),
+        (["--weights", "--device", "abacus"], "abacus"),
+    ],
+)
+def test_a_wrong_request_is_one_sentence(leave, tmp_path, arguments, words):
+    assert_one_sentence(leave(*arguments, "-o", tmp_path / "out"), words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_is_not_there_is_one_sentence(leave, tmp_path):
+    assert_one_sentence(leave("--weights", "-o", tmp_path / "out", model="./no-model"), "./no-model")
+
+
+def test_weights_that_are_not_numbers_are_one_sentence(leave, here, tmp_path):
+    model = qkvit.QKViTModel.from_pretrained(here / "model")
+    with torch.no_grad():
+        next(parameter for name, parameter in model.named_parameters() if "1.attention.k_proj" in name).fill_(math.nan)
+    model.save_pretrained(tmp_path / "broken")
+    for arguments in (["--data", "pets"], ["--weights"]):
+        result = leave(*arguments, "-o", tmp_path / "out", model=str(tmp_path / "broken"))
+        assert_one_sentence(result, "1", "NaN")
+
+
+def test_an_earlier_result_is_kept_without_force(leave, tmp_path):
+    assert leave("--weights", "-o", tmp_path / "out")[0] == 0
+    assert_one_sentence(leave("--weights", "-o", tmp_path / "out"), "--force")
+    assert leave("--weights", "-o", tmp_path / "out", "--force")[0] == 0
+
+
+def test_a_full_disk_keeps_what_was_measured_apart(leave, monkeypatch, tmp_path):
+    from qkvit.analysis.collected import Collected
+
+    def full(self, folder, provenance):
+        raise OSError(28, "No space left on device", "statistics.parquet")
+
+    monkeypatch.setattr(Collected, "save", full)
+    code, _, errors = leave("--data", "pets", "-o", tmp_path / "out")
+    assert code == 2
+    assert errors.splitlines()[-1] == "error: No space left on device: statistics.parquet"
+    assert not (tmp_path / "out").exists()
