@@ -7,6 +7,7 @@ The model is QKViT small/16 with 12 layers, one image, float32, at 197, 1,025 an
     plain         the forward pass (sdpa)
     cheap         the forward pass with the cheap statistics (FUSED) of every layer, and rollout
     everything    the forward pass with all statistics of every layer, values included, and rollout
+    sparing       as everything, but rollout keeps four layers at a time and runs the model again for each four
     eager         transformers' ViT of the same size, attn_implementation="eager", output_attentions=True
 
 Ratios are of times in the same round, medians and quartiles over the rounds. "with forward" counts the pass that the
@@ -33,10 +34,11 @@ import torch
 import transformers
 
 import qkvit
-from qkvit.analysis import FUSED, TokenLayout, attention_statistics, record, rollout
+from qkvit.analysis import FUSED, TokenLayout, attention_statistics, model_rollout, record, rollout
+from qkvit.analysis.recording import Recording
 
 PATCH_SIZE, SIZE = 16, "small"
-STEPS = ("plain", "cheap", "everything", "eager")
+STEPS = ("plain", "cheap", "everything", "sparing", "eager")
 
 
 class Bench:
@@ -56,13 +58,17 @@ class Bench:
         self.model(self.image)
 
     def cheap(self) -> None:
-        self._statistics(statistics=FUSED, with_values=False)
+        rollout(self._statistics(FUSED, with_values=False, kept=("query", "key")), layout=self.layout)
 
     def everything(self) -> None:
-        self._statistics(statistics=None, with_values=True)
+        rollout(self._statistics(None, with_values=True, kept=("query", "key")), layout=self.layout)
 
-    def _statistics(self, statistics: Any, with_values: bool) -> None:
-        """Each layer's statistics while the model runs; queries and keys are kept for rollout, values are not."""
+    def sparing(self) -> None:
+        self._statistics(None, with_values=True, kept=())
+        model_rollout(self.model, self.image, layout=self.layout, layers_at_once=4)
+
+    def _statistics(self, statistics: Any, with_values: bool, kept: tuple[str, ...]) -> Recording:
+        """Each layer's statistics while the model runs; of the layers' tensors, those that are `kept`."""
         modules, held, found = list(self.model.layers), {}, []
 
         def hold(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -82,15 +88,14 @@ class Bench:
                             statistics=statistics,
                         )
                     )
-                return tensor if name in ("query", "key") else None
+                return tensor if name in kept else None
 
             return keep
 
         names = ("query", "key", "value", "output") if with_values else ("query", "key")
         with record(self.model, tensors=names, reduce={name: hold(name) for name in names}) as recording:
             self.model(self.image)
-        held.clear()
-        rollout(recording, layout=self.layout)
+        return recording
 
     def eager(self) -> None:
         self.eager_model(self.image, output_attentions=True)
@@ -156,6 +161,7 @@ def time_row(bench: Bench, rounds: int, free_memory: float) -> dict[str, Any]:
     row["cheap with forward / plain"] = ratio("cheap", "plain")
     row["cheap alone / plain"] = ratio("cheap", "plain", less="plain")
     row["everything with forward / plain"] = ratio("everything", "plain")
+    row["sparing with forward / plain"] = ratio("sparing", "plain")
     if "eager" in steps:
         row["everything with forward / eager"] = ratio("everything", "eager")
         row["everything alone / eager"] = ratio("everything", "eager", less="plain")
