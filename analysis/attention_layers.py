@@ -8,6 +8,7 @@ numbers; of several towers (CLIP, SigLIP) the one that sees images is meant.
 import inspect
 import operator
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -79,12 +80,15 @@ def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
 
 def calls_interface(module: nn.Module) -> bool:
     """Whether a module's own code asks the interface for its attention function."""
-    if isinstance(module, PreTrainedModel) or getattr(module, "config", None) is None:
+    if isinstance(module, PreTrainedModel) or not _names_interface(type(module)):
         return False
-    for kind in type(module).__mro__:
-        if kind is nn.Module:
-            return False
-        for member in vars(kind).values():
+    return getattr(module, "config", None) is not None
+
+
+@lru_cache(maxsize=1024)
+def _names_interface(kind: type) -> bool:
+    for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+        for member in vars(base).values():
             code = getattr(inspect.unwrap(member), "__code__", None) if callable(member) else None
             if code is not None and _INTERFACE_NAMES & set(code.co_names):
                 return True
@@ -143,7 +147,7 @@ def _is_wrapper(model: nn.Module) -> bool:
 
 def _refuse_compiled(model: nn.Module) -> None:
     for module in model.modules():
-        original = getattr(module, "_orig_mod", None)  # of torch.compile(model)
+        original = module._modules.get("_orig_mod")  # of torch.compile(model)
         if original is not None or getattr(module, "_compiled_call_impl", None) is not None:
             name = type(module if original is None else original).__name__
             raise ValueError(
