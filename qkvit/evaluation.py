@@ -249,7 +249,7 @@ def _command(options: dict[str, Any]) -> str:
     words = ["qkvit", "evaluate", options["model"]]
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
-        if name != "model" and value not in (None, False):
+        if name != "model" and value is not None and value is not False:  # 0 is a seed
             words += [flag] if value is True else [flag, str(value)]
     return shlex.join(words)
 

@@ -145,6 +145,8 @@ def test_the_record_says_what_the_numbers_come_from(finished, saved, images):
     assert record["seed"] == 0
     assert record["versions"].keys() >= {"qkvit", "torch", "transformers", "evaluate"}
     assert f"evaluate {saved} --data {images} --split test --batch-size 4" in record["command"]
+    assert record["command"].endswith("--seed 0")
+    assert "--by-index" not in record["command"]
     with Image.open(finished[0] / "confusion.png") as picture:
         assert record["command"] in picture.info["Description"]
 
