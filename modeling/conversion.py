@@ -17,7 +17,7 @@ from .conversion_plan import MODELS, Plan, check_tensors, is_head, kind_from, la
 from .conversion_progress import steps
 from .conversion_refusals import why_not
 from .families import families, family_of
-from .families.family import Family, Rule, Source, whole_patches
+from .families.family import Family, Rule, Source
 from .modeling_qkvit import QKViTPreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -223,8 +223,8 @@ def _of_whole_patches(settings: Any, patch: tuple[int, int]) -> Any:
     for name in ("size", "crop_size"):
         size = settings.get(name)
         if isinstance(size, Mapping) and {"height", "width"} <= size.keys():
-            sides = whole_patches((size["height"], size["width"]), patch)
-            settings[name] = {**size, **dict(zip(("height", "width"), sides, strict=True))}
+            sides = zip(("height", "width"), patch, strict=True)
+            settings[name] = {**size, **{side: size[side] // unit * unit for side, unit in sides}}
     return settings or None
 
 

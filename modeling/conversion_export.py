@@ -105,9 +105,10 @@ def _own_config(model: Any) -> QKViTConfig:
 
 
 def _family(config: QKViTConfig, name: str | None) -> Family:
-    if name is None and config.converted_from is None:
+    name = name or (config.converted_from or {}).get("family")
+    if name is None:
         raise ValueError(f"family was not given, and the model was not converted; pass one of {', '.join(families())}")
-    return family_named(name or config.converted_from["family"])
+    return family_named(name)
 
 
 def _layout(config: QKViTConfig, family: Family, layout: str | None) -> str:

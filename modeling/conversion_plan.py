@@ -7,6 +7,7 @@ is told at once.
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,10 +54,12 @@ def expanded(rules: Iterable[Rule], num_layers: int) -> Iterator[Rule]:
             yield rule
             continue
         for layer in range(num_layers):
-            yield rule.named(
-                lambda name, layer=layer: name.replace("{layer}", str(layer)),
-                lambda name, layer=layer: name.replace("{layer}", str(layer)),
-            )
+            number = partial(_numbered, layer)
+            yield rule.named(number, number)
+
+
+def _numbered(layer: int, name: str) -> str:
+    return name.replace("{layer}", str(layer))
 
 
 @dataclass(frozen=True)

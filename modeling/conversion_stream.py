@@ -90,6 +90,6 @@ def write_safetensors(
             assert tuple(tensor.shape) == tuple(shapes[name])
             assert tensor.dtype == dtypes[name]
             file.seek(8 + len(text) + header[name]["data_offsets"][0])
-            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             waiting.remove(name)
     assert not waiting, f"never written: {waiting}"

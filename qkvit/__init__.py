@@ -20,12 +20,14 @@ register()
 def __getattr__(name: str) -> Any:
     """`convert` and `export`, loaded when they are first used."""
     if name == "convert":
-        from .modeling.conversion import convert as found
-    elif name == "export":
-        from .modeling.conversion_export import export as found
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return found
+        from .modeling import conversion
+
+        return conversion.convert
+    if name == "export":
+        from .modeling import conversion_export
+
+        return conversion_export.export
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [

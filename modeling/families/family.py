@@ -36,7 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -90,7 +90,7 @@ class Rule:
         """Tensors of ours -> of theirs."""
         if not self.ours:
             assert self.shape is not None, f"a rule for {self.theirs} alone says its shape"
-            return [torch.empty(tuple(self.shape(config)), dtype=config.dtype)]
+            return [torch.empty(tuple(self.shape(config)), dtype=cast(Any, config.dtype))]
         if len(self.ours) > 1:
             return [torch.cat(list(tensors), dim=self.dim)]
         if len(self.theirs) > 1:
@@ -273,6 +273,7 @@ def whole_patches(size: int | tuple[int, int], patch: int | tuple[int, int]) -> 
 def plain_config(config: QKViTConfig) -> dict[str, Any]:
     """The inverse of `plain_fields`."""
     fields = {name: getattr(config, name) for name in _SAME_NAME}
+    assert config.head_dim is not None  # set when a configuration is made
     if config.head_dim * config.num_attention_heads != config.hidden_size:
         fields["head_dim"] = config.head_dim
     if config.label2id:
@@ -280,6 +281,6 @@ def plain_config(config: QKViTConfig) -> dict[str, Any]:
     return {
         **fields,
         "intermediate_size": config.intermediate_size,
-        "id2label": dict(config.id2label),
+        "id2label": dict(config.id2label or {}),
         "qkv_bias": config.query_bias,
     }
