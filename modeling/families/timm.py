@@ -11,7 +11,6 @@ A distilled model without its classifiers gives the mean of both tokens in timm,
 from collections.abc import Mapping
 from typing import Any
 
-from ...configuration.configuration_qkvit import QKViTConfig
 from .family import Family, Rule, Source, conv_patches, one, same, split, when
 from .timm_architectures import activation, architecture, epsilon, heads, refuse_unlike
 from .timm_images import pretrained_cfg, processor_settings
@@ -224,7 +223,7 @@ def image_processor(source: Source) -> dict[str, Any]:
 # ---- to timm
 
 
-def source_config(config: QKViTConfig, kind: str) -> dict[str, Any]:
+def source_config(config: Any, kind: str) -> dict[str, Any]:
     _refuse_what_timm_has_not(config, kind)
     labels = config.num_labels if kind == "classification" else 0
     pooling = {ours: theirs for theirs, ours in _POOLING.items()}.get(config.pooling, "token")
@@ -263,7 +262,7 @@ def source_config(config: QKViTConfig, kind: str) -> dict[str, Any]:
         args["pool_include_prefix"] = every and config.num_prefix_tokens > 0
     if config.norm_type == "rmsnorm":
         args["norm_layer"] = "rmsnorm"
-    written = {
+    written: dict[str, Any] = {
         "architectures": None,
         "architecture": _architecture(config),
         "num_classes": labels,
@@ -287,7 +286,7 @@ def source_config(config: QKViTConfig, kind: str) -> dict[str, Any]:
     return written
 
 
-def _architecture(config: QKViTConfig) -> str:
+def _architecture(config: Any) -> str:
     """That of the source, or one that has what `model_args` cannot state: epsilon, a packed gate, a second token."""
     remembered = (config.converted_from or {}).get("architecture")
     if remembered is not None:
@@ -299,7 +298,7 @@ def _architecture(config: QKViTConfig) -> str:
     return "vit_base_patch16_clip_224" if config.layer_norm_eps == 1e-5 else "vit_base_patch16_224"
 
 
-def _refuse_what_timm_has_not(config: QKViTConfig, kind: str) -> None:
+def _refuse_what_timm_has_not(config: Any, kind: str) -> None:
     """What cannot be seen by reading what would be written, because there the tensors say it."""
     prefix, placed = config.num_prefix_tokens, config.num_placed_tokens
     faults = {

@@ -66,7 +66,7 @@ def labels(source: Source) -> dict[str, Any]:
     return {name: fields[name] for name in ("id2label", "label2id") if name in fields}
 
 
-def whole_config(config: QKViTConfig, model_type: str, tower: dict[str, Any]) -> dict[str, Any]:
+def whole_config(config: Any, model_type: str, tower: dict[str, Any]) -> dict[str, Any]:
     """The config of the whole model, with the tower's inside and the labels of a classifier."""
     names = {"id2label": dict(config.id2label), "label2id": dict(config.label2id) if config.label2id else None}
     return {"model_type": model_type, "vision_config": tower, **names}
