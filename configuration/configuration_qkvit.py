@@ -60,7 +60,8 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
         norm_type: "layernorm" or "rmsnorm" (Zhang and Sennrich 2019, arXiv 1910.07467).
         layer_norm_eps: Epsilon of every normalisation.
         query_bias, key_bias, value_bias, output_bias: One switch for each projection's bias. A key bias adds the
-            same number to every score of a row, which softmax removes: it changes nothing.
+            same number to every score of a row, which softmax removes: it changes nothing, unless `qk_norm` or rotary
+            positions come in between.
         mlp_bias: Biases of the MLP.
         qk_norm: Normalise queries and keys per head, before positions and softmax (Dehghani et al. 2023, arXiv
             2302.05442).

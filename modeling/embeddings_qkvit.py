@@ -80,7 +80,7 @@ class QKViTEmbeddings(nn.Module):
             assert self.mask_token is not None, "QKViTModel refuses a mask where there is no mask token"
             patches = torch.where(bool_masked_pos.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
 
-        before = [
+        before: list[torch.Tensor] = [
             token for token in (self.class_token, self.distillation_token, self.register_tokens) if token is not None
         ]
         prefix = torch.cat(before, dim=1) if before else None  # (1, tokens before the patches, C)
