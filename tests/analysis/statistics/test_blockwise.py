@@ -107,14 +107,13 @@ def test_no_operation_gives_a_tensor_of_n_by_n(random_attention, monkeypatch):
 
 
 def test_products_are_exact_where_the_user_allows_rough_ones(random_attention, assert_as_exact):
-    inputs = random_attention(TokenLayout(grid=(8, 8)), width=64)
-    groups = frozenset({"entropy", "maximum"})
+    inputs = random_attention(TokenLayout(grid=(8, 8), has_class_token=True), width=64)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            found = blockwise_statistics(inputs, groups, cpu_plan(inputs, groups))
+            found = blockwise_statistics(inputs, ALL, cpu_plan(inputs, ALL))
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
-    assert_as_exact(found, reference_statistics(inputs, groups))
+    assert_as_exact(found, reference_statistics(inputs, ALL))
