@@ -5,7 +5,7 @@
 MODEL is a QKViT folder or Hub id, or any checkpoint that `qkvit.convert` reads; DATA a folder of class folders, a
 folder of Parquet files or a data set's id, with a split for training and one for testing. Features are computed once
 and kept in --cache. The class token and the mean of the patches, after the last normalisation, are put side by side
-and standardised (as DINOv2 is evaluated: Oquab et al. 2023, arXiv 2304.07193, there without the standardisation). The
+and standardised (class token and mean as in the linear evaluation of DINOv2: Oquab et al. 2023, arXiv 2304.07193). The
 strength of the regularisation is chosen on the validation split, or on a tenth of the training images.
 """
 

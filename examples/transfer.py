@@ -16,7 +16,9 @@ from qkvit.configuration.preprocessing_qkvit import settings_of
 def load_base(source: str | Path) -> qkvit.QKViTModel:
     """The model without a head, in float32: a QKViT folder or Hub id, or whatever `qkvit.convert` reads."""
     config, _ = PreTrainedConfig.get_config_dict(source)
-    model: Any = qkvit.QKViTModel.from_pretrained(source) if config.get("model_type") == "qkvit" else qkvit.convert(source)
+    model: Any = (
+        qkvit.QKViTModel.from_pretrained(source) if config.get("model_type") == "qkvit" else qkvit.convert(source)
+    )
     settings = settings_of(model.config)
     base = getattr(model, "qkvit", model).float().eval()
     base.config.image_processor_settings = settings
