@@ -55,6 +55,11 @@ EVALUATE = [
     "matplotlib>=3.9",
 ]
 
+STATISTICS = [
+    "datasets>=4.0",
+    "matplotlib>=3.9",
+]
+
 PEFT = ["peft>=0.17"]
 
 ONNX = [
@@ -131,11 +136,12 @@ setup(
         "train": TRAIN,
         "quickstart": QUICKSTART,
         "evaluate": EVALUATE,
+        "statistics": STATISTICS,
         "peft": PEFT,
         "onnx": ONNX,
         "quantisation": QUANTISATION,
         "dev": DEV,
-        "all": sorted({*TRAIN, *QUICKSTART, *EVALUATE, *DEV}),
+        "all": sorted({*TRAIN, *QUICKSTART, *EVALUATE, *STATISTICS, *DEV}),
     },
     entry_points={"console_scripts": ["qkvit = qkvit.cli:main"]},
 )

@@ -119,7 +119,7 @@ class Collected:
         if self.class_names:
             _with_whole_numbers(pd.DataFrame(self.class_rows())).to_parquet(folder / "classes.parquet", index=False)
             written.insert(2, "classes.parquet")
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for name in ("query", "key", "value"):
             mean, second = self.vectors(name)
             tensors |= {f"{name}_mean": mean, f"{name}_second_moment": second}

@@ -193,8 +193,8 @@ class Tally:
             tally._use([Cell(*cell) for cell in values["cells"]])
         parts: dict[tuple[str, ...], dict[str, torch.Tensor]] = {}
         for path, tensor in tensors.items():
-            *place, part = path.split("/")
-            parts.setdefault(tuple(place), {})[part] = tensor
+            *folders, part = path.split("/")
+            parts.setdefault(tuple(folders), {})[part] = tensor
         for name in ("moments", "quantiles", "classes"):
             getattr(tally, name).load_state(parts[name,])
         for place, state in parts.items():
