@@ -16,7 +16,7 @@ LISTED = 12
 class Confusion(NamedTuple):
     """Images of one class that were taken for another."""
 
-    count: int
+    images: int
     of: int
     name: str
     taken_for: str
@@ -34,14 +34,14 @@ def confusions(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) 
 
     ```python
     >>> confusions(np.array([[8, 2], [0, 5]]), ["cat", "dog"], ["cat", "dog"])
-    [Confusion(count=2, of=10, name='cat', taken_for='dog')]
+    [Confusion(images=2, of=10, name='cat', taken_for='dog')]
 
     ```
     """
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")
-    pairs = (np.unravel_index(place, wrong.shape) for place in order)
+    pairs = (divmod(int(place), wrong.shape[1]) for place in order)
     return [
         Confusion(int(wrong[row, column]), int(counts[row].sum()), rows[row], columns[column])
         for row, column in pairs
@@ -184,7 +184,7 @@ def _write_counts(panel: Any, counts: np.ndarray, darkness: np.ndarray, size: fl
 def _list(panel: Any, found: list[Confusion]) -> None:
     """The most frequent confusions as lines of text."""
     lines = [
-        f"{_short(one.name, 18)} taken for {_short(one.taken_for, 18)}: {one.count:,} of {one.of:,}"
+        f"{_short(one.name, 18)} taken for {_short(one.taken_for, 18)}: {one.images:,} of {one.of:,}"
         for one in found[:LISTED]
     ]
     text = "\n".join(lines) if lines else "every image is right"

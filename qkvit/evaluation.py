@@ -96,7 +96,8 @@ def run_evaluation(
     with quiet_libraries(), finished_folder(output) as folder:
         model, processor = load_classifier(model_name, _device(device))
         with plain_errors():
-            source = open_images(data_name, split=split, on_bad_image=on_bad_image)  # type: ignore[arg-type]
+            choice: Any = on_bad_image  # checked there
+            source = open_images(data_name, split=split, on_bad_image=choice)
         indices = _indices(source, model.config, by_index)
         print(f"{len(source):,} images of {len(indices)} classes, by {model_name} on {model.device}", flush=True)
         predictions = predict(model, processor, source, indices, batch_size=batch_size, num_workers=num_workers)
