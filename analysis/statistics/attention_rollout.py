@@ -114,7 +114,7 @@ def model_rollout(
     ```
     """
     if start is None and layout is None:
-        layout = TokenLayout.from_model(model, tuple(pixel_values.shape[-2:]))
+        layout = TokenLayout.from_model(model, (pixel_values.shape[-2], pixel_values.shape[-1]))
     numbers = tuple(attention_layers(unwrapped(model)))
     if layers_at_once is not None and layers_at_once < 1:
         raise ValueError(f"layers_at_once={layers_at_once} keeps no layer; pass 1 or more")

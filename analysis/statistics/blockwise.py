@@ -214,7 +214,7 @@ class _Pass:
         sums = list(tiles.column_sums(tile, torch.stack(row_weights, dim=1)).unbind(dim=1))  # (g, N) each
         if "received" in self.groups:
             self._add("received", sums.pop(0), block.images, block.heads)
-        if total is not None:
+        if total is not None and block.value_norm is not None:
             self._add("weighted_received", sums.pop() * block.value_norm, block.images, block.heads)
 
     def _write(self, block: _Block, queries: slice, **of_rows: torch.Tensor) -> None:

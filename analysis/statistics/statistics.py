@@ -5,7 +5,6 @@ Shapes: B images, H heads, N tokens, D width of a head, C width of the model.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 
@@ -218,5 +217,5 @@ BACKENDS: dict[str, Callable[[AttentionInputs, frozenset[str]], dict[str, torch.
 }
 
 
-def _weight_of(projection: Any) -> torch.Tensor | None:
-    return projection.weight if isinstance(projection, torch.nn.Module) else projection
+def _weight_of(projection: torch.Tensor | torch.nn.Linear | None) -> torch.Tensor | None:
+    return projection if projection is None or isinstance(projection, torch.Tensor) else projection.weight
