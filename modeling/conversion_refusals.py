@@ -60,7 +60,7 @@ def why_not(config: Mapping[str, Any], where: str) -> str:
     ```
     """
     model_type = config.get("model_type")
-    if model_type in REASONS:
+    if isinstance(model_type, str) and model_type in REASONS:
         return (
             f"{where} is a {model_type!r} model, which cannot become a QKViT: {REASONS[model_type]}; convert one of"
             f" {', '.join(families())} instead"

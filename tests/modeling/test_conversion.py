@@ -3,10 +3,13 @@
 import json
 import pickle
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import (
     BeitConfig,
@@ -280,6 +283,28 @@ def test_a_file_and_a_bare_module_are_no_sources(folder, raises_sentence):
         convert(torch.nn.Linear(2, 2))
 
 
+JUNK = st.sampled_from(
+    [None, -1, 0, 3, 7, 1.5, "", "wide", [], [3], [4, 4], {}, {"a": 1}, {"0": "cat"}, True, float("nan")]
+)
+FIELDS = [*SIZE, "hidden_act", "qkv_bias", "num_channels", "layer_norm_eps", "id2label", "label2id", "pooler_act"]
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), JUNK, min_size=1, max_size=2))
+@settings(max_examples=60)
+def test_whatever_a_config_holds_it_converts_or_is_one_sentence(folder, junk):
+    config = json.loads((folder / "config.json").read_text())
+    with tempfile.TemporaryDirectory() as place:
+        shutil.copy(folder / "model.safetensors", place)
+        Path(place, "config.json").write_text(json.dumps({**config, **junk}))
+        try:
+            convert(place)
+            message = "it converts: the value was as good as the old one"
+        except ValueError as error:
+            message = str(error)
+    assert "\n" not in message
+    assert len(message) > 20
+
+
 # ---- what is refused
 
 
@@ -289,7 +314,7 @@ def test_beit_is_refused_with_the_reason(tmp_path, raises_sentence):
         convert(beit)
 
 
-@pytest.mark.parametrize("model_type", [*REASONS, "bert", None, 3])
+@pytest.mark.parametrize("model_type", [*REASONS, "bert", None, 3, ["vit"], {}])
 def test_other_models_are_refused_with_a_reason_or_a_list_of_what_is_read(model_type, folder, raises_sentence):
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     with raises_sentence(ValueError, *families()):

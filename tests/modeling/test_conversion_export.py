@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModel, ViTConfig, ViTForImageClassification, ViTModel
 
 from qkvit import QKViTBackbone, QKViTForImageClassification, QKViTForMaskedImageModeling, QKViTModel
@@ -104,7 +105,11 @@ def test_a_classifier_added_to_a_converted_model_gives_the_names_that_transforme
     ViTModel(ViTConfig(**size, image_size=16, patch_size=4), False).save_pretrained(tmp_path / "source")
     convert(tmp_path / "source").save_pretrained(tmp_path / "ours")
     ours = QKViTForImageClassification.from_pretrained(tmp_path / "ours", num_labels=3)
-    export(ours, tmp_path / "out")
+    names = set(load_file(export(ours, tmp_path / "out") / "model.safetensors"))
+    assert names == {f"vit.{name}" for name in load_file(tmp_path / "source" / "model.safetensors")} | {
+        "classifier.weight",
+        "classifier.bias",
+    }
     _, report = ViTForImageClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report.values())
 
