@@ -245,7 +245,8 @@ def _run(
             for number, batch in _batches(dataloader, tally):
                 pixel_values, labels = _parts(batch)
                 pixel_values = pixel_values.to(parameter.device)
-                tokens = layout or TokenLayout.from_model(model, tuple(pixel_values.shape[-2:]))
+                height, width = pixel_values.shape[-2:]
+                tokens = layout or TokenLayout.from_model(model, (height, width))
                 found = session.begin(number, tokens, pixel_values)
                 forward(model, pixel_values.to(parameter.dtype))
                 if not found.vectors:

@@ -153,7 +153,8 @@ def draw_places(collected: Collected, path: str | Path, *, title: str, provenanc
     size = (left + in_a_row * (width + 0.12) + right, top + down * (height + gap) + bottom)
     figure = _figure(size, title, left)
     reach = max(received.max().item(), 1 / max(received.min().item(), 1e-3), 2.0)
-    norm = LogNorm(1 / min(reach, 30), min(reach, 30))
+    highest = min(reach, 30)
+    norm = LogNorm(1 / highest, highest)
     for place, layer in enumerate(collected.layers):
         row, column = divmod(place, in_a_row)
         x = left + column * (width + 0.12)
@@ -168,7 +169,7 @@ def draw_places(collected: Collected, path: str | Path, *, title: str, provenanc
     tall = min(down * (height + gap) - gap, 3.0)
     bar_axes = figure.add_axes((x / size[0], (size[1] - top - tall) / size[1], 0.12 / size[0], tall / size[1]))
     bar = figure.colorbar(shown, cax=bar_axes, extend="both")
-    ticks = [tick for tick in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if norm.vmin <= tick <= norm.vmax]
+    ticks = [tick for tick in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if 1 / highest <= tick <= highest]
     bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     bar.ax.minorticks_off()
     bar.ax.tick_params(labelsize=7)

@@ -124,7 +124,7 @@ class Neighbours:
     def project(self, x: torch.Tensor, num_heads: int, *linears: nn.Module) -> Sequence[torch.Tensor]:
         """`linear(x)` of each, in one product if possible, by heads: (B, N, C) -> each (B, H, N, D)."""
         batch_size, num_tokens, _ = x.shape
-        if undisturbed() and self._hold(linears) and all(map(unseen, linears)):
+        if self.weight is not None and undisturbed() and self._hold(linears) and all(map(unseen, linears)):
             joined = nn.functional.linear(x, self.weight, self.bias)
             return joined.view(batch_size, num_tokens, len(linears), num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
         return [linear(x).view(batch_size, num_tokens, num_heads, -1).transpose(1, 2) for linear in linears]

@@ -103,7 +103,7 @@ def run_evaluation(
         predictions = predict(model, processor, source, indices, batch_size=batch_size, num_workers=num_workers)
         record = _provenance(options, model, processor, source, predictions.seconds)
         record["metrics"] = measure(predictions)
-        _write(folder, record, predictions, source.class_names, indices, model.config)
+        _write(folder, record, predictions, source.class_names or (), indices, model.config)
     print(_farewell(record, output))
     return record
 
