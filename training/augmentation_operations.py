@@ -73,18 +73,16 @@ def auto_contrast(images: torch.Tensor) -> torch.Tensor:
 
 
 def equalise(images: torch.Tensor) -> torch.Tensor:
-    """Replace each of 256 levels by its rank among the pixels of its channel."""
+    """Spread the 256 levels of each channel so that each has as many pixels, with Pillow's whole-number rounding."""
     levels = (images * 255).round().long().flatten(2)  # (B, 3, pixels)
-    counts = torch.zeros(*levels.shape[:2], 256, device=images.device).scatter_add_(
-        2, levels, torch.ones_like(levels, dtype=torch.float32)
-    )
-    below = counts.cumsum(2)
-    lowest = torch.where(counts > 0, below, below[..., -1:]).amin(2, keepdim=True)
-    spread = below[..., -1:] - lowest
-    ranks = torch.where(
-        spread > 0, (below - lowest) / spread.clamp(min=1), torch.arange(256, device=images.device) / 255
-    )
-    return ranks.clamp(0, 1).gather(2, levels).view_as(images).to(images.dtype)
+    counts = torch.zeros(*levels.shape[:2], 256, device=images.device, dtype=torch.int64)
+    counts.scatter_add_(2, levels, torch.ones_like(levels))
+    below = counts.cumsum(2) - counts
+    highest = levels.amax(2, keepdim=True)
+    step = (levels.shape[2] - counts.gather(2, highest)) // 255
+    table = ((below + step // 2) // step.clamp(min=1)).clamp(max=255)
+    table = torch.where(step > 0, table, torch.arange(256, device=images.device))
+    return (table.gather(2, levels) / 255).view_as(images).to(images.dtype)
 
 
 def blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

@@ -36,9 +36,9 @@ class EpochBatches(Sampler[list[Key]]):
 
     ```python
     >>> [[index for _, index, _ in batch] for batch in EpochBatches(8, 2, seed=1)]
-    [[6, 3], [4, 5], [1, 7], [0, 2]]
+    [[7, 0], [1, 2], [4, 3], [6, 5]]
     >>> [[index for _, index, _ in batch] for batch in EpochBatches(8, 2, rank=1, world=2, seed=1)]
-    [[4, 5], [0, 2]]
+    [[1, 2], [6, 5]]
 
     ```
     """

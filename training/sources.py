@@ -105,7 +105,7 @@ def open_splits(data: Data) -> Splits:
     ```python
     >>> splits = open_splits(Data("digits"))
     >>> len(splits.train), len(splits.validation), splits.class_names[:3]
-    (1437, 360, ['0', '1', '2'])
+    (1438, 359, ['0', '1', '2'])
 
     ```
     """

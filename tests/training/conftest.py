@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from qkvit.modeling import shipping
-from qkvit.training import train
+from qkvit.training import report, train
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -71,9 +72,10 @@ def merged(*parts: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _read_sources_once():
-    """Saving a model reads its code; in tests that save many, once is enough."""
+    """Saving a model reads its code, and a run ends with a picture: in tests of many runs, once is enough."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shipping, "flat_sources", functools.cache(shipping.flat_sources))
+        patch.setattr(report, "draw_curves", lambda path, log: False)
         yield
 
 
@@ -81,24 +83,25 @@ def _read_sources_once():
 def _warm(tmp_path_factory):
     """What a run imports, imported before processes are forked."""
     pytest.importorskip("sklearn")
+    gc.freeze()
     train(merged(TINY, {"arguments": {"output_dir": str(tmp_path_factory.mktemp("warm") / "run"), "max_steps": 1}}))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Callable[..., dict[str, Any]]:
     """`tiny({"arguments": {...}}, ...)`: the recipe with these parts laid over it."""
     pytest.importorskip("sklearn")
     return lambda *parts: merged(TINY, *parts)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def busy() -> dict[str, Any]:
     return copy.deepcopy(BUSY)
 
 
 @pytest.fixture
 def in_a_child(_warm) -> Callable[..., int]:
-    """`in_a_child(function)`: the exit status of a process that runs it, or minus the signal that ended it; no import is paid twice."""
+    """`in_a_child(function)`: the exit status of a process that runs it, or minus its signal."""
 
     def run(function: Callable[[], Any]) -> int:
         sys.stdout.flush()

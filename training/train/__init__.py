@@ -37,8 +37,11 @@ def train(
     ```python
     >>> small = ["output_dir=run", "max_steps=2", "num_hidden_layers=1", "report_to=none"]
     >>> metrics = train("digits", small)
+    digits:
+      data        1,438 images, 10 classes, 8 x 8 pixels
+    ...
     >>> metrics["validation"]["images"]
-    360
+    359
     >>> from transformers import AutoModelForImageClassification
     >>> AutoModelForImageClassification.from_pretrained("run").config.num_labels
     10

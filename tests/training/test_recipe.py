@@ -1,0 +1,109 @@
+"""A recipe is checked before anything starts, and every field has a name on the command line."""
+
+import contextlib
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qkvit.training import Recipe, TrainingRefusedError
+from qkvit.training.recipe import SHIPPED
+
+
+def load(values, *settings):
+    return Recipe.load(values, list(settings))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+def test_shipped_recipes_are_whole_and_come_back(name):
+    recipe = Recipe.load(name)
+    assert recipe.name == name
+    assert Recipe.load(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"modle": {}}, ["modle", "model"]),
+        ({"data": {"sorce": "digits"}}, ["data.sorce", "source"]),
+        ({"arguments": {"learning_rat": 1}}, ["arguments.learning_rat", "learning_rate"]),
+        ({"arguments": {"learning_rate": "fast"}}, ["arguments.learning_rate='fast'", "number"]),
+        ({"arguments": {"lr_scheduler_type": "cosin"}}, ["cosin", "cosine"]),
+        ({"augmentation": {"crop": "resize"}}, ["augmentation.crop", "resized"]),
+        ({"augmentation": {"crop_scale": [0.1]}}, ["augmentation.crop_scale", "2"]),
+        ({"augmentation": {"crop_scale": [1.0, 0.1]}}, ["crop_scale"]),
+        ({"augmentation": {"flip": 1.5}}, ["augmentation.flip=1.5"]),
+        ({"augmentation": "all"}, ["augmentation"]),
+        ({"arguments": {"label_smoothing_factor": 0.1}}, ["model.config.label_smoothing"]),
+        ({"arguments": {"per_device_train_batch_size": 7}, "augmentation": {"mixup": 1}}, ["odd"]),
+        ({"arguments": {"seed": -1}}, ["seed"]),
+        ({"processes": 0}, ["processes=0"]),
+    ],
+)
+def test_a_wrong_recipe_is_one_sentence_that_names_it(values, words):
+    with pytest.raises(TrainingRefusedError) as caught:
+        load(values)
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(
+    ("setting", "read"),
+    [
+        ("max_steps=7", lambda recipe: recipe.arguments["max_steps"] == 7),
+        ("learning_rate=1e-3", lambda recipe: recipe.arguments["learning_rate"] == 0.001),
+        ("output_dir=there", lambda recipe: recipe.arguments["output_dir"] == "there"),
+        ("save_strategy=no", lambda recipe: recipe.arguments["save_strategy"] == "no"),
+        ("mixup=0.8", lambda recipe: recipe.augmentation.mixup == 0.8),
+        ("data.source=photos", lambda recipe: recipe.data.source == "photos"),
+        ("crop_scale=[0.2, 1]", lambda recipe: recipe.augmentation.crop_scale == (0.2, 1.0)),
+        ("average_decay=null", lambda recipe: recipe.optimisation.average_decay is None),
+        ("hidden_size=48", lambda recipe: recipe.model.config["hidden_size"] == 48),
+        (
+            "model.config.layer_scale_init_value=1e-4",
+            lambda recipe: recipe.model.config["layer_scale_init_value"] == 1e-4,
+        ),
+        ("processes=2", lambda recipe: recipe.processes == 2),
+    ],
+)
+def test_any_field_can_be_set_by_its_name(setting, read):
+    assert read(load({}, setting))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("learning_rat=1", ["--set learning_rat", "learning_rate"]),
+        ("data.sourse=x", ["data.sourse", "data.source"]),
+        ("seed", ["--set seed", "key=value"]),
+        ("seed=one", ["seed='one'"]),
+        ("=3", ["key=value"]),
+        ("crop=[", ["--set crop=["]),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(setting, words):
+    with pytest.raises(TrainingRefusedError) as caught:
+        load({}, setting)
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_missing_file_names_the_shipped_recipes(raises_sentence):
+    with raises_sentence(TrainingRefusedError, "no recipe nowhere", "digits"):
+        Recipe.load("nowhere")
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- a\n- b", "\tx: 1", "\xff"])
+def test_a_broken_file_is_one_sentence(tmp_path, text):
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(TrainingRefusedError) as caught:
+        Recipe.load(path)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.dictionaries(st.text(max_size=8), st.none() | st.integers() | st.text(max_size=5) | st.lists(st.floats())))
+def test_whatever_is_in_the_file_nothing_but_a_sentence_comes_out(values):
+    with contextlib.suppress(TrainingRefusedError):
+        load(values)

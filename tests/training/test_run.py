@@ -1,0 +1,253 @@
+"""What a run leaves, refuses and says."""
+
+import json
+import os
+import socket
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from qkvit.training import Recipe, TrainingRefusedError, TrainingStoppedError, train
+from qkvit.training.command import main
+from qkvit.training.cost import activation_bytes, forward_flops
+from qkvit.training.report import draw_curves  # the one of the package: runs in these tests draw nothing
+from qkvit.training.trainer import RecipeTrainer
+from qkvit.training.world import check_world
+
+
+@pytest.fixture(scope="module")
+def run(tiny, busy, tmp_path_factory):
+    """A busy run that has ended: its folder and metrics."""
+    tmp_path = tmp_path_factory.mktemp("ended")
+    recipe = tiny(busy, {"arguments": {"output_dir": str(tmp_path / "run"), "eval_strategy": "steps", "eval_steps": 4}})
+    return tmp_path / "run", train(recipe)
+
+
+def test_a_run_leaves_a_model_checkpoints_and_its_record(run):
+    folder, metrics = run
+    for name in ("model.safetensors", "config.json", "modeling_qkvit.py", "preprocessor_config.json", "results.md"):
+        assert (folder / name).is_file(), name
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-8", "checkpoint-9"}, "two are kept"
+    assert not list(folder.rglob("training_args.bin")), "a pickle with this machine's paths"
+    assert not list(folder.glob(".unfinished"))
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    record = json.loads((folder / "run.json").read_text())
+    assert {"qkvit", "torch", "transformers"} <= record["versions"].keys()
+    assert record["processes"] == 1
+    assert Recipe.load(folder / "recipe.yaml").augmentation.mixup == 0.8
+
+
+def test_the_saved_model_has_the_accuracy_that_was_measured(run):
+    from qkvit.training.recipe import Data
+    from qkvit.training.sources import open_splits
+
+    folder, metrics = run
+    validation = open_splits(Data("digits")).validation
+    for where, name in ((folder, "validation"), (folder / "averaged", "validation, averaged weights")):
+        model, processor = (
+            AutoModelForImageClassification.from_pretrained(where),
+            AutoImageProcessor.from_pretrained(where),
+        )
+        images = [validation.image(index) for index in range(len(validation))]
+        pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+        with torch.no_grad():
+            right = (model.eval()(pixels).logits.argmax(-1).numpy() == validation.labels).mean()
+        assert right == pytest.approx(metrics[name]["accuracy"])
+        assert metrics[name]["images"] == len(validation)
+
+
+def test_a_recipe_learns(tiny, tmp_path):
+    recipe = tiny({"data": {"images": 300}, "arguments": {"output_dir": str(tmp_path / "run"), "save_strategy": "no"}})
+    metrics = train(recipe, ["max_steps=120", "learning_rate=5e-3", "per_device_train_batch_size=32"])
+    assert metrics["validation"]["accuracy"] > 0.3  # chance is 0.1
+
+
+def test_operations_are_counted_by_the_image(run):
+    _, metrics = run
+    assert metrics["total_flops"] == 3 * metrics["flops_forward_per_image"] * 9 * 16
+
+
+def test_a_dry_run_writes_nothing(tiny, tmp_path, capsys):
+    plan = train(tiny({"arguments": {"output_dir": str(tmp_path / "run")}}), dry_run=True)
+    assert list(tmp_path.iterdir()) == []
+    assert (plan["steps"], plan["steps_per_epoch"], plan["left_out"], plan["global_batch"]) == (9, 12, 4, 8)
+    output = capsys.readouterr().out
+    for word in ("parameters", "operations", "processes", "memory"):
+        assert word in output
+
+
+def test_a_dry_run_needs_no_data(capsys):
+    plan = train("cifar10-scratch", ["data.source=nowhere/none"], dry_run=True)
+    assert (plan["images"], plan["classes"]) == (45000, 10)
+    assert "Planned with what the recipe says" in capsys.readouterr().out
+
+
+def test_activations_grow_with_depth(tiny_model):
+    shallow, deep = (tiny_model(num_hidden_layers=depth) for depth in (2, 4))
+    size = (16, 16)
+    assert forward_flops(deep, size) > 1.8 * forward_flops(shallow, size)
+    assert activation_bytes(deep, size) > 1.8 * activation_bytes(shallow, size)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["per_device_train_batch_size=200"], ["100 images", "200"]),
+        (["num_labels=3"], ["num_labels=3", "10 classes"]),
+        (["hidden_size=15"], ["hidden_size"]),
+        (["model.config.hiden_size=16"], ["hiden_size"]),
+        (["data.source=no/such folder"], ["no/such folder"]),
+        (["trainable=only nothing"], ["nothing"]),
+        (["bf16=true", "fp16=true"], ["TrainingArguments"]),
+        (["model.start=/no/such/model"], ["/no/such/model"]),
+        (["dropout_by_image=true", "attention_probs_dropout_prob=0.1"], ["attention_probs_dropout_prob"]),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence_before_anything_is_written(tiny, tmp_path, settings, words):
+    with pytest.raises(TrainingRefusedError) as caught:
+        train(tiny({"arguments": {"output_dir": str(tmp_path / "run")}}), settings)
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_names_step_images_and_layer(tiny, tmp_path, monkeypatch):
+    forward = RecipeTrainer._forward
+
+    def breaks(self, model, pixels, keys):
+        if self.state.global_step == 3:
+            with torch.no_grad():
+                self.model.qkvit.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+        return forward(self, model, pixels, keys)
+
+    monkeypatch.setattr(RecipeTrainer, "_forward", breaks)
+    with pytest.raises(TrainingStoppedError) as caught:
+        train(tiny({"arguments": {"output_dir": str(tmp_path / "run")}}))
+    message = str(caught.value)
+    assert "in step 4, first in qkvit.layers.1.mlp.up_proj" in message
+    listed = message[message.index("[") + 1 : message.index("]")].split(", ")
+    assert len(listed) == 8
+
+
+class TestWorld:
+    @pytest.mark.parametrize(("asked", "launched", "real"), [(2, "1", 1), (None, "2", 1), (1, "2", 2), (4, "2", 2)])
+    def test_a_number_that_nobody_asked_for_is_refused_with_the_command(self, monkeypatch, asked, launched, real):
+        monkeypatch.setenv("WORLD_SIZE", launched)
+        with pytest.raises(TrainingRefusedError, match="start with"):
+            check_world(asked, real)
+
+    @pytest.mark.parametrize(("asked", "launched", "real"), [(None, "1", 1), (2, "2", 2), (None, "2", 2)])
+    def test_the_right_number_is_accepted(self, monkeypatch, asked, launched, real):
+        monkeypatch.setenv("WORLD_SIZE", launched)
+        check_world(asked, real)
+
+    def test_several_gpus_in_one_process_are_refused(self):
+        with pytest.raises(TrainingRefusedError, match="nproc_per_node 4"):
+            check_world(None, 1, gpus=4)
+
+    def test_a_recipe_for_two_is_not_started_by_one(self, tiny, tmp_path):
+        with pytest.raises(TrainingRefusedError, match="torchrun --nproc_per_node 2"):
+            train(tiny({"processes": 2, "arguments": {"output_dir": str(tmp_path / "run")}}))
+
+
+def test_two_processes_train_as_one(tiny, busy, tmp_path, in_a_child):
+    """Dropout, stochastic depth, augmentation and mixing included: the loss of 20 steps, to 1e-5."""
+
+    def recipe(folder, batch):
+        arguments = {"output_dir": str(tmp_path / folder), "max_steps": 20, "per_device_train_batch_size": batch}
+        return tiny(busy, {"optimisation": {"dropout_by_image": True}, "arguments": arguments})
+
+    def pair():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        other = os.fork()
+        rank = "0" if other else "1"
+        os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"}
+        train(recipe("two", 4))
+        if other and os.waitpid(other, 0)[1]:
+            raise SystemExit(3)
+
+    assert in_a_child(lambda: train(recipe("one", 8))) == 0
+    assert in_a_child(pair) == 0
+    losses = []
+    for folder in ("one", "two"):
+        log = json.loads((tmp_path / folder / "checkpoint-20" / "trainer_state.json").read_text())["log_history"]
+        losses.append([entry["loss"] for entry in log if "loss" in entry])
+    assert len(losses[0]) == 20
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), atol=1e-5, rtol=0)
+    metrics = [json.loads((tmp_path / folder / "metrics.json").read_text())["validation"] for folder in ("one", "two")]
+    assert metrics[0]["images"] == metrics[1]["images"]
+    assert metrics[0]["loss"] == pytest.approx(metrics[1]["loss"], abs=1e-4)
+
+
+def test_class_folders_with_a_bad_image(tiny, tmp_path, raises_sentence):
+    for split, count in (("train", 8), ("validation", 2)):
+        for colour in ("red", "blue"):
+            for index in range(count):
+                path = tmp_path / "photos" / split / colour / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (12 + index, 10), colour).save(path)
+    (tmp_path / "photos" / "train" / "red" / "3.png").write_bytes(b"not an image")
+    data = {
+        "source": str(tmp_path / "photos"),
+        "train_split": "train",
+        "validation_split": "validation",
+        "images": None,
+    }
+    recipe = tiny({"data": data, "arguments": {"output_dir": str(tmp_path / "run"), "max_steps": 4}})
+    with pytest.raises(ValueError, match=r"3\.png"):
+        train(recipe)
+    metrics = train(recipe, ["on_bad_image=skip", f"output_dir={tmp_path / 'skipped'}"])
+    assert list(metrics["bad_images"]) == ["red/3.png"]
+    assert metrics["validation"]["images"] == 4
+
+
+def test_only_what_is_named_is_trained(tiny, tmp_path):
+    train(tiny({"arguments": {"output_dir": str(tmp_path / "start"), "max_steps": 1}}))
+    start = {"model": {"start": str(tmp_path / "start"), "config": {}}}
+    recipe = tiny({"arguments": {"output_dir": str(tmp_path / "run")}}) | start
+    train(recipe, ["trainable=only q"])
+    before, after = (AutoModelForImageClassification.from_pretrained(tmp_path / name) for name in ("start", "run"))
+    moved = {
+        name
+        for (name, one), other in zip(before.named_parameters(), after.parameters(), strict=True)
+        if not one.equal(other)
+    }
+    assert moved
+    assert all(".q_proj." in name for name in moved)
+
+
+def test_curves_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    log = [{"step": step, "loss": 1 / step, "learning_rate": 0.1, "eval_loss": 1.0} for step in range(1, 5)]
+    assert draw_curves(tmp_path / "curves.png", log)
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size[0] > 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "no recipe nowhere"),
+        (["digits", "--set", "seeed=1"], "seeed"),
+        (["digits", "--sett", "seed=1"], "--sett"),
+        ([], "recipe"),
+    ],
+)
+def test_the_module_answers_with_one_sentence_and_exit_code_2(capsys, arguments, words):
+    with pytest.raises(SystemExit) as leaving:
+        main(arguments)
+    assert leaving.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert len(errors.splitlines()) == 1
+    assert words in errors
+
+
+def test_the_command_is_there(capsys):
+    from qkvit.cli import app
+
+    assert "train" in {command.name or command.callback.__name__ for command in app.registered_commands}
