@@ -418,8 +418,11 @@ def test_an_unknown_or_ill_typed_field_in_a_file_is_refused(raises_sentence, tmp
 
 
 def test_the_configuration_of_another_kind_of_model_is_refused(raises_sentence, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": 32}')
+    with raises_sentence(ValueError, "model_type='bert'", "qkvit"):
+        QKViTConfig.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "vit", "hidden_size": 32}')
-    with raises_sentence(ValueError, "model_type='vit'", "qkvit"):
+    with raises_sentence(ValueError, "'vit' checkpoint", "qkvit convert"):
         QKViTConfig.from_pretrained(tmp_path)
 
 
