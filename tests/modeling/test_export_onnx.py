@@ -16,10 +16,9 @@ SHOWN = ["logits", "attentions.0", "attentions.1", "queries.1", "keys.1", "value
 OPTIONS = {
     "plain": {},
     "rotary": {"position_embedding": "rope2d", "qk_norm": True, "num_register_tokens": 2, "mlp_type": "swiglu"},
-    "sine": {"position_embedding": "sincos2d", "norm_type": "rmsnorm", "pooling": "class_mean"},
-    "distilled": {"use_distillation_token": True, "position_coverage": "all", "layer_scale_init_value": 0.5},
+    "sine": {"position_embedding": "sincos2d", "norm_type": "rmsnorm", "pooling": "class_mean", "pooler_act": "tanh"},
+    "distilled": {"use_distillation_token": True, "position_coverage": "all", "position_antialias": True},
     "attention pooling": {"pooling": "attention", "use_class_token": False, "position_embedding": "none"},
-    "antialiased": {"position_antialias": True, "norm_position": "after_pooling", "pooler_act": "tanh"},
 }
 pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
 
@@ -69,8 +68,11 @@ def test_an_exported_program_refuses_a_size_that_the_patch_does_not_divide(tiny_
         program(torch.rand(1, 3, 18, 16))
 
 
-@pytest.mark.parametrize("asked", [{}, ASKED], ids=["logits alone", "with maps, Q, K and V"])
-@pytest.mark.parametrize("options", ["plain", "rotary"])
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [("plain", {}), ("plain", ASKED), ("rotary", ASKED)],
+    ids=["logits alone", "with maps, Q, K and V", "rotary"],
+)
 def test_onnxruntime_computes_the_model_at_every_size(tiny_model, example, options, asked, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} is not installed")
