@@ -68,7 +68,7 @@ def newest_whole(output: Path) -> tuple[Path | None, list[Path]]:
 
     ```
     """
-    broken = []
+    broken: list[Path] = []
     for path in checkpoints(output):
         if sealed_facts(path) is not None:
             return path, broken

@@ -37,9 +37,11 @@ def build_model(recipe: Recipe, class_names: list[str]) -> nn.Module:
         reason = " ".join(str(error).split())
         raise TrainingRefusedError(f"the model cannot be made: {reason.rstrip('.')}") from error
     if recipe.model.stochastic_depth == "uniform":
+        module: Any
+        config: Any = model.config
         for module in model.modules():
             if hasattr(module, "drop_path_rate"):
-                module.drop_path_rate = model.config.drop_path_rate
+                module.drop_path_rate = config.drop_path_rate
     return model
 
 

@@ -152,7 +152,7 @@ class Run:
     def _check_dropout(self, model: nn.Module) -> None:
         if not self.recipe.optimisation.dropout_by_image:
             return
-        config = model.config
+        config: Any = model.config
         if getattr(config, "attention_probs_dropout_prob", 0) and config._attn_implementation != "eager":
             raise TrainingRefusedError(
                 "dropout_by_image does not reach dropout inside fused attention: set attention_probs_dropout_prob to 0"

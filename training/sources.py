@@ -135,7 +135,7 @@ def _built_in(data: Data) -> Splits:
         raise TrainingRefusedError(
             f"{data.source} comes with the package {package}; run: pip install {package}"
         ) from error
-    return Splits(*parts, None, [str(digit) for digit in range(10)])
+    return Splits(parts[0], parts[1], None, [str(digit) for digit in range(10)])
 
 
 def _opened(data: Data) -> Splits:
@@ -186,7 +186,7 @@ def held_out_indices(labels: Any, share: float) -> tuple[np.ndarray[Any, Any], n
     """
     labels = np.asarray(labels)
     random = np.random.default_rng(HELD_OUT_SEED)
-    held = []
+    held: list[int] = []
     for label in np.unique(labels):
         members = random.permutation(np.flatnonzero(labels == label))
         held.extend(members[: max(1, round(share * len(members)))] if share else [])

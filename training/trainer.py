@@ -44,6 +44,11 @@ class RecipeTrainer(Trainer):
         processor: Saved with the model.
     """
 
+    model: Any
+    train_dataset: Any
+    processing_class: Any
+    eval_dataset: Any
+
     def __init__(
         self,
         *,
@@ -160,7 +165,7 @@ class RecipeTrainer(Trainer):
 
     # ---- optimisation
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Groups by role and layer, for any optimiser class of transformers."""
         if self.optimizer is None:
             args = self.args
@@ -183,9 +188,10 @@ class RecipeTrainer(Trainer):
         """transformers' schedules, with warm-up and cool-down also in epochs."""
         if self.lr_scheduler is None:
             warmup, options = schedule_steps(self.args, self.optimisation, num_training_steps, self.batches.steps)
+            scheduled: Any = self.optimizer if optimizer is None else optimizer
             self.lr_scheduler = get_scheduler(
                 self.args.lr_scheduler_type,
-                optimizer=optimizer or self.optimizer,
+                optimizer=scheduled,
                 num_warmup_steps=warmup,
                 num_training_steps=num_training_steps,
                 scheduler_specific_kwargs=options,
@@ -228,7 +234,7 @@ class RecipeTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write aside, seal, rename; then remove what is over `save_total_limit`."""
-        output, step = Path(self.args.output_dir), self.state.global_step
+        output, step = Path(str(self.args.output_dir)), self.state.global_step
         aside = output / ASIDE
         if self.args.should_save:
             shutil.rmtree(aside, ignore_errors=True)
@@ -345,5 +351,6 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     Through `from_pretrained`, which knows under which names transformers' models were saved.
     """
     dtype = next(model.parameters()).dtype
-    saved = type(model).from_pretrained(folder, dtype=dtype)
+    kind: Any = type(model)
+    saved = kind.from_pretrained(folder, dtype=dtype)
     model.load_state_dict(saved.state_dict(), strict=True)
