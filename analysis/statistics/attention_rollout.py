@@ -121,8 +121,9 @@ def model_rollout(
     size = layers_at_once or len(numbers)
     row: Any = start
     for end in range(len(numbers), 0, -size):
-        recording = _run_to(model, pixel_values, numbers[max(0, end - size) : end], behind=numbers[end : end + 1])
-        row = rollout(recording, start=row, layout=layout, backend=backend)
+        group, behind = numbers[max(0, end - size) : end], numbers[end : end + 1]
+        # No name for the recording: it would keep one group in memory while the model runs for the next.
+        row = rollout(_run_to(model, pixel_values, group, behind), start=row, layout=layout, backend=backend)
     return row
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from qkvit.analysis import TokenLayout, attention_statistics, rollout
+from qkvit import QKViTModel
+from qkvit.analysis import TokenLayout, attention_statistics, model_rollout, rollout
 from qkvit.analysis.statistics.groups import GROUPS
 
 BENCHMARK = Path(__file__).resolve().parents[3] / "benchmarks" / "attention_statistics.py"
@@ -51,3 +52,13 @@ def test_the_reference_is_what_the_measurement_finds_quadratic(benchmark):
     sizes = [14, 20, 28]
     peaks = [benchmark.peak_bytes(lambda grid=grid: all_statistics(grid, "reference", "entropy")) for grid in sizes]
     assert benchmark.exponent([grid**2 + 1 for grid in sizes], peaks) > 1.8
+
+
+def test_a_rollout_in_groups_keeps_one_group_alone(benchmark, tiny_model, monkeypatch):
+    monkeypatch.setattr("qkvit.analysis.statistics.blockwise.CPU_NUMBERS", 2**12)
+    model = tiny_model(QKViTModel, num_hidden_layers=12, image_size=64)
+    image = torch.rand(1, 3, 64, 64)
+    of_layer = 2 * 257 * 32 * 4  # bytes of its queries and keys
+    whole = benchmark.peak_bytes(lambda: model_rollout(model, image))
+    in_groups = benchmark.peak_bytes(lambda: model_rollout(model, image, layers_at_once=4))
+    assert in_groups < whole - 6 * of_layer  # it would be 4 if the group before were kept too
