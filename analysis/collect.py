@@ -19,7 +19,7 @@ from .attention_layers import chosen, unwrapped
 from .attention_product import AttentionCall
 from .collected import Collected
 from .head_weights import output_projection
-from .progress_file import ProgressFile
+from .progress_file import ProgressFile, remove_progress
 from .statistics import attention_statistics
 from .tally import VECTORS, Batch, Tally
 from .token_layout import TokenLayout
@@ -38,6 +38,7 @@ def collect(
     layout: TokenLayout | None = None,
     forward: Callable[[Any, torch.Tensor], Any] | None = None,
     progress_folder: str | Path | None = None,
+    keep_progress: bool = False,
     show_progress: bool = True,
 ) -> Collected:
     """Run a model over images and keep statistics of every head; memory does not grow with the number of images.
@@ -74,6 +75,8 @@ def collect(
         forward: Runs the model: a function of model and pixel values. `None`: `model(pixel_values=...)`.
         progress_folder: Where to keep how far it is, every 30 seconds and when it is stopped. A later call with the
             same arguments goes on from there; at the end it is removed.
+        keep_progress: Leave it there at the end, for a caller who has the result still to write; `remove_progress` of
+            `qkvit.analysis.progress_file` takes it away.
         show_progress: A bar with images a second.
 
     Raises:
@@ -117,8 +120,10 @@ def collect(
     tally = _merged(session.tally, rank, world)
     if not tally.images:
         raise ValueError("there are no images to collect statistics from; pass data with one usable image at least")
-    if file is not None:
-        file.remove()
+    if file is not None and keep_progress:
+        file.save(session.tally)
+    elif file is not None:
+        remove_progress(file.path.parent, rank, world)
     return Collected.from_tally(tally, names)
 
 

@@ -22,7 +22,7 @@ class ProgressFile:
     """
 
     def __init__(self, folder: str | Path, identity: dict[str, Any], rank: int = 0, world: int = 1) -> None:
-        self.path = Path(folder) / f"progress-{rank}-of-{world}.safetensors"
+        self.path = _path(folder, rank, world)
         self.identity = json.loads(json.dumps(identity | {"processes": world}))
 
     def load(self) -> Tally | None:
@@ -68,12 +68,6 @@ class ProgressFile:
             part.unlink(missing_ok=True)
             raise
 
-    def remove(self) -> None:
-        """The run is over."""
-        self.path.unlink(missing_ok=True)
-        with suppress(OSError):  # others may still have theirs there
-            self.path.parent.rmdir()
-
     def _refuse_other_worlds(self) -> None:
         world = self.identity["processes"]
         for other in sorted(self.path.parent.glob("progress-*-of-*.safetensors")):
@@ -83,3 +77,14 @@ class ProgressFile:
                     f"{other} is the progress of a run on {size} processes, and there are {world} now: run on {size}"
                     " again, or delete the file to start anew"
                 )
+
+
+def remove_progress(folder: str | Path, rank: int = 0, world: int = 1) -> None:
+    """The run is over: take its file away, and the folder with the last one."""
+    _path(folder, rank, world).unlink(missing_ok=True)
+    with suppress(OSError):  # others may still have theirs there
+        Path(folder).rmdir()
+
+
+def _path(folder: str | Path, rank: int, world: int) -> Path:
+    return Path(folder) / f"progress-{rank}-of-{world}.safetensors"

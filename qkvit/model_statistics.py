@@ -87,6 +87,8 @@ def run_statistics(request: Request) -> None:
         raise UserError("there is nothing to measure; pass --data SOURCE, --weights, or both")
     check_packages(NEEDED)
     layers = _layers(request.layers)
+    from .analysis.progress_file import remove_progress
+
     with quiet_libraries(), _processes(request.device) as (rank, device):
         check_target(request.output, marker=RECORD, force=request.force, what="qkvit statistics")
         start = time.perf_counter()
@@ -100,7 +102,8 @@ def run_statistics(request: Request) -> None:
                 _write(request, model, collected, record, folder, start)
             _farewell(request, collected)
         if collected is not None:
-            _wait()  # the progress of all processes is theirs until the result is there
+            _wait()  # what was measured is kept until the result is written
+            remove_progress(request.progress, rank, record["processes"])
 
 
 def load_model(name: str, device: str) -> Any:
@@ -157,6 +160,7 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
                 layers=layers,
                 statistics=None if request.only is None else [name.strip() for name in request.only.split(",")],
                 progress_folder=request.progress,
+                keep_progress=True,
             )
         except KeyboardInterrupt:
             if rank == 0 and request.progress.exists():

@@ -315,6 +315,23 @@ def test_a_broken_progress_file_is_refused(tmp_path, raises_sentence):
         file.load()
 
 
+def test_what_is_kept_does_not_grow_with_the_images(model, tmp_path):
+    sizes = {}
+    for count in (40, 400):
+        images = torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        collected = quiet(model, [images] * (count // 40))
+        tensors, _ = collected._tally.state()
+        sizes[count] = {name: tensor.numel() for name, tensor in tensors.items()}
+    assert sizes[40] == sizes[400]
+
+
+def test_progress_can_be_kept_until_the_result_is_written(model, source, tmp_path):
+    whole = quiet(model, over(source), progress_folder=tmp_path / "p", keep_progress=True)
+    again = quiet(model, over(source), progress_folder=tmp_path / "p", forward=lambda *_: 1 / 0)
+    assert_same(again, whole)
+    assert not (tmp_path / "p").exists()
+
+
 def test_a_full_disk_leaves_the_progress_of_before(tmp_path, monkeypatch):
     import safetensors.torch
 

@@ -225,14 +225,19 @@ def test_an_earlier_result_is_kept_without_force(leave, tmp_path):
     assert leave("--weights", "-o", tmp_path / "out", "--force")[0] == 0
 
 
-def test_a_full_disk_keeps_what_was_measured_apart(leave, monkeypatch, tmp_path):
+def test_a_full_disk_keeps_what_was_measured(leave, monkeypatch, tmp_path):
     from qkvit.analysis.collected import Collected
 
     def full(self, folder, provenance):
         raise OSError(28, "No space left on device", "statistics.parquet")
 
-    monkeypatch.setattr(Collected, "save", full)
-    code, _, errors = leave("--data", "pets", "-o", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(Collected, "save", full)
+        code, _, errors = leave("--data", "pets", "-o", tmp_path / "out")
     assert code == 2
     assert errors.splitlines()[-1] == "error: No space left on device: statistics.parquet"
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [".out-progress"]
+
+    monkeypatch.setattr(qkvit.QKViTModel, "forward", None)  # it need not run again
+    assert leave("--data", "pets", "-o", tmp_path / "out")[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
