@@ -111,9 +111,10 @@ def _layer_weights(layer: int, attention: nn.Module, around: nn.Module | None) -
 
     def split_bias(name: str, projection: nn.Linear) -> torch.Tensor:
         rows = projection.weight.shape[0]
-        if projection.bias is None:
+        bias: torch.Tensor | None = getattr(projection, "bias", None)
+        if bias is None:
             return torch.zeros(rows, dtype=torch.float64).unflatten(0, (heads, -1))
-        return _finite(layer, f"{name} bias", projection.bias).unflatten(0, (heads, -1))
+        return _finite(layer, f"{name} bias", bias).unflatten(0, (heads, -1))
 
     norm = _first(around, NORMS_BEFORE)
     gain = getattr(norm, "weight", None)

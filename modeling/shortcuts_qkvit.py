@@ -7,6 +7,7 @@ training and in compiled graphs, the plain way stands in `attention_qkvit.py` an
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import MethodType
+from typing import Any
 
 import torch
 from torch import nn
@@ -87,7 +88,7 @@ class Neighbours:
         return Neighbours, ()  # copies and pickles of a module have weights elsewhere
 
     @torch.no_grad()
-    def settle(self, *linears: nn.Module) -> None:
+    def settle(self, *linears: Any) -> None:
         """Move the weights next to each other, unless they are, or are not plain."""
         if self._hold(linears):
             return
@@ -106,7 +107,7 @@ class Neighbours:
             for linear in linears
         ]
 
-    def _hold(self, linears: Sequence[nn.Module]) -> bool:
+    def _hold(self, linears: Sequence[Any]) -> bool:
         """Whether the weights are plain, and where they were put. Asked in every layer of every pass: kept short."""
         if self.weight is None:
             return False
@@ -115,9 +116,9 @@ class Neighbours:
             if not is_plain(linear):
                 return False
             weight, bias = linear._parameters["weight"], linear._parameters["bias"]
-            if weight.data_ptr() != weight_place or weight.shape != shape or weight.dtype != dtype:  # type: ignore[union-attr]
+            if weight.data_ptr() != weight_place or weight.shape != shape or weight.dtype != dtype:
                 return False
-            if bias_place != (0 if bias is None else bias.data_ptr()) or not weight.is_contiguous():  # type: ignore[union-attr]
+            if bias_place != (0 if bias is None else bias.data_ptr()) or not weight.is_contiguous():
                 return False
         return True
 
