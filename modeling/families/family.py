@@ -263,9 +263,11 @@ def whole_patches(size: int | tuple[int, int], patch: int | tuple[int, int]) -> 
 
     ```
     """
+    sizes, patches = ((value, value) if isinstance(value, int) else value for value in (size, patch))
+    if min(patches) < 1:
+        return size  # QKViTConfig refuses it, with a sentence
     if isinstance(size, int) and isinstance(patch, int):
         return size // patch * patch
-    sizes, patches = ((value, value) if isinstance(value, int) else value for value in (size, patch))
     height, width = (side // unit * unit for side, unit in zip(sizes, patches, strict=True))
     return height, width
 

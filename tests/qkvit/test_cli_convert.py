@@ -110,7 +110,13 @@ def test_ctrl_c_leaves_nothing(source, tmp_path):
         f"qkvit.cli.main(['convert', {str(source)!r}, {str(tmp_path / 'ours')!r}])\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell has it ignored
+    )
     with process:
         assert process.stdout is not None
         assert any("saved" in line for line in process.stdout)

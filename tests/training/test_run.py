@@ -163,6 +163,7 @@ def test_two_processes_train_as_one(tiny, busy, tmp_path, in_a_child):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        os.environ["OMP_NUM_THREADS"] = "1"  # accelerate warns where it is not said
         other = os.fork()
         rank = "0" if other else "1"
         os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"}
