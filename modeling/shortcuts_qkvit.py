@@ -22,6 +22,11 @@ _IN_PLACE: dict[type, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+# Weights of so many numbers are joined. Of larger ones (width 768 and more), three products are as fast, and under
+# autocast with one image faster (docs/performance.md).
+_LARGEST_JOINED = 2**20
+
+
 def undisturbed() -> bool:
     """Whether a forward pass runs plainly now: no gradients, no compiler, nobody who hooks every module."""
     return not (
@@ -89,7 +94,7 @@ class Neighbours:
 
     @torch.no_grad()
     def settle(self, *linears: Any) -> None:
-        """Move the weights next to each other, unless they are, or are not plain."""
+        """Move the weights next to each other, unless they are, or are not plain, or are large."""
         if self._hold(linears):
             return
         self.weight = self.bias = None
@@ -99,6 +104,8 @@ class Neighbours:
         biases = [linear.bias for linear in linears if linear.bias is not None]
         kinds = {(part.dtype, part.device, len(part)) for part in weights + biases}
         if len(biases) not in (0, len(linears)) or len(kinds) > 1:
+            return
+        if sum(weight.numel() for weight in weights) > _LARGEST_JOINED:
             return
         self.weight = _next_to_each_other(weights)
         self.bias = _next_to_each_other(biases) if biases else None

@@ -84,6 +84,13 @@ def test_without_biases_too(tiny_config, tokens, products):
     assert len(products) == 4
 
 
+def test_large_weights_take_three_products(tiny_config, products):
+    attention = QKViTAttention(tiny_config(hidden_size=768, num_attention_heads=12), 0)
+    attention.settle()
+    assert_projects(attention, torch.randn(1, 2, 768))
+    assert len(products) == 6
+
+
 def test_a_bias_on_some_of_them_takes_three_products(tiny_config, tokens, products):
     attention = QKViTAttention(tiny_config(key_bias=False), 0)
     attention.settle()
