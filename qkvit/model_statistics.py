@@ -152,7 +152,9 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
         )
         if rank == 0:
             goes_on = ", going on where it was stopped" if any(request.progress.glob("progress-*")) else ""
-            print(f"{request.model} over {source!r} on {device_name(model)}, {world} process(es){goes_on}", flush=True)
+            processes = "1 process" if world == 1 else f"{world} processes"
+            images = str(source)[1:-1].partition(" ")[2]  # without the name of the class
+            print(f"{request.model} over {images}, on {device_name(model)}, {processes}{goes_on}", flush=True)
         try:
             collected = collect(
                 model,
