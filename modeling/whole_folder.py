@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -58,10 +58,30 @@ def whole_folder(folder: str | Path, force: bool = False) -> Iterator[Path]:
     folder = Path(folder).expanduser().resolve()
     check_free(folder, force)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-unfinished-", dir=folder.parent))
+        scratch = scratch_beside(folder)
     except OSError as error:
         raise ValueError(f"{folder} cannot be written ({error.strerror}); name another place") from error
+    with swapped_in(scratch, folder, keep=_keep_others) as part:
+        yield part
+
+
+def scratch_beside(folder: Path) -> Path:
+    """A new hidden folder beside `folder`, on the same disk.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f".{folder.name}-unfinished-", dir=folder.parent))
+
+
+@contextmanager
+def swapped_in(scratch: Path, folder: Path, keep: Callable[[Path, Path], None] | None = None) -> Iterator[Path]:
+    """Give a folder in `scratch` to write in, and put it in the place of `folder` at the end.
+
+    If the block raises, `folder` is as it was. `scratch` is removed in any case, with what stood in the place before;
+    `keep(old, new)` may move something of that over.
+    """
     part, old = scratch / "new", scratch / "old"
     try:
         part.mkdir()
@@ -72,8 +92,8 @@ def whole_folder(folder: str | Path, force: bool = False) -> Iterator[Path]:
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)
-        elif old.exists():
-            _keep_others(old, folder)
+        elif old.exists() and keep is not None:
+            keep(old, folder)
         shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -1,12 +1,11 @@
 """A folder that appears only when all of it is there: a run that was stopped leaves nothing that looks finished."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import UserError
+from .modeling.whole_folder import scratch_beside, swapped_in
 
 
 def check_target(folder: Path, *, marker: str, force: bool, what: str) -> None:
@@ -63,18 +62,8 @@ def finished_folder(folder: Path) -> Iterator[Path]:
     """
     folder = folder.resolve()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-unfinished-", dir=folder.parent))
+        scratch = scratch_beside(folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); pass --output for another place") from error
-    part, old = scratch / "new", scratch / "old"
-    try:
-        part.mkdir()
+    with swapped_in(scratch, folder) as part:
         yield part
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(scratch, ignore_errors=True)
