@@ -10,6 +10,7 @@ from typing import Any, Literal, get_type_hints
 import yaml
 
 from .errors import TrainingRefusedError
+from .recipe_methods import Distillation, check_methods
 from .recipe_types import build, fit, unknown
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -21,7 +22,7 @@ _ELSEWHERE = {
     "remove_unused_columns": "nothing: the images must not be removed",
     "resume_from_checkpoint": "the option --resume",
     "data_seed": "seed",
-    "auto_find_batch_size": "per_device_train_batch_size: another batch size would be another recipe",
+    "auto_find_batch_size": "optimisation.find_batch_size, which leaves the global batch as it is",
 }
 
 
@@ -41,6 +42,8 @@ class Data:
         repeats: Repeated augmentation (Hoffer et al. 2020, arXiv 1901.09335): each image so often in a row; an epoch
             has as many images as without.
         known_images, known_classes: What the training split holds, so that --dry-run can plan without it.
+        progressive: Progressive resizing: [[0, 96], [0.5, 128]] trains at 96 pixels from the first epoch on and at 128
+            from the middle of the run on; evaluation is at `image_size`.
         mean, std: Normalisation of pixels in [0, 1]. `None`: the image processor's that belongs to the model.
         evaluation_crop: Resize the shorter side to size / this and crop the centre. `None`: as the model's processor.
     """
@@ -54,6 +57,7 @@ class Data:
     on_bad_image: Literal["stop", "skip"] = "stop"
     images: int | None = None
     image_size: int | list[int] | None = None
+    progressive: list[list[float]] | None = None
     repeats: int = 1
     known_images: int | None = None
     known_classes: int | None = None
@@ -95,6 +99,7 @@ class Augmentation:
         three_augment: One of grey, solarised, blurred (DeiT III).
         randaugment_operations, randaugment_magnitude, randaugment_spread: RandAugment (Cubuk et al. 2020, arXiv
             1909.13719): how many operations, how strong (0 to 10), and the standard deviation of the strength.
+        autoaugment: What AutoAugment found for "imagenet" or "cifar10" (Cubuk et al. 2019, arXiv 1805.09501).
         warp: The affine and elastic warp of handwritten digits.
         erasing: Probability of random erasing (Zhong et al. 2017, arXiv 1708.04896).
         erasing_fill: "mean" or "noise".
@@ -115,6 +120,7 @@ class Augmentation:
     randaugment_operations: int = 0
     randaugment_magnitude: float = 9.0
     randaugment_spread: float = 0.0
+    autoaugment: Literal["imagenet", "cifar10"] | None = None
     warp: bool = False
     erasing: float = 0.0
     erasing_fill: Literal["mean", "noise"] = "mean"
@@ -129,7 +135,8 @@ class Optimisation:
     """What TrainingArguments does not say about the optimisation.
 
     Args:
-        optimizer: "lamb" (You et al. 2020, arXiv 1904.00962). `None`: `optim` of TrainingArguments.
+        optimizer: "lamb" (You et al. 2020, arXiv 1904.00962), or "muon": for the matrices of the layers, AdamW for the
+            rest (`training/muon.py`). `None`: `optim` of TrainingArguments.
         trainable: "all", "only q, head" or "all but k, layer.0": roles, layers, or parts of parameters' names.
         no_decay: Roles without weight decay.
         layer_decay: Each layer's learning rate is this times that of the one above (Clark et al. 2020). `None`: 1.
@@ -138,9 +145,16 @@ class Optimisation:
         average_decay: Keep an exponential moving average of the weights, with this decay a step. `None`: none.
         dropout_by_image: Dropout and stochastic depth drawn by image as augmentation is, and so the same for any
             number of processes. Slower; not for dropout on attention weights except with "eager" attention.
+        early_stopping: Stop after so many evaluations in a row without a new best one. `None`: never.
+        early_stopping_delta: By how much an evaluation must be better to count as one.
+        keep_best: Keep the so many best checkpoints beside the newest. What is best for this and for early stopping is
+            said by `metric_for_best_model` of TrainingArguments; without it, the accuracy.
+        channels_last: Pixels with the channels last in memory, for models whose patches go through a convolution.
+        find_batch_size: Where memory does not suffice, halve the micro-batch and double the accumulation: the global
+            batch, and so the recipe, stays the same.
     """
 
-    optimizer: Literal["lamb"] | None = None
+    optimizer: Literal["lamb", "muon"] | None = None
     trainable: str = "all"
     no_decay: list[str] = field(default_factory=lambda: ["norm", "bias", "scale", "token", "position"])
     layer_decay: float | None = None
@@ -148,6 +162,11 @@ class Optimisation:
     cooldown_epochs: float | None = None
     average_decay: float | None = None
     dropout_by_image: bool = False
+    early_stopping: int | None = None
+    early_stopping_delta: float = 0.0
+    keep_best: int | None = None
+    channels_last: bool = False
+    find_batch_size: bool = False
 
 
 @dataclass
@@ -158,7 +177,7 @@ class Recipe:
         name: What the run is called; its default folder is runs/NAME.
         about: Where it is from, what to expect, what it costs.
         processes: How many processes it is made for; another number is refused. `None`: as many as are started.
-        data, model, augmentation, optimisation: See there.
+        data, model, augmentation, optimisation, distillation: See there.
         arguments: Fields of transformers' `TrainingArguments`.
 
     Example:
@@ -182,6 +201,7 @@ class Recipe:
     model: Model = field(default_factory=Model)
     augmentation: Augmentation = field(default_factory=Augmentation)
     optimisation: Optimisation = field(default_factory=Optimisation)
+    distillation: Distillation = field(default_factory=Distillation)
     arguments: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -219,6 +239,7 @@ class Recipe:
     def check(self) -> None:
         """Refuse values that are out of range or do not go together."""
         _check_ranges(self)
+        check_methods(self)
 
 
 def read_yaml(recipe: str | Path) -> tuple[dict[str, Any], str]:
@@ -302,6 +323,7 @@ def _places() -> dict[str, list[str]]:
         ("model", Model),
         ("augmentation", Augmentation),
         ("optimisation", Optimisation),
+        ("distillation", Distillation),
     ):
         for each in fields(kind):
             places.setdefault(each.name, []).append(f"{section}.{each.name}")
