@@ -9,6 +9,7 @@ import torch
 
 from .augmentation import NUM_PARAMETERS, warp
 from .augmentation_policies import colour_jitter, erase, rand_augment, three_augment
+from .auto_augment import auto_augment
 from .counter_random import Purpose, uniform
 from .mixing import mix
 from .recipe import Augmentation
@@ -64,6 +65,8 @@ class Augmenter:
         if settings.warp:
             drawn = 2 * uniform(seed, Purpose.WARP, keys, NUM_PARAMETERS).to(pixels.device) - 1
             pixels = warp(pixels.flatten(0, 1), drawn.repeat_interleave(3, 0)).view_as(pixels)
+        if settings.autoaugment:
+            pixels = auto_augment(pixels, settings.autoaugment, seed, keys)
         if settings.randaugment_operations:
             pixels = rand_augment(pixels, settings, seed, keys)
         if settings.three_augment:

@@ -19,7 +19,9 @@ def _signed(strength: torch.Tensor, sign: torch.Tensor, most: float) -> torch.Te
     return strength * most * sign
 
 
-def _affine(which: str, most: float) -> Callable[..., torch.Tensor]:
+def affine_operation(which: str, most: float) -> Callable[..., torch.Tensor]:
+    """Rotation ("rotate"), shear or shift ("shear_x", "shift_y", ...) by `most` times a strength and a sign."""
+
     def apply(images: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
         amount, zero = _signed(strength, sign, most), torch.zeros_like(strength)
         nothing, along_x, along_y = (
@@ -48,17 +50,17 @@ OPERATIONS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch
     "identity": lambda images, strength, sign: images,
     "auto_contrast": lambda images, strength, sign: op.auto_contrast(images),
     "equalise": lambda images, strength, sign: op.equalise(images),
-    "rotate": _affine("rotate", 30.0),
+    "rotate": affine_operation("rotate", 30.0),
     "solarise": lambda images, strength, sign: op.solarise(images, 1 - strength),
     "colour": _factor(op.saturation),
     "posterise": lambda images, strength, sign: op.posterise(images, 8 - 4 * strength),
     "contrast": _factor(op.contrast),
     "brightness": _factor(op.brightness),
     "sharpness": _factor(op.sharpness),
-    "shear_x": _affine("shear_x", 0.3),
-    "shear_y": _affine("shear_y", 0.3),
-    "shift_x": _affine("shift_x", 0.45),
-    "shift_y": _affine("shift_y", 0.45),
+    "shear_x": affine_operation("shear_x", 0.3),
+    "shear_y": affine_operation("shear_y", 0.3),
+    "shift_x": affine_operation("shift_x", 0.45),
+    "shift_y": affine_operation("shift_y", 0.45),
 }
 
 

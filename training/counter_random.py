@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     MIX = 8
     DROPOUT = 9
     STEP = 10
+    AUTO_AUGMENT = 11
 
 
 def philox(counter: torch.Tensor, key: tuple[int, int]) -> torch.Tensor:
