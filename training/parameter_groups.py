@@ -107,23 +107,26 @@ def parameter_groups(
     """Groups for an optimiser: by weight decay, and by layer where learning rates differ; the highest rate first.
 
     With `layer_decay` d, the head and the last norm have the learning rate, layer l of L has d^(L - l) of it, and the
-    embeddings d^(L + 1) (Clark et al. 2020, arXiv 2003.10555; BEiT, arXiv 2106.08254).
+    embeddings d^(L + 1) (Clark et al. 2020, arXiv 2003.10555; BEiT, arXiv 2106.08254). With the optimiser "muon", each
+    group says under "matrices" whether it is of matrices of the layers.
     """
     tags = roles(model)
     for role in settings.no_decay:
         if role not in ROLES:
             raise TrainingRefusedError(f"no_decay={role!r} is no role; write {', '.join(ROLES[:-1])}")
     depth = max((at for name, of in tags.items() if (at := _depth(name, of)) < _AFTER), default=0)
-    grouped: dict[tuple[float, bool], dict[str, Any]] = {}
+    grouped: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         below = 0 if settings.layer_decay is None else depth + 1 - min(_depth(name, tags[name]), depth + 1)
         scale = (settings.layer_decay or 1.0) ** below
         decays = not tags[name] & set(settings.no_decay)
+        matrix = settings.optimizer == "muon" and _is_matrix_of_a_layer(parameter, tags[name])
         group = grouped.setdefault(
-            (scale, decays),
-            {"params": [], "names": [], "lr": learning_rate * scale, "weight_decay": weight_decay if decays else 0.0},
+            (scale, decays, matrix),
+            {"params": [], "names": [], "lr": learning_rate * scale, "weight_decay": weight_decay if decays else 0.0}
+            | ({"matrices": matrix} if settings.optimizer == "muon" else {}),
         )
         group["params"].append(parameter)
         group["names"].append(name)
@@ -146,6 +149,10 @@ def check_groups(model: nn.Module, groups: list[dict[str, Any]]) -> None:
     strangers = len(seen.keys() - {id(parameter) for parameter in model.parameters()})
     assert not wrong, f"not in exactly one group: {', '.join(wrong)}"
     assert not strangers, f"{strangers} parameters of groups are not of this model"
+
+
+def _is_matrix_of_a_layer(parameter: nn.Parameter, tags: set[str]) -> bool:
+    return parameter.ndim == 2 and any(tag.startswith("layer.") for tag in tags) and not tags & {"token", "position"}
 
 
 def _depth(name: str, tags: set[str]) -> int:

@@ -19,6 +19,7 @@ from .batches import EvaluationImages, TrainingImages
 from .checkpoints import ASIDE
 from .errors import TrainingRefusedError, TrainingStoppedError
 from .models import build_model, build_processor, image_size
+from .optimizers import optimizer_class
 from .parameter_groups import set_trainable
 from .plan import Plan, make_plan
 from .recipe import Recipe
@@ -147,6 +148,7 @@ class Run:
         model = build_model(self.recipe, splits.class_names)
         self._check_dropout(model)
         set_trainable(model, self.recipe.optimisation.trainable)
+        optimizer_class(model, self.recipe.optimisation, self.args)  # refuses what is not there
         return model, build_processor(self.recipe.data, model, self.recipe.model.start)
 
     def _check_dropout(self, model: nn.Module) -> None:

@@ -23,8 +23,7 @@ from .counter_random import Purpose, seed_of
 from .dropout_by_image import DropoutByImage
 from .errors import TrainingRefusedError, TrainingStoppedError
 from .evaluation import evaluate
-from .lamb import Lamb
-from .parameter_groups import parameter_groups
+from .optimizers import make_optimizer
 from .recipe import Optimisation
 from .watch import first_not_finite
 from .weight_average import WeightAverage
@@ -168,20 +167,7 @@ class RecipeTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Groups by role and layer, for any optimiser class of transformers."""
         if self.optimizer is None:
-            args = self.args
-            groups = parameter_groups(model or self.model, self.optimisation, args.learning_rate, args.weight_decay)
-            for group in groups:
-                group.pop("names")
-            if self.optimisation.optimizer == "lamb":
-                betas = (args.adam_beta1, args.adam_beta2)
-                self.optimizer = Lamb(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon)
-            else:
-                kind, options = self.get_optimizer_cls_and_kwargs(args, model or self.model)
-                if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
-                    raise TrainingRefusedError(
-                        f"optim={args.optim} makes groups of its own; choose adamw_torch_fused, say"
-                    )
-                self.optimizer = kind(groups, **options)
+            self.optimizer = make_optimizer(model or self.model, self.optimisation, self.args)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
