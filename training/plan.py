@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainingArguments
 
-from .cost import forward_flops, memory_estimate
+from .cost import forward_flops, memory_estimate, training_flops
 from .recipe import Recipe
 from .trainer import schedule_steps
 
@@ -17,7 +17,7 @@ class Plan:
     """The numbers of a run.
 
     Args:
-        flops: Of one image's forward pass.
+        flops, training_flops: Of one image's forward pass, and of forward and backward pass.
         memory: Bytes on one process, by what they are for.
         steps, steps_per_epoch, warmup_steps: Optimisation steps.
         left_out: Images that fill no whole global batch, in each epoch.
@@ -26,6 +26,7 @@ class Plan:
     parameters: int
     trained: int
     flops: int
+    training_flops: int
     memory: dict[str, int]
     processes: int
     global_batch: int
@@ -41,7 +42,7 @@ class Plan:
         """For the screen."""
         total = sum(self.memory.values())
         parts = ", ".join(f"{name} {_bytes(count)}" for name, count in self.memory.items() if count)
-        operations = 3 * self.flops * self.steps * self.global_batch
+        operations = self.training_flops * self.steps * self.global_batch
         return [
             f"data        {self.images:,} images, {self.classes} classes, {self.size[0]} x {self.size[1]} pixels",
             f"parameters  {self.parameters:,}, of which {self.trained:,} are trained",
@@ -66,6 +67,7 @@ def make_plan(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         flops=forward_flops(model, size),
+        training_flops=training_flops(model, size),
         memory=memory_estimate(
             model, size, batch, averaged=recipe.optimisation.average_decay is not None, moments=_moments(args)
         ),

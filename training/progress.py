@@ -13,6 +13,8 @@ class ProgressBar(TrainerCallback):
     Where that is a file and not a screen, a line every 20 seconds.
     """
 
+    form = "{desc} {percentage:3.0f} % |{bar}| {elapsed} done, {remaining} to go{postfix}"
+
     def __init__(self, description: str = "training") -> None:
         self.description = description
         self.bar: Any = None
@@ -26,7 +28,7 @@ class ProgressBar(TrainerCallback):
             file=sys.stderr,
             dynamic_ncols=on_screen,
             mininterval=0.2 if on_screen else 20.0,
-            bar_format="{desc} {percentage:3.0f} % |{bar}| {elapsed} done, {remaining} to go{postfix}",
+            bar_format=self.form,
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -185,11 +185,10 @@ class Run:
             train_images=TrainingImages(splits.train, plan.size, recipe.augmentation, args.seed, skip),
             validation_images=EvaluationImages(splits.validation, processor, skip),
             repeats=recipe.data.repeats,
-            flops=plan.flops,
+            flops=plan.training_flops,
             processor=processor,
             callbacks=[stop, progress],
         )
-        progress.trainer = trainer
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         return trainer, stop
@@ -221,9 +220,10 @@ class Run:
             "steps": trainer.state.global_step,
             "parameters": plan.parameters,
             "flops_forward_per_image": plan.flops,
+            "flops_per_image": plan.training_flops,
             "total_flops": trainer.state.total_flos,
             "seconds_since_last_start": round(seconds, 1),
-            "images_per_second_since_last_start": round(trainer.images_seen * self.args.world_size / seconds, 1),
+            "images_per_second_since_last_start": round(trainer.meter.images * self.args.world_size / seconds, 1),
             "last_training_loss": losses[-1] if losses else None,
             "bad_images": dict(sorted(trainer.bad_images.items())),
         }

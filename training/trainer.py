@@ -6,7 +6,6 @@ before. So a checkpoint holds weights, optimiser, schedule and average, and no r
 
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from .counter_random import Purpose, seed_of
 from .dropout_by_image import DropoutByImage
 from .errors import TrainingRefusedError, TrainingStoppedError
 from .evaluation import evaluate
+from .meter import Meter
 from .optimizers import make_optimizer
 from .recipe import Optimisation
 from .watch import first_not_finite
@@ -39,7 +39,7 @@ class RecipeTrainer(Trainer):
         augmenter: From bytes to pixels and targets.
         train_images, validation_images: The data sets.
         repeats: Repeated augmentation.
-        flops: Of a forward pass of one image.
+        flops: Of one image, forward and backward.
         processor: Saved with the model.
     """
 
@@ -65,6 +65,7 @@ class RecipeTrainer(Trainer):
         self.optimisation = optimisation
         self.augmenter = augmenter
         self.flops = flops
+        self.meter = Meter(flops)
         self.batches = EpochBatches(
             len(train_images),
             args.per_device_train_batch_size,
@@ -75,8 +76,6 @@ class RecipeTrainer(Trainer):
             seed=args.seed,
         )
         self.bad_images: dict[str, str] = {}
-        self.waited = 0.0  # seconds for data
-        self.images_seen = 0  # by this process since it started
         self._folder: str | None = None
         self._micro_batch = (-1, 0)  # step, number in it
         super().__init__(
@@ -86,7 +85,7 @@ class RecipeTrainer(Trainer):
             eval_dataset=validation_images,
             data_collator=as_it_is,
             processing_class=processor,
-            callbacks=[_Epochs(self), *(callbacks or [])],
+            callbacks=[_Epochs(self), self.meter, *(callbacks or [])],
         )
         self.average: WeightAverage | None = None
         if optimisation.average_decay is not None:
@@ -110,11 +109,8 @@ class RecipeTrainer(Trainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; the time that is waited is counted."""
-        start = time.perf_counter()
-        try:
+        with self.meter.waiting():
             return super().get_batch_samples(*args, **kwargs)
-        finally:
-            self.waited += time.perf_counter() - start
 
     # ---- a step
 
@@ -131,7 +127,7 @@ class RecipeTrainer(Trainer):
         loss = classification_loss(outputs.logits, targets, LossSettings(self.model.config))
         if not torch.isfinite(loss.detach()):
             self._stop_not_finite(float(loss.detach()), pixels, keys, seed)
-        self.images_seen += len(keys)
+        self.meter.count(outputs.logits, targets)
         return (loss, outputs) if return_outputs else loss
 
     def _seed_step(self) -> int:
@@ -159,8 +155,14 @@ class RecipeTrainer(Trainer):
         )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Forward and backward pass, the latter taken as twice the former: less is done where layers are frozen."""
-        return 3 * self.flops * len(inputs["keys"])
+        """Of what is computed: where layers are frozen, less than three times the forward pass."""
+        return self.flops * len(inputs["keys"])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in transformers, with the numbers of the interval beside its loss."""
+        if "loss" in logs:
+            logs |= self.meter.numbers(self.args.device, self.args.world_size)
+        super().log(logs, start_time)
 
     # ---- optimisation
 

@@ -1,25 +1,22 @@
-"""One line while a recipe is trained: loss, learning rate, images a second, waiting for data, operations a second."""
+"""One line while a recipe is trained: loss, accuracy, learning rate, speed, waiting for data, operations, memory."""
 
-import time
+import shutil
 from typing import Any
 
 from .progress import ProgressBar
+
+_BEFORE = 35  # columns before these numbers: share, bar, times of less than an hour
 
 
 class TrainingProgress(ProgressBar):
     """The progress bar, with what a run does; in the first process alone.
 
-    Args:
-        trainer: Counts images and the time that it waited.
+    The numbers are those of the log (`Meter`). Where a screen is narrow, the last ones are left out.
     """
 
-    def __init__(self, description: str = "training") -> None:
-        super().__init__(description)
-        self.trainer: Any = None
-        self._last = (0.0, 0, 0.0)  # time, images, seconds waited
+    form = "{percentage:3.0f} % |{bar:5}| {elapsed}, {remaining} left{postfix}"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._last = (time.perf_counter(), self.trainer.images_seen, self.trainer.waited)
         if state.is_world_process_zero:
             super().on_train_begin(args, state, control, **kwargs)
             self.bar.update(state.global_step)
@@ -31,18 +28,47 @@ class TrainingProgress(ProgressBar):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if self.bar is None or not logs or "loss" not in logs:
             return
-        before, self._last = self._last, (time.perf_counter(), self.trainer.images_seen, self.trainer.waited)
-        seconds, images, waited = (now - then for now, then in zip(self._last, before, strict=True))
-        if seconds <= 0:
-            return
-        rate = images * args.world_size / seconds
-        parts = [f"loss {logs['loss']:.3f}", f"lr {logs.get('learning_rate', 0):.1e}", f"{rate:,.0f} images/s"]
-        parts.append(f"{100 * waited / seconds:.0f} % waiting for data")
-        if self.trainer.flops:
-            parts.append(f"{3 * self.trainer.flops * rate / 1e9:,.0f} GFLOP/s")
-        self.bar.set_postfix_str(", ".join(parts), refresh=False)
+        width = shutil.get_terminal_size().columns - _BEFORE if self.bar.dynamic_ncols else 10_000  # or it is a file
+        self.bar.set_postfix_str(numbers_line(logs, width), refresh=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             super().on_train_end(args, state, control, **kwargs)
             self.bar = None
+
+
+def numbers_line(logs: dict[str, Any], width: int) -> str:
+    """As many of the numbers as `width` columns hold, the most important first.
+
+    Example:
+
+    ```python
+    >>> logs = {"loss": 0.3121, "accuracy": 0.914, "learning_rate": 1.2e-3, "images_per_second": 4512.0,
+    ...         "waiting_for_data": 0.031, "flops_per_second": 9.5e10, "utilisation": 0.573, "memory_gib": 1.21}
+    >>> numbers_line(logs, 100)
+    'loss 0.312, acc 91.4 %, lr 1.2e-3, 4,512 img/s, wait 3 %, 95 GFLOP/s (57 %), 1.2 GiB'
+    >>> numbers_line(logs, 30)
+    'loss 0.312, acc 91.4 %'
+
+    ```
+    """
+    parts = [f"loss {logs['loss']:.3f}"]
+    for name, form in (
+        ("accuracy", lambda value: f"acc {100 * value:.1f} %"),
+        ("learning_rate", lambda value: "lr " + f"{value:.1e}".replace("e-0", "e-")),
+        ("images_per_second", lambda value: f"{value:,.0f} img/s"),
+        ("waiting_for_data", lambda value: f"wait {100 * value:.0f} %"),
+        ("flops_per_second", lambda value: _operations(value, logs.get("utilisation"))),
+        ("memory_gib", lambda value: f"{value:.1f} GiB"),
+    ):
+        if name in logs:
+            parts.append(form(logs[name]))
+    while len(parts) > 1 and len(", ".join(parts)) > width:
+        parts.pop()
+    return ", ".join(parts)
+
+
+def _operations(rate: float, utilisation: float | None) -> str:
+    units = ((1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1e6, "MFLOP/s"))
+    factor, unit = next((pair for pair in units if rate >= pair[0]), units[-1])
+    return f"{rate / factor:.3g} {unit}" + (f" ({100 * utilisation:.0f} %)" if utilisation is not None else "")
