@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .decoding import BadImage, BadImageError
-from .image_source import Encoded, ImageSource
+from .image_source import Encoded, ImageSource, Label
 from .table_source import StreamingSource
 
 NO_LABEL = -100  # what torch's cross-entropy passes over
@@ -138,16 +138,17 @@ def batches(
         transform: An image processor of transformers, or a function from a PIL image to a tensor (channels, height,
             width).
         batch_size: Images in a batch; the last one has what is left.
-        num_workers: Processes that read and decode; 0: this one. With workers, the order is the same. A stream is
-            read by one at most.
+        num_workers: Processes that read and decode; 0: this one. With workers, the order is the same. A Hub
+            id that is streamed is read by one at most.
         shard: (rank, world): this process takes images rank, rank + world, ... Nothing is repeated to make shares
             even, so that a share may be one image smaller, or empty.
-        images: Only so many, drawn at random with `seed` and in their order; of a stream, the first ones.
+        images: Only so many, drawn at random with `seed` and in their order; of a Hub id that is streamed, the first.
 
     Returns:
         An iterable of dictionaries with `pixel_values` (B, channels, height, width), `labels` (B,; -100 where there is
-        none), `index` (B,) and `name` (a list). With `on_bad_image="skip"`, images that cannot be used are missing from
-        their batch and listed in `source.bad_images`.
+        none; of a multi-label source (B, classes) of 0 and 1), `index` (B,) and `name` (a list). With
+        `on_bad_image="skip"`, images that cannot be used are missing from their batch and listed in
+        `source.bad_images`.
 
     Raises:
         ValueError: an image cannot be used and the source says "stop"; the transform fails; images of one batch differ
@@ -183,7 +184,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         )
     return {
         "pixel_values": torch.stack([item["pixel_values"] for item in items]),
-        "labels": torch.tensor([item["labels"] for item in items]),
+        "labels": torch.stack([torch.as_tensor(item["labels"]) for item in items]),
         "index": torch.tensor([item["index"] for item in items]),
         "name": [item["name"] for item in items],
     }
@@ -197,7 +198,11 @@ class _Lenient(Dataset[Any]):
         self.transform = transform
 
     def __getitem__(self, index: int) -> Any:
-        return _lenient_item(self.source, self.transform, self.source.encoded(index), index)
+        try:
+            stored = self.source.encoded(index)
+        except BadImageError as error:
+            return BadImage(index, self.source.name_of(index), str(error))
+        return _lenient_item(self.source, self.transform, stored, index)
 
 
 class _Stream(IterableDataset[Any]):
@@ -247,8 +252,17 @@ def _item(source: ImageSource, transform: Any, stored: Encoded, index: int) -> d
         raise _TransformError(
             f"the transform failed on {stored.name} of {width} x {height} pixels: {reason.rstrip('.')}"
         ) from error
-    label = NO_LABEL if sample.label is None else sample.label
-    return {"pixel_values": pixel_values, "labels": label, "index": index, "name": stored.name}
+    return {"pixel_values": pixel_values, "labels": _target(source, sample.label), "index": index, "name": stored.name}
+
+
+def _target(source: ImageSource, label: Label) -> Any:
+    if not source.multi_label:
+        return NO_LABEL if label is None else label
+    target = torch.zeros(len(source.class_names or ()))
+    if label is None:
+        return target + NO_LABEL
+    target[list(label) if isinstance(label, tuple) else label] = 1
+    return target
 
 
 class _TransformError(ValueError):

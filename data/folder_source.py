@@ -37,7 +37,7 @@ class FolderSource(ImageSource):
                 f"{name} holds no images; pass a folder of images or of class folders (files ending in .jpg, .png, ...)"
             )
         super().__init__(name, split=split, class_names=None if direct else tuple(classes), **options)
-        self._paths = _PackedStrings(direct or [path for paths in found.values() for path in paths])
+        self._paths = PackedStrings(direct or [path for paths in found.values() for path in paths])
         counts = [len(paths) for paths in found.values()]
         self._labels = (
             np.full(len(direct), -1, dtype=np.int64) if direct else np.repeat(np.arange(len(classes)), counts)
@@ -49,6 +49,9 @@ class FolderSource(ImageSource):
     @property
     def labels(self) -> np.ndarray[Any, Any]:
         return self._labels
+
+    def name_of(self, index: int) -> str:
+        return self._paths[index]
 
     def encoded(self, index: int) -> Encoded:
         path, label = self._paths[index], int(self._labels[index])
@@ -83,17 +86,24 @@ def _hidden(name: str) -> bool:
     return name.startswith(".")
 
 
-class _PackedStrings:
+class PackedStrings:
     """Many strings in one array: a list of them would be copied into every worker as it is read."""
 
     def __init__(self, strings: Iterable[str]) -> None:
         encoded = [os.fsencode(string) for string in strings]
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = np.cumsum([len(string) for string in encoded], dtype=np.int64)
+        self.bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self.ends = np.cumsum([len(string) for string in encoded], dtype=np.int64)
+
+    @classmethod
+    def joined(cls, content: np.ndarray[Any, Any], ends: np.ndarray[Any, Any]) -> "PackedStrings":
+        """From its two arrays."""
+        made = cls(())
+        made.bytes, made.ends = content, ends
+        return made
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self.ends)
 
     def __getitem__(self, index: int) -> str:
-        start = int(self._ends[index - 1]) if index else 0
-        return os.fsdecode(self._bytes[start : int(self._ends[index])].tobytes())
+        start = int(self.ends[index - 1]) if index else 0
+        return os.fsdecode(self.bytes[start : int(self.ends[index])].tobytes())

@@ -15,6 +15,7 @@ from PIL import Image
 from .decoding import MAX_PIXELS, BadImage, BadImageError, decode_image
 
 OnBadImage = Literal["stop", "skip"]
+Label = int | tuple[int, ...] | None  # a class, the classes of a multi-label source, or none that is known
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,13 @@ class Sample:
 
     Args:
         image: PIL, RGB.
-        label: Index into the source's `class_names`; `None` where there is none.
+        label: Index into the source's `class_names`, or several in a tuple; `None` where there is none.
         name: What identifies it in the source: a path inside the folder, or a row of a file.
         index: Its place in the source.
     """
 
     image: Image.Image
-    label: int | None
+    label: Label
     name: str
     index: int
 
@@ -38,7 +39,7 @@ class Encoded(NamedTuple):
     """An image as it is stored."""
 
     file: bytes | Path | None
-    label: int | None
+    label: Label
     name: str
 
 
@@ -55,6 +56,7 @@ class ImageSource(ABC):
         on_bad_image: "stop" or "skip".
         bad_images: Those that were left out so far, each once.
         max_pixels: Larger images cannot be used.
+        multi_label: An image may have several labels, or none.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class ImageSource(ABC):
         class_names: tuple[str, ...] | None = None,
         on_bad_image: OnBadImage = "stop",
         max_pixels: int = MAX_PIXELS,
+        multi_label: bool = False,
     ) -> None:
         if on_bad_image not in get_args(OnBadImage):
             raise ValueError(f"on_bad_image={on_bad_image!r} is not known; pass 'stop' or 'skip'")
@@ -73,16 +76,24 @@ class ImageSource(ABC):
         self.class_names = class_names
         self.on_bad_image = on_bad_image
         self.max_pixels = max_pixels
+        self.multi_label = multi_label
         self.bad_images: list[BadImage] = []
 
     @abstractmethod
     def encoded(self, index: int) -> Encoded:
         """The image as it is stored: nothing is decoded."""
 
+    def name_of(self, index: int) -> str:
+        """What an image is called, without decoding it."""
+        return self.encoded(index).name
+
     @property
     @abstractmethod
-    def labels(self) -> np.ndarray[Any, Any]:
-        """The label of every image, (images,) int64, without reading the images; -1 where there is none."""
+    def labels(self) -> Any:
+        """The label of every image, (images,) int64, without reading the images; -1 where there is none.
+
+        `LabelSets` where an image may have several.
+        """
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -105,7 +116,7 @@ class ImageSource(ABC):
             try:
                 yield self[index]
             except BadImageError as error:
-                self.leave_out(BadImage(index, self.encoded(index).name, str(error)))
+                self.leave_out(BadImage(index, self.name_of(index), str(error)))
 
     def decode(self, stored: Encoded, index: int) -> Sample:
         """The sample of an image as it is stored; raises `BadImageError`."""
@@ -127,6 +138,8 @@ class ImageSource(ABC):
         if self.class_names is None:
             return {}
         labels = self.labels
+        if self.multi_label:
+            return dict(zip(self.class_names, labels.counts().tolist(), strict=True))
         counts = np.bincount(labels[labels >= 0], minlength=len(self.class_names))
         return dict(zip(self.class_names, counts.tolist(), strict=True))
 

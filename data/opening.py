@@ -1,13 +1,18 @@
 """Open images, wherever they are: one function for folders, Parquet files and the Hub."""
 
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 from .decoding import MAX_PIXELS
 from .folder_source import FolderSource
 from .image_source import ImageSource, OnBadImage
-from .table_source import open_hub_dataset, open_parquet
+from .parquet_source import open_rows, remote_parquet_files
+from .shard_source import open_shards, shards_of
+from .table_source import import_datasets, is_saved_dataset, open_arrow, open_hub_dataset, open_parquet
 
+_KINDS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "shards"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -19,6 +24,7 @@ def open_images(
     *,
     streaming: bool = False,
     max_pixels: int = MAX_PIXELS,
+    multi_label: bool = False,
 ) -> ImageSource:
     """Open a set of images; nothing is decoded before it is asked for.
 
@@ -27,20 +33,26 @@ def open_images(
     | a folder of class folders, also below a folder for each split | the folders' names, in alphabetical order |
     | a folder of images | none |
     | a Parquet file with the columns `image` and `label`, or a folder of such files | as `datasets` wrote them |
+    | an Arrow file, a folder of them, or what `datasets.save_to_disk` wrote | likewise |
+    | WebDataset shards: a .tar file, "shards/{000..009}.tar", or a folder of them | in .cls or .json files |
     | the id of a data set on the Hub | as published |
+    | an address of `fsspec` such as hf://datasets/ID, with `streaming` | as `datasets` wrote the Parquet files |
 
+    Numbers in WebDataset shards are named by the lines of a file classes.txt beside the shards, if there is one.
     How a picture becomes RGB is said at `decode_image`.
 
     Args:
         source: One of the table.
-        split: Which part, e.g. "test"; needed where there are several. The split of a Parquet file is its name
-            without the number (test-00000-of-00001.parquet).
-        label: The column of the labels, for Parquet and the Hub. `None`: "label" or the only column of class labels.
+        split: Which part, e.g. "test"; needed where there are several. The split of a file is its name without the
+            number (test-00000-of-00001.parquet, train-000012.tar), or its folder's where it is nothing but a number.
+        label: The column of the labels, for tables; the entry of the .json files, for shards. `None`: "label" or
+            the only column of class labels.
         on_bad_image: What iterating and `batches` do about an image that cannot be used: "stop" raises and names it,
             "skip" leaves it out and lists it in `source.bad_images`.
-        streaming: Read Parquet files and the Hub row by row, without a copy on the disk: no index, no length. A
-            folder is read as it is in any case.
+        streaming: Read Parquet files where they lie, a row group at a time, without a copy on the disk; of a Hub id row
+            by row: no index, no length. Everything else is read as it is in any case.
         max_pixels: Larger images cannot be used.
+        multi_label: Labels that are lists, several for an image, are welcome and not refused.
 
     Returns:
         An `ImageSource`: `len(source)`, `source[i]` with `image`, `label`, `name` and `index`, `source.class_names`.
@@ -63,16 +75,44 @@ def open_images(
 
     ```
     """
-    path, name = Path(source), str(source)
-    options = {"on_bad_image": on_bad_image, "max_pixels": max_pixels}
-    if path.is_file() and path.suffix.lower() != ".parquet":
-        raise ValueError(f"{name} is a file that is not Parquet; pass a folder, a .parquet file or a data set's id")
-    if path.is_file() or (path.is_dir() and next(path.rglob("*.parquet"), None) is not None):
-        return open_parquet(path, name=name, split=split, label=label, streaming=streaming, **options)
-    if path.is_dir():
+    name = str(source)
+    options: dict[str, Any] = {"on_bad_image": on_bad_image, "max_pixels": max_pixels, "split": split, "name": name}
+    labelled: dict[str, Any] = {**options, "label": label, "multi_label": multi_label}
+    if "://" in name:
+        import_datasets(name)
+        if not streaming:
+            raise ValueError(f"{name} is an address; pass streaming=True (in a recipe: data.streaming: true)")
+        return open_rows(remote_parquet_files(name), **labelled)
+    path, kind = Path(source), kind_of(name)
+    if kind == "shards":
+        return open_shards(shards_of(name), **labelled)
+    if kind == "arrow":
+        return open_arrow(path, **labelled)
+    if kind == "parquet":
+        return open_parquet(path, streaming=streaming, **labelled)
+    if kind == "folder":
         if label is not None:
             raise ValueError(f"{name} is a folder of images and has no column {label!r}; leave label out")
-        return FolderSource(path, name=name, split=split, **options)
-    if not _HUB_ID.fullmatch(name):
-        raise ValueError(f"there is no folder or file {name}; pass one that exists, or a data set's id on the Hub")
-    return open_hub_dataset(name, split=split, label=label, streaming=streaming, **options)
+        return FolderSource(path, **options)
+    return open_hub_dataset(name, streaming=streaming, **labelled)
+
+
+def kind_of(source: str) -> str:
+    """What a name stands for: "shards", "arrow", "parquet", "folder" or "hub"; `ValueError` where for nothing."""
+    path = Path(source)
+    if path.is_dir():
+        if is_saved_dataset(path):
+            return "arrow"
+        for _, _, files in os.walk(path):
+            for file in files:
+                ending = os.path.splitext(file)[1].lower()
+                if ending in _KINDS:
+                    return _KINDS[ending]
+        return "folder"
+    if path.suffix in _KINDS and (path.is_file() or shards_of(source)):
+        return _KINDS[path.suffix]
+    if path.is_file():
+        raise ValueError(f"{source} is a file that is not Parquet, Arrow or tar; pass one, a folder or a Hub id")
+    if not _HUB_ID.fullmatch(source):
+        raise ValueError(f"there is no folder or file {source}; pass one that exists, or a data set's id on the Hub")
+    return "hub"

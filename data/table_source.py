@@ -1,23 +1,22 @@
-"""Images in Parquet files or in a data set of the Hub, read through `datasets`.
+"""Images in Parquet and Arrow files or in a data set of the Hub, read through `datasets`.
 
 Where memory is concerned: `datasets` maps its Arrow files into memory, so that only the rows that are read are there.
-For Parquet files it writes such a copy into its cache at the first opening; `streaming=True` reads them as they are.
+For Parquet files it writes such a copy into its cache at the first opening; `streaming=True` reads them as they are
+(`parquet_source.py`).
 """
 
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .columns import Columns, find_columns
 from .decoding import BadImage, BadImageError
 from .image_source import Encoded, ImageSource, Sample
-
-IMAGE_COLUMNS = ("image", "img", "pixel_values")
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
-SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train"}
+from .parquet_source import open_rows
+from .splits import by_split, choose_split
 
 
 class TableSource(ImageSource):
@@ -27,17 +26,25 @@ class TableSource(ImageSource):
         table: The data set.
         row_names: What the rows are called: pairs of a name and how many rows it has, in order.
         label: The column of the labels. `None`: the one with a usual name, or the only one of class labels.
+        multi_label: The labels may be lists.
     """
 
     def __init__(
-        self, table: Any, *, name: str, row_names: list[tuple[str, int]], label: str | None, **options: Any
+        self,
+        table: Any,
+        *,
+        name: str,
+        row_names: list[tuple[str, int]],
+        label: str | None,
+        multi_label: bool = False,
+        **options: Any,
     ) -> None:
         if not len(table):
             raise ValueError(f"{name} holds no images: it has no rows; pass another file or split")
-        columns = find_columns(table.features, name, label)
+        columns = find_columns(table.features, name, label, multi_label=multi_label)
         if columns.label is not None and columns.classes is None:
-            columns = columns.with_classes(table.unique(columns.label))
-        super().__init__(name, class_names=columns.class_names, **options)
+            columns = columns.with_classes(_values_of(table, columns))
+        super().__init__(name, class_names=columns.class_names, multi_label=columns.multi_label, **options)
         self._columns = columns
         self._table = undecoded(table, columns).select_columns(columns.wanted)
         self._row_names = [row_name for row_name, _ in row_names]
@@ -47,30 +54,32 @@ class TableSource(ImageSource):
         return len(self._table)
 
     @property
-    def labels(self) -> np.ndarray[Any, Any]:
+    def labels(self) -> Any:
         if self._columns.label is None:
             return np.full(len(self), -1, dtype=np.int64)
-        known = (self._columns.label_of(value) for value in self._table.with_format(None)[self._columns.label])
-        return np.fromiter((-1 if label is None else label for label in known), dtype=np.int64, count=len(self))
+        return self._columns.labels_of(self._table.with_format(None)[self._columns.label], len(self))
 
-    def encoded(self, index: int) -> Encoded:
+    def name_of(self, index: int) -> str:
         file = int(np.searchsorted(self._row_ends, index, side="right"))
         row = index - (int(self._row_ends[file - 1]) if file else 0)
-        return self._columns.encoded(self._table[index], f"{self._row_names[file]}[{row}]")
+        return f"{self._row_names[file]}[{row}]"
+
+    def encoded(self, index: int) -> Encoded:
+        return self._columns.encoded(self._table[index], self.name_of(index))
 
 
 class StreamingSource(ImageSource):
     """Rows of a `datasets.IterableDataset`, in their order: no index, and a length only where it is published."""
 
-    def __init__(self, table: Any, *, name: str, label: str | None, **options: Any) -> None:
+    def __init__(self, table: Any, *, name: str, label: str | None, multi_label: bool = False, **options: Any) -> None:
         features = table.features if table.features is not None else table._resolve_features().features
-        columns = find_columns(features, name, label)
+        columns = find_columns(features, name, label, multi_label=multi_label)
         if columns.label is not None and columns.classes is None:
             raise ValueError(
                 f"the labels in column {columns.label!r} of {name} have no published names, and a stream cannot be read"
                 " twice to find them; pass streaming=False"
             )
-        super().__init__(name, class_names=columns.class_names, **options)
+        super().__init__(name, class_names=columns.class_names, multi_label=columns.multi_label, **options)
         self._columns = columns
         self._table = undecoded(table, columns)
 
@@ -104,59 +113,11 @@ class StreamingSource(ImageSource):
         return f"<StreamingSource {self.name}{f' ({self.split})' if self.split else ''}>"
 
 
-class Columns:
-    """Where the image and the label of a row are, and what the labels are called."""
-
-    def __init__(self, image: str, label: str | None, classes: list[Any] | None, *, by_value: bool) -> None:
-        self.image = image
-        self.label = label
-        self.classes = classes
-        self._index = {value: index for index, value in enumerate(classes or ())} if by_value else None
-
-    def with_classes(self, values: list[Any]) -> "Columns":
-        """Labels without published names: their values in order."""
-        known = [value for value in values if value is not None]
-        return Columns(self.image, self.label, sorted(known), by_value=True)
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        return None if self.classes is None else tuple(str(value) for value in self.classes)
-
-    @property
-    def wanted(self) -> list[str]:
-        return [self.image] if self.label is None else [self.image, self.label]
-
-    def label_of(self, value: Any) -> int | None:
-        if value is None:
-            return None
-        if self._index is not None:
-            return self._index[value]
-        return int(value) if value >= 0 else None  # the Hub's test sets without labels hold -1
-
-    def encoded(self, row: dict[str, Any], name: str) -> Encoded:
-        stored = row[self.image]
-        if isinstance(stored, dict):
-            path = stored.get("path")
-            stored = stored.get("bytes") or (Path(path) if path else None)
-        return Encoded(stored, None if self.label is None else self.label_of(row[self.label]), name)
-
-
-def find_columns(features: Any, name: str, label: str | None) -> Columns:
-    """The columns of a data set's image and label; `ValueError` where they cannot be told."""
-    from datasets import ClassLabel, Image
-
-    images = [column for column, feature in features.items() if isinstance(feature, Image)]
-    images = images if len(images) == 1 else [column for column in IMAGE_COLUMNS if column in features]
-    if not images:
-        raise ValueError(f"{name} has the columns {', '.join(features)}, and none with images; name it 'image'")
-    if label is not None and label not in features:
-        raise ValueError(f"{name} has no column {label!r}; it has {', '.join(features)}")
-    if label is None:
-        named = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
-        usual = [column for column in LABEL_COLUMNS if column in features]
-        label = next(iter(usual), named[0] if len(named) == 1 else None)
-    classes = features[label].names if label is not None and isinstance(features[label], ClassLabel) else None
-    return Columns(images[0], label, classes, by_value=False)
+def _values_of(table: Any, columns: Columns) -> Any:
+    """What occurs in the column of the labels."""
+    if not columns.multi_label:
+        return table.unique(columns.label)
+    return {value for cell in table.with_format(None)[columns.label] for value in cell or ()}
 
 
 def undecoded(table: Any, columns: Columns) -> Any:
@@ -173,39 +134,16 @@ def open_parquet(
     path: Path, *, name: str, split: str | None, label: str | None, streaming: bool, **options: Any
 ) -> ImageSource:
     """Open a Parquet file, or a folder of them with one or more splits."""
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-    splits: dict[str, list[Path]] = {}
-    for file in files:
-        splits.setdefault(split_of(file), []).append(file)
-    wanted = None if split is None else SPLIT_ALIASES.get(split, split)
-    if wanted is None and len(splits) > 1:
-        raise ValueError(f"{name} has the splits {', '.join(splits)}; pass one of them as split")
-    if wanted is not None and wanted not in splits:
-        raise ValueError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
-    chosen, files = next(item for item in splits.items() if wanted in (None, item[0]))
-    rows = [(file.name, _rows_of(file)) for file in files]
+    found = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    files = [str(file) for file in found]
+    if streaming:
+        return open_rows(files, name=name, split=split, label=label, **options)
+    chosen, files = choose_split(by_split(files), split, name)
+    rows = [(Path(file).name, _rows_of(Path(file))) for file in files]
     if not sum(count for _, count in rows):
         raise ValueError(f"{name} holds no images: it has no rows; pass another file or split")
-    table = _load(
-        "parquet", name, data_files={"rows": [str(file) for file in files]}, split="rows", streaming=streaming
-    )
-    options |= {"name": name, "split": chosen, "label": label}
-    return StreamingSource(table, **options) if streaming else TableSource(table, row_names=rows, **options)
-
-
-def split_of(file: Path) -> str:
-    """The split that a Parquet file belongs to: its name without the number.
-
-    Example:
-
-    ```python
-    >>> split_of(Path("test-00000-of-00002.parquet")), split_of(Path("val.parquet"))
-    ('test', 'validation')
-
-    ```
-    """
-    stem = re.sub(r"-\d+-of-\d+(-[0-9a-f]+)?$", "", file.stem)
-    return SPLIT_ALIASES.get(stem, stem)
+    table = _load("parquet", name, data_files={"rows": files}, split="rows")
+    return TableSource(table, name=name, row_names=rows, split=chosen, label=label, **options)
 
 
 def _rows_of(file: Path) -> int:
@@ -218,30 +156,66 @@ def _rows_of(file: Path) -> int:
         raise ValueError(f"{file.name} cannot be read as a Parquet file: write it again, or leave it out") from error
 
 
+def is_saved_dataset(path: Path) -> bool:
+    """Whether `datasets.save_to_disk` wrote this folder."""
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def open_arrow(path: Path, *, name: str, split: str | None, label: str | None, **options: Any) -> ImageSource:
+    """Open what `datasets.save_to_disk` wrote, an Arrow file, or a folder of them; they are mapped into memory."""
+    import_datasets(name)
+    options |= {"name": name, "label": label}
+    if is_saved_dataset(path):
+        saved = _sentence(name, lambda datasets: datasets.load_from_disk(str(path)))
+        splits = saved if isinstance(saved, dict) else {str(saved.split or split or "all"): saved}
+        chosen, table = choose_split(splits, split, name)
+        where = path.name if table is saved else f"{path.name}/{chosen}"
+        return TableSource(table, row_names=[(where, len(table))], split=chosen, **options)
+    found = [path] if path.is_file() else sorted(path.rglob("*.arrow"))
+    chosen, files = choose_split(by_split([str(file) for file in found]), split, name)
+    tables = [
+        _sentence(Path(file).name, lambda datasets, file=file: datasets.Dataset.from_file(file)) for file in files
+    ]
+    table = _sentence(name, lambda datasets: datasets.concatenate_datasets(tables))
+    rows = [(Path(file).name, len(part)) for file, part in zip(files, tables, strict=True)]
+    return TableSource(table, row_names=rows, split=chosen, **options)
+
+
 def open_hub_dataset(
     name: str, *, split: str | None, label: str | None, streaming: bool, **options: Any
 ) -> ImageSource:
     """Open a data set of the Hub by its id."""
     tables = _load(name, name, split=split, streaming=streaming)
     if split is None:
-        if len(tables) > 1:
-            raise ValueError(f"{name} has the splits {', '.join(tables)}; pass one of them as split")
-        split, tables = next(iter(tables.items()))
+        split, tables = choose_split(tables, None, name)
     options |= {"name": name, "split": split, "label": label}
     if streaming:
         return StreamingSource(tables, **options)
     return TableSource(tables, row_names=[(f"{name}/{split}", len(tables))], **options)
 
 
-def _load(what: str, name: str, **arguments: Any) -> Any:
+def import_datasets(name: str) -> Any:
+    """The package `datasets`, or a sentence that says how to get it."""
     try:
         import datasets
     except ImportError as error:
         raise ValueError(f"{name} is read with the package datasets; run: pip install datasets") from error
+    return datasets
 
-    try:
+
+def _load(what: str, name: str, **arguments: Any) -> Any:
+    def load(datasets: Any) -> Any:
         with _bars(datasets, shown=what != "parquet"):
             return datasets.load_dataset(what, **arguments)
+
+    return _sentence(name, load)
+
+
+def _sentence(name: str, load: Callable[[Any], Any]) -> Any:
+    """What `load` gives for the package `datasets`; its errors as one sentence."""
+    datasets = import_datasets(name)
+    try:
+        return load(datasets)
     except Exception as error:  # datasets raises errors of a dozen libraries
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{name} cannot be opened as a data set: {reason.rstrip('.')}") from error

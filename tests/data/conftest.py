@@ -52,6 +52,20 @@ def parquet(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def row_stream():
+    """`row_stream(path)`: a Parquet file as a Hub id is streamed: row by row, without index and length."""
+    import datasets
+
+    from qkvit.data.table_source import StreamingSource
+
+    def open_stream(path: Path, **options):
+        table = datasets.load_dataset("parquet", data_files={"rows": str(path)}, split="rows", streaming=True)
+        return StreamingSource(table, name=str(path), label=None, **options)
+
+    return open_stream
+
+
+@pytest.fixture
 def png():
     """`png(seed)`: the bytes of a small picture."""
     import io
@@ -73,3 +87,24 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 @pytest.fixture
 def transform():
     return to_tensor
+
+
+@pytest.fixture
+def shard(tmp_path, monkeypatch):
+    """`shard("shards/train-000.tar", {"a.png": b"...", "a.cls": b"1"})`: a tar file; the index's cache is apart."""
+    import io
+    import tarfile
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
+
+    def write(name: str, files: dict[str, bytes]) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w") as tar:
+            for inside, content in files.items():
+                info = tarfile.TarInfo(inside)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        return path
+
+    return write

@@ -86,8 +86,8 @@ def test_images_are_drawn_by_the_seed(class_folders, transform):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_in_batches_and_shares(parquet, png, transform, workers):
-    source = open_images(parquet("a.parquet", [png(i) for i in range(7)], [0] * 7), streaming=True)
+def test_a_stream_of_rows_in_batches_and_shares(row_stream, parquet, png, transform, workers):
+    source = row_stream(parquet("a.parquet", [png(i) for i in range(7)], [0] * 7))
     shares = [seen(batches(source, transform, 2, workers, shard=(rank, 2))) for rank in (0, 1)]
     assert shares == [[0, 2, 4, 6], [1, 3, 5]]
     assert seen(batches(source, transform, 2, workers, images=5)) == [0, 1, 2, 3, 4]

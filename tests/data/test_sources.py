@@ -111,9 +111,9 @@ def test_another_column_of_labels(parquet, png, raises_sentence):
         open_images(path, label="kind")
 
 
-def test_a_stream_gives_the_same_samples(parquet, png):
+def test_a_stream_of_rows_gives_the_same_samples(row_stream, parquet, png):
     path = parquet("a.parquet", [png(0), b"broken", png(2), None], [1, 0, 1, 0])
-    stream = open_images(path, streaming=True, on_bad_image="skip")
+    stream = row_stream(path, on_bad_image="skip")
     table = open_images(path, on_bad_image="skip")
     for _ in range(2):
         for one, other in zip(stream, table, strict=True):

@@ -1,0 +1,55 @@
+"""Which part of a data set a file belongs to, told from its name."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+from typing import TypeVar
+
+SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train"}
+_KNOWN = frozenset(("train", "validation", "test"))
+
+T = TypeVar("T")
+
+
+def split_of(file: str) -> str:
+    """The split that a file belongs to: its name without the number, or else its folder's.
+
+    Example:
+
+    ```python
+    >>> split_of("test-00000-of-00002.parquet"), split_of("val.parquet"), split_of("shards/train/0003.tar")
+    ('test', 'validation', 'train')
+    >>> split_of("imagenet-train-000012.tar"), split_of("shards/0003.tar")
+    ('train', 'shards')
+
+    ```
+    """
+    path = PurePosixPath(file)
+    stem = re.sub(r"-\d+-of-\d+(-[0-9a-f]+)?$", "", path.name.partition(".")[0])
+    stem = re.sub(r"(^\d+|[-_]\d{3,})$", "", stem)  # fold_1 and fold_2 stay apart
+    words = [SPLIT_ALIASES.get(word, word) for word in re.split(r"[-_]", stem)]
+    known = [word for word in words if word in _KNOWN]
+    if len(known) == 1:
+        return known[0]
+    name = stem or path.parent.name or "all"
+    return SPLIT_ALIASES.get(name, name)
+
+
+def by_split(files: Iterable[str]) -> dict[str, list[str]]:
+    """Files by the split that they belong to, in their order."""
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        splits.setdefault(split_of(file), []).append(file)
+    return splits
+
+
+def choose_split(splits: Mapping[str, T], split: str | None, name: str) -> tuple[str, T]:
+    """The split that is asked for, or the only one; `ValueError` that lists them where it cannot be told."""
+    if split is None:
+        if len(splits) > 1:
+            raise ValueError(f"{name} has the splits {', '.join(splits)}; pass one of them as split")
+        return next(iter(splits.items()))
+    for wanted in (split, SPLIT_ALIASES.get(split, split)):
+        if wanted in splits:
+            return wanted, splits[wanted]
+    raise ValueError(f"{name} has no split {split!r}; it has {', '.join(splits)}")

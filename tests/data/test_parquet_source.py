@@ -1,0 +1,161 @@
+"""Parquet files read where they lie give what a copy would give."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from qkvit.data import BadImageError, batches, open_images
+from qkvit.data.parquet_source import ParquetSource
+from qkvit.data.splits import split_of
+
+
+@pytest.fixture
+def rows(parquet, png):
+    """Two files of 7 and 4 rows, in row groups of 3."""
+    import pyarrow.parquet as pq
+
+    for number, count in enumerate((7, 4)):
+        path = parquet(f"train-{number:05d}-of-00002.parquet", [png(10 * number + i) for i in range(count)], [0, 1] * 5)
+        table = pq.read_table(path).slice(0, count)
+        pq.write_table(table, path, row_group_size=3)
+    return path.parent
+
+
+@pytest.fixture
+def parquet(parquet):
+    def write(name, files, labels, **options):
+        return parquet(name, files, labels[: len(files)], **options)
+
+    return write
+
+
+def test_rows_are_those_of_the_copy(rows):
+    lazy, copied = open_images(rows, streaming=True), open_images(rows)
+    assert isinstance(lazy, ParquetSource)
+    assert lazy.labels.tolist() == copied.labels.tolist()
+    assert lazy.class_names == copied.class_names
+    for one, other in zip(lazy, copied, strict=True):
+        assert (one.name, one.label) == (other.name, other.label)
+        assert np.array_equal(np.asarray(one.image), np.asarray(other.image))
+    assert lazy.group_ends.tolist() == [3, 6, 7, 10, 11]
+
+
+def test_only_so_many_groups_are_in_memory(rows):
+    source = open_images(rows, streaming=True)
+    for _ in source:
+        assert len(source._kept) <= source.kept_groups == 2
+    copy = pickle.loads(pickle.dumps(source))
+    assert not copy._kept
+    assert copy[10].name == source[10].name
+
+
+def test_nothing_is_copied(rows, monkeypatch, tmp_path):
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    assert len(list(open_images(rows, streaming=True))) == 11
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shares_and_workers(rows, transform, workers):
+    source = open_images(rows, streaming=True)
+    found = [
+        index
+        for rank in (0, 1)
+        for batch in batches(source, transform, 2, workers, shard=(rank, 2))
+        for index in batch["index"].tolist()
+    ]
+    assert sorted(found) == list(range(11))
+
+
+def test_addresses_of_other_file_systems(rows, raises_sentence):
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    for file in os.listdir(rows):
+        memory.pipe(f"/pets/{file}", (rows / file).read_bytes())
+    try:
+        source = open_images("memory://pets", streaming=True)
+        assert [sample.label for sample in source] == open_images(rows).labels.tolist()
+        with raises_sentence(ValueError, "streaming"):
+            open_images("memory://pets")
+        with raises_sentence(ValueError, "no Parquet files"):
+            open_images("memory://elsewhere", streaming=True)
+        with raises_sentence(ValueError, "nonsense"):
+            open_images("nonsense://pets", streaming=True)
+    finally:
+        memory.rm("/pets", recursive=True)
+
+
+def test_a_row_group_that_is_damaged_is_a_bad_image(rows, transform):
+    path = rows / "train-00000-of-00002.parquet"
+    source = open_images(path, streaming=True, on_bad_image="skip")
+    content = bytearray(path.read_bytes())
+    content[4:200] = bytes(196)
+    path.write_bytes(content)
+    with pytest.raises(BadImageError, match=r"\[0\]"):
+        source[0]
+    for workers in (0, 2):
+        kept = [index for batch in batches(source, transform, 2, workers) for index in batch["index"].tolist()]
+        assert kept == [3, 4, 5, 6]
+    assert len(list(source)) == 4
+
+
+def test_labels_without_names_and_lists(parquet, png, tmp_path, raises_sentence):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = {"image": [{"bytes": png(i)} for i in range(3)], "label": [["owl", "cat"], [], None]}
+    pq.write_table(pa.table(rows), tmp_path / "sets.parquet")
+    for streaming in (False, True):
+        source = open_images(tmp_path / "sets.parquet", streaming=streaming, multi_label=True)
+        assert (source.class_names, source.multi_label) == (("cat", "owl"), True)
+        assert [sample.label for sample in source] == [(1, 0), (), None]
+        assert source.labels[0].tolist() == [1, 1]
+        assert source.class_counts == {"cat": 1, "owl": 1}
+        with raises_sentence(ValueError, "'label'", "several for an image"):
+            open_images(tmp_path / "sets.parquet", streaming=streaming)
+
+
+def test_multi_hot_labels_in_batches(png, tmp_path, transform):
+    import datasets
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.List(datasets.ClassLabel(names=["cat", "dog", "owl"]))}
+    )
+    rows = {"image": [{"bytes": png(i), "path": None} for i in range(3)], "label": [[2, 0], [], None]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    source = open_images(tmp_path / "saved", multi_label=True)
+    (batch,) = batches(source, transform)
+    assert batch["labels"].tolist() == [[1, 0, 1], [0, 0, 0], [-100, -100, -100]]
+
+
+def test_arrow_files_and_saved_data_sets(parquet, png, tmp_path, raises_sentence):
+    import datasets
+
+    path = parquet("a.parquet", [png(i) for i in range(5)], [0, 1, 0, 1, 1])
+    table = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache"))
+    table.save_to_disk(tmp_path / "one", num_shards=2)
+    datasets.DatasetDict({"train": table, "test": table.select([4])}).save_to_disk(tmp_path / "two")
+    expected = [sample.label for sample in open_images(path)]
+    assert [sample.label for sample in open_images(tmp_path / "one")] == expected
+    assert open_images(tmp_path / "two", split="test")[0].label == 1
+    with raises_sentence(ValueError, "train, test"):
+        open_images(tmp_path / "two")
+    (tmp_path / "loose").mkdir()
+    for file in (tmp_path / "one").glob("*.arrow"):
+        file.rename(tmp_path / "loose" / file.name.replace("data", "train"))
+    source = open_images(tmp_path / "loose")
+    assert [sample.label for sample in source] == expected
+    assert source[4].name == "train-00001-of-00002.arrow[1]"
+    (tmp_path / "broken.arrow").write_bytes(b"no")
+    with raises_sentence(ValueError, "broken.arrow"):
+        open_images(tmp_path / "broken.arrow")
+
+
+def test_the_split_of_a_file():
+    assert [split_of(name) for name in ("fold_1.parquet", "fold_2.parquet")] == ["fold_1", "fold_2"]
+    assert split_of("data/dev/0000.parquet") == "validation"
+    assert split_of("train-00000-of-00001-0123abcd.parquet") == "train"

@@ -1,0 +1,159 @@
+"""WebDataset shards are read by index, like everything else."""
+
+import json
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qkvit.data import BadImageError, batches, open_images, shard_index
+from qkvit.data.shard_index import expanded
+
+
+def samples(png, labels, start=0):
+    files = {}
+    for number, label in enumerate(labels, start):
+        files |= {f"{number:04d}.png": png(number), f"{number:04d}.cls": str(label).encode()}
+    return files
+
+
+@pytest.fixture
+def shards(shard, png):
+    """Three training shards of two images, one of validation."""
+    for number in range(3):
+        shard(f"pets/train-{number:04d}.tar", samples(png, [number % 2, 2], start=2 * number))
+    return shard("pets/val-0000.tar", samples(png, [2, 1])).parent
+
+
+def test_samples_have_the_pixels_and_labels_that_were_written(shards):
+    source = open_images(shards, split="train")
+    assert source.labels.tolist() == [sample.label for sample in source] == [0, 2, 1, 2, 0, 2]
+    assert source.class_names == ("0", "1", "2")
+    assert source[3].name == "train-0001.tar/0003.png"
+    pixels = np.random.default_rng(3).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    assert np.array_equal(np.asarray(source[3].image), pixels)
+
+
+def test_a_pattern_a_file_and_a_folder_with_splits(shards, raises_sentence):
+    assert len(open_images(f"{shards}/train-{{0000..0002}}.tar")) == 6
+    assert len(open_images(shards / "train-0001.tar")) == 2
+    assert len(open_images(shards, split="validation")) == 2
+    with raises_sentence(ValueError, "train, validation"):
+        open_images(shards)
+    with raises_sentence(ValueError, "train-0003.tar", "correct the numbers"):
+        open_images(f"{shards}/train-{{0000..0003}}.tar")
+
+
+def test_patterns():
+    assert expanded("a-{0..1}/{09..10}.tar") == ["a-0/09.tar", "a-0/10.tar", "a-1/09.tar", "a-1/10.tar"]
+    assert expanded("a.tar") == ["a.tar"]
+
+
+def test_names_of_classes_come_from_a_file_beside_the_shards(shards, raises_sentence):
+    (shards / "classes.txt").write_text("cat\ndog\nowl\nfox\n")
+    source = open_images(shards, split="train")
+    assert source.class_counts == {"cat": 2, "dog": 1, "owl": 3, "fox": 0}
+    (shards / "classes.txt").write_text("cat\ndog\n")
+    with raises_sentence(ValueError, "label 2", "classes.txt has 2 lines"):
+        open_images(shards, split="train")
+
+
+def test_labels_as_text_are_names(shard, png):
+    source = open_images(shard("a.tar", samples(png, ["owl", "cat", "owl"])))
+    assert (source.class_names, source.labels.tolist()) == (("cat", "owl"), [1, 0, 1])
+
+
+def test_labels_in_json_files(shard, png, raises_sentence):
+    files = {}
+    for number, label in enumerate([1, 0]):
+        files |= {f"{number}.png": png(number), f"{number}.json": json.dumps({"label": label, "kind": "x"}).encode()}
+    path = shard("a.tar", files)
+    assert open_images(path).labels.tolist() == [1, 0]
+    assert open_images(path, label="kind").class_names == ("x",)
+    with raises_sentence(ValueError, "'other'", "kind, label"):
+        open_images(path, label="other")
+    with raises_sentence(ValueError, "0.png", ".json"):
+        open_images(shard("b.tar", {"0.png": png(), "0.json": b"{"}))
+
+
+def test_several_labels_in_json_files(shard, png, raises_sentence):
+    sets = [[2, 0], [], None]
+    files = {}
+    for number, labels in enumerate(sets):
+        files |= {f"{number}.png": png(number), f"{number}.json": json.dumps({"label": labels}).encode()}
+    path = shard("a.tar", files)
+    source = open_images(path, multi_label=True)
+    assert [sample.label for sample in source] == [(2, 0), (), None]
+    assert source.labels[0].tolist() == [1, 0, 1]
+    assert source.labels.known.tolist() == [True, True, False]
+    with raises_sentence(ValueError, "several for an image"):
+        open_images(path)
+
+
+def test_other_files_other_orders_and_images_without_labels(shard, png):
+    source = open_images(
+        shard(
+            "a.tar",
+            {"README": b"", "x/2.cls": b"1", ".hidden.png": b"", "x/1.png": png(1), "x/2.png": png(2), "x/1.txt": b"a"},
+        )
+    )
+    assert [(sample.name, sample.label) for sample in source] == [("a.tar/x/2.png", 1), ("a.tar/x/1.png", None)]
+    assert open_images(shard("b.tar", {"1.png": png()})).class_names is None
+
+
+def test_bad_images_are_named(shard, png):
+    source = open_images(shard("a.tar", {"1.png": b"broken", "1.cls": b"0", "2.cls": b"0", "3.png": png()}))
+    for index, word in ((0, "1.png"), (1, "no image")):
+        with pytest.raises(BadImageError, match=word):
+            source[index]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_and_pickles_read_the_same(shards, transform, workers):
+    source = pickle.loads(pickle.dumps(open_images(shards, split="train")))
+    names = [name for batch in batches(source, transform, 2, workers) for name in batch["name"]]
+    assert names == [sample.name for sample in source]
+
+
+def test_a_shard_is_scanned_once_and_again_when_it_has_changed(shard, png, monkeypatch):
+    path = shard("a.tar", samples(png, [0, 1]))
+    before = open_images(path).labels.tolist()
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_index, "_scan", None)
+        assert open_images(path).labels.tolist() == before
+    shard("a.tar", samples(png, [1, 1, 0]))
+    assert open_images(path).labels.tolist() == [1, 1, 0]
+
+
+def test_shards_that_cannot_be_read(shard, png, tmp_path, raises_sentence):
+    whole = shard("a.tar", {"1.png": png(), "2.png": b"x" * 4000})
+    (tmp_path / "cut.tar").write_bytes(whole.read_bytes()[:2500])
+    with raises_sentence(ValueError, "cut.tar", "cut short"):
+        open_images(tmp_path / "cut.tar")
+    with tarfile.open(tmp_path / "zip.tar", "w:gz") as tar:
+        tar.add(whole, "a")
+    with raises_sentence(ValueError, "zip.tar", "compressed"):
+        open_images(tmp_path / "zip.tar")
+    (tmp_path / "no.tar").write_bytes(b"something else" * 100)
+    with raises_sentence(ValueError, "no.tar", "tar file"):
+        open_images(tmp_path / "no.tar")
+    with raises_sentence(ValueError, "holds no images"):
+        open_images(shard("empty.tar", {"a.txt": b""}))
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(shard, png, tmp_path, monkeypatch):
+    path = shard("a.tar", samples(png, [0, 1]))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert len(open_images(path)) == 2
+
+
+def test_large_images_keep_their_limit(shard, tmp_path):
+    import io
+
+    content = io.BytesIO()
+    Image.new("RGB", (50, 50)).save(content, "png")
+    with pytest.raises(BadImageError, match="more than 100"):
+        open_images(shard("a.tar", {"1.png": content.getvalue()}), max_pixels=100)[0]
