@@ -12,8 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .normalization_qkvit import make_norm
 from .positions_qkvit import Rotation, rotate_patches
-from .precision_qkvit import cast_once
-from .shortcuts_qkvit import Neighbours
+from .shortcuts_qkvit import Neighbours, attend
 
 
 def eager_attention_forward(
@@ -124,7 +123,6 @@ class QKViTAttention(nn.Module):
         Returns:
             The output (B, N, C); the map (B, H, N, N) or None; query, key and value (B, H, N, D).
         """
-        hidden_states = cast_once(hidden_states)
         projections = (self.q_proj, self.k_proj, self.v_proj)
         query, key, value = self.neighbours.project(hidden_states, self.num_attention_heads, *projections)
         if self.q_norm is not None and self.k_norm is not None:
@@ -132,10 +130,11 @@ class QKViTAttention(nn.Module):
         if rotation is not None:
             query, key = rotate_patches(query, rotation), rotate_patches(key, rotation)
 
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+        function: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         output, weights = attend(
+            function,
             self,
             query,
             key,

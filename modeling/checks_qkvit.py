@@ -1,5 +1,6 @@
 """What a model may be given, and the one sentence that says what is wrong with the rest."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -70,7 +71,7 @@ def check_pixels(pixel_values: torch.Tensor | None, num_channels: int, patch_siz
 
 def _check_finite(pixel_values: torch.Tensor) -> None:
     # One pass: a sum is finite only if every pixel is (float16 sums are kept in float32, or they overflow).
-    if torch.isfinite(pixel_values.sum(dtype=torch.promote_types(pixel_values.dtype, torch.float32))):
+    if math.isfinite(pixel_values.sum(dtype=torch.promote_types(pixel_values.dtype, torch.float32)).item()):
         return
     bad = int((~torch.isfinite(pixel_values)).sum())
     if bad:

@@ -1,11 +1,10 @@
-"""Shortcuts of inference: the same numbers sooner, taken only where nobody can see the way.
+"""Shortcuts: the same numbers sooner, taken only where nobody can see the way.
 
-Each needs linear layers that are just that: no hooks, no adapters, no quantised or sharded weights. Everywhere else, in
-training and in compiled graphs, the plain way stands in `attention_qkvit.py` and `layers_qkvit.py`.
+Those of inference need linear layers that are just that: no hooks, no adapters, no quantised or sharded weights.
+Everywhere else, in training and in compiled graphs, the plain way stands in `attention_qkvit.py` and `layers_qkvit.py`.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -13,12 +12,15 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import GELUActivation, GELUTanh, SiLUActivation
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from .precision_qkvit import cast_once
 
 # Activations that can overwrite their input, by the class that transformers has for them.
 _IN_PLACE: dict[type, Callable[[torch.Tensor], torch.Tensor]] = {
-    GELUActivation: torch.ops.aten.gelu_.default,
-    GELUTanh: partial(torch.ops.aten.gelu_.default, approximate="tanh"),
-    SiLUActivation: partial(nn.functional.silu, inplace=True),
+    GELUActivation: lambda x: nn.functional.gelu(x, out=x),
+    GELUTanh: lambda x: nn.functional.gelu(x, approximate="tanh", out=x),
+    SiLUActivation: lambda x: nn.functional.silu(x, inplace=True),
 }
 
 
@@ -60,6 +62,33 @@ def activate(activation: nn.Module, linear: nn.Module, x: torch.Tensor) -> torch
     return in_place(linear(x))
 
 
+def attend(
+    function: Callable,
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: Any,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`function` of the attention interface; of transformers' own "sdpa", what it does here, without its other cases.
+
+    They are causal masks, grouped heads, caches and other devices, asked about in every layer of every pass.
+
+    Args:
+        query, key, value: (B, H, N, D).
+        kwargs: `scaling` and `dropout`.
+
+    Returns:
+        The output (B, N, H, D), and a map if the function builds one.
+    """
+    if function is not sdpa_attention_forward or not (query.is_cpu or query.is_cuda):
+        return function(module, query, key, value, mask, **kwargs)
+    scaling, dropout = kwargs["scaling"], kwargs["dropout"]
+    output = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling)
+    return output.transpose(1, 2), None
+
+
 class Neighbours:
     """Linear layers of one input and one width, whose weights lie next to each other: one product does for all.
 
@@ -87,7 +116,7 @@ class Neighbours:
     def __init__(self) -> None:
         self.weight: torch.Tensor | None = None
         self.bias: torch.Tensor | None = None
-        self.places: list[tuple[int, int, torch.Size]] = []  # where each weight and bias was put; the weight's shape
+        self.places: list[tuple[torch.Tensor, torch.Tensor | None]] = []  # views of each weight and bias as it was put
 
     def __reduce__(self) -> tuple:
         return Neighbours, ()  # copies and pickles of a module have weights elsewhere
@@ -110,22 +139,20 @@ class Neighbours:
         self.weight = _next_to_each_other(weights)
         self.bias = _next_to_each_other(biases) if biases else None
         self.places = [
-            (linear.weight.data_ptr(), 0 if linear.bias is None else linear.bias.data_ptr(), linear.weight.shape)
-            for linear in linears
+            (linear.weight.detach(), None if linear.bias is None else linear.bias.detach()) for linear in linears
         ]
 
     def _hold(self, linears: Sequence[Any]) -> bool:
         """Whether the weights are plain, and where they were put. Asked in every layer of every pass: kept short."""
         if self.weight is None:
             return False
-        dtype = self.weight.dtype
-        for linear, (weight_place, bias_place, shape) in zip(linears, self.places, strict=True):
+        for linear, (weight_place, bias_place) in zip(linears, self.places, strict=True):
             if not is_plain(linear):
                 return False
             weight, bias = linear._parameters["weight"], linear._parameters["bias"]
-            if weight.data_ptr() != weight_place or weight.shape != shape or weight.dtype != dtype:
+            if not weight.is_set_to(weight_place):
                 return False
-            if bias_place != (0 if bias is None else bias.data_ptr()) or not weight.is_contiguous():
+            if bias is not bias_place and (bias is None or bias_place is None or not bias.is_set_to(bias_place)):
                 return False
         return True
 
@@ -135,6 +162,7 @@ class Neighbours:
         if self.weight is not None and undisturbed() and self._hold(linears) and all(map(unseen, linears)):
             joined = nn.functional.linear(x, self.weight, self.bias)
             return joined.view(batch_size, num_tokens, len(linears), num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        x = cast_once(x)
         return [linear(x).view(batch_size, num_tokens, num_heads, -1).transpose(1, 2) for linear in linears]
 
 

@@ -3,15 +3,19 @@
 import copy
 import io
 import pickle
+from functools import partial
 
 import pytest
 import torch
 from accelerate.utils.other import clean_state_dict_for_safetensors
 from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from qkvit import QKViTModel
 from qkvit.modeling.attention_qkvit import QKViTAttention
 from qkvit.modeling.layers_qkvit import QKViTMLP
+from qkvit.modeling.shortcuts_qkvit import attend
 
 NAMES = ("q_proj", "k_proj", "v_proj")
 
@@ -250,3 +254,34 @@ def test_another_activation_is_used(mlp, tokens):
     mlp.activation, mlp.down_proj = nn.ReLU(), nn.Identity()
     with torch.no_grad():
         assert mlp(tokens).min() == 0
+
+
+# ---- attention without what it does not need
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["no mask", "mask"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_attention_is_that_of_transformers_to_the_bit(attention, masked, dropout):
+    torch.manual_seed(2)
+    query, key, value = (torch.randn(2, 2, 5, 16, requires_grad=True) for _ in range(3))
+    mask = torch.rand(2, 1, 5, 5) > 0.3 if masked else None
+    found = []
+    for function in (sdpa_attention_forward, partial(attend, sdpa_attention_forward)):
+        torch.manual_seed(3)
+        output, weights = function(attention, query, key, value, mask, scaling=0.25, dropout=dropout)
+        assert weights is None
+        found.append([output, *torch.autograd.grad(output.square().sum(), (query, key, value))])
+    assert all(torch.equal(theirs, ours) for theirs, ours in zip(*found, strict=True))
+
+
+def test_a_function_that_a_user_puts_in_the_place_of_sdpa_is_called(attention, tokens, monkeypatch):
+    called = []
+
+    def theirs(module, query, key, value, mask, **kwargs):
+        called.append(module)
+        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", theirs)
+    attention.config._attn_implementation = "sdpa"
+    attention(tokens)
+    assert called == [attention]
