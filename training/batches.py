@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from ..data import BadImageError
 from .augmentation_crops import crop_batch
 from .counter_random import Purpose, seed_of
+from .progressive import Progression
 from .recipe import Augmentation
 from .sources import Split
 
@@ -91,6 +92,7 @@ class TrainingImages(Dataset[Any]):
     settings: Augmentation
     seed: int
     skip_bad: bool = False
+    progression: Progression | None = None  # sizes by epoch, in the place of `size`
 
     def __len__(self) -> int:
         return len(self.split)
@@ -106,7 +108,8 @@ class TrainingImages(Dataset[Any]):
             labels.append(label)
             bad += named
         together = torch.tensor(keys, dtype=torch.int64)
-        cropped = crop_batch(images, self.size, self.settings, self.seed, together)
+        size = self.size if self.progression is None else self.progression.at(keys[0][0])  # a batch is of one epoch
+        cropped = crop_batch(images, size, self.settings, self.seed, together)
         return {"images": cropped, "labels": torch.tensor(labels), "keys": together, "bad": bad}
 
     def _usable(self, index: int) -> tuple[Any, int, list[tuple[str, str]]]:

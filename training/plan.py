@@ -8,6 +8,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from .cost import forward_flops, memory_estimate, training_flops
+from .progressive import Progression
 from .recipe import Recipe
 from .trainer import schedule_steps
 
@@ -21,6 +22,7 @@ class Plan:
         memory: Bytes on one process, by what they are for.
         steps, steps_per_epoch, warmup_steps: Optimisation steps.
         left_out: Images that fill no whole global batch, in each epoch.
+        size: (height, width) of the images; `progression`: by epoch, where it changes.
     """
 
     parameters: int
@@ -37,6 +39,7 @@ class Plan:
     warmup_steps: int
     left_out: int
     size: tuple[int, int]
+    progression: Progression | None = None
 
     def lines(self) -> list[str]:
         """For the screen."""
@@ -44,7 +47,7 @@ class Plan:
         parts = ", ".join(f"{name} {_bytes(count)}" for name, count in self.memory.items() if count)
         operations = self.training_flops * self.steps * self.global_batch
         return [
-            f"data        {self.images:,} images, {self.classes} classes, {self.size[0]} x {self.size[1]} pixels",
+            f"data        {self.images:,} images, {self.classes} classes, {self._sizes()} pixels",
             f"parameters  {self.parameters:,}, of which {self.trained:,} are trained",
             f"operations  {_decimal(self.flops)}FLOPs forward an image; about {_decimal(operations)}FLOPs in all",
             f"processes   {self.processes}, global batch of {self.global_batch}",
@@ -52,6 +55,11 @@ class Plan:
             f" {self.warmup_steps:,} of warm-up",
             f"memory      about {_bytes(total)} a process in float32: {parts}",
         ]
+
+    def _sizes(self) -> str:
+        if self.progression is None:
+            return f"{self.size[0]} x {self.size[1]}"
+        return ", ".join(f"{size[0]} x {size[1]} from epoch {first}" for first, size in self.progression.stages)
 
 
 def make_plan(

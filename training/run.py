@@ -22,6 +22,7 @@ from .models import build_model, build_processor, image_size
 from .optimizers import optimizer_class
 from .parameter_groups import set_trainable
 from .plan import Plan, make_plan
+from .progressive import ProgressiveCost, with_progression
 from .recipe import Recipe
 from .report import write_report
 from .run_folder import METRICS, check_new, check_resume, find_checkpoint, read_metrics, write_record
@@ -100,6 +101,7 @@ class Run:
 
     def _plan(self, model: nn.Module, images: int, classes: int) -> Plan:
         plan = make_plan(self.recipe, self.args, model, image_size(self.recipe.data, model.config), images, classes)
+        plan = with_progression(plan, self.recipe.data.progressive, model)
         self._say("\n".join([f"{self.recipe.name}:", *(f"  {line}" for line in plan.lines())]))
         if plan.steps_per_epoch < 1:
             raise TrainingRefusedError(
@@ -182,13 +184,17 @@ class Run:
                 tuple(processor.image_std),
                 len(splits.class_names),
             ),
-            train_images=TrainingImages(splits.train, plan.size, recipe.augmentation, args.seed, skip),
+            train_images=TrainingImages(
+                splits.train, plan.size, recipe.augmentation, args.seed, skip, plan.progression
+            ),
             validation_images=EvaluationImages(splits.validation, processor, skip),
             repeats=recipe.data.repeats,
             flops=plan.training_flops,
             processor=processor,
             callbacks=[stop, progress],
         )
+        if plan.progression is not None:
+            trainer.add_callback(ProgressiveCost(plan.progression, model, trainer))
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         return trainer, stop
