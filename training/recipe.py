@@ -150,6 +150,8 @@ class Optimisation:
         keep_best: Keep the so many best checkpoints beside the newest. What is best for this and for early stopping is
             said by `metric_for_best_model` of TrainingArguments; without it, the accuracy.
         channels_last: Pixels with the channels last in memory, for models whose patches go through a convolution.
+        attention_health_steps: How often attention is looked at, after the first step and then so many each time
+            (`training/attention_health.py`). 0: never.
         find_batch_size: Where memory does not suffice, halve the micro-batch and double the accumulation: the global
             batch, and so the recipe, stays the same.
     """
@@ -166,6 +168,7 @@ class Optimisation:
     early_stopping_delta: float = 0.0
     keep_best: int | None = None
     channels_last: bool = False
+    attention_health_steps: int = 100
     find_batch_size: bool = False
 
 
@@ -368,6 +371,11 @@ def _check_ranges(recipe: Recipe) -> None:
             raise TrainingRefusedError(
                 f"augmentation.{name}={getattr(recipe.augmentation, name)} is negative; write 0 or more"
             )
+    if recipe.optimisation.attention_health_steps < 0:
+        raise TrainingRefusedError(
+            f"optimisation.attention_health_steps={recipe.optimisation.attention_health_steps} is negative; write 0"
+            " (never) or more"
+        )
     for name, count in (("data.repeats", recipe.data.repeats), ("processes", recipe.processes)):
         if count is not None and count < 1:
             raise TrainingRefusedError(f"{name}={count} is less than 1; write 1 or more")

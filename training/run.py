@@ -231,6 +231,7 @@ class Run:
             "seconds_since_last_start": round(seconds, 1),
             "images_per_second_since_last_start": round(trainer.meter.images * self.args.world_size / seconds, 1),
             "last_training_loss": losses[-1] if losses else None,
+            **trainer.health.summary(),
             "bad_images": dict(sorted(trainer.bad_images.items())),
         }
         if self.args.should_save:

@@ -26,6 +26,7 @@ HARMLESS = frozenset(
         "about",
         "data.known_images",
         "data.known_classes",
+        "optimisation.attention_health_steps",
         *(
             f"arguments.{name}"
             for name in (

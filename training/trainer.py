@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
 
 from ..modeling.losses_qkvit import classification_loss
+from .attention_health import AttentionHealth
 from .augmentation_pipeline import Augmenter
 from .batches import EpochBatches, EvaluationImages, TrainingImages, as_it_is
 from .checkpoints import ASIDE, checkpoints, publish, seal, sealed_facts, tensor_digest
@@ -66,6 +67,7 @@ class RecipeTrainer(Trainer):
         self.augmenter = augmenter
         self.flops = flops
         self.meter = Meter(flops)
+        self.health = AttentionHealth(self, optimisation.attention_health_steps)
         self.batches = EpochBatches(
             len(train_images),
             args.per_device_train_batch_size,
@@ -85,7 +87,7 @@ class RecipeTrainer(Trainer):
             eval_dataset=validation_images,
             data_collator=as_it_is,
             processing_class=processor,
-            callbacks=[_Epochs(self), self.meter, *(callbacks or [])],
+            callbacks=[_Epochs(self), self.meter, self.health, *(callbacks or [])],
         )
         self.average: WeightAverage | None = None
         if optimisation.average_decay is not None:
@@ -128,6 +130,7 @@ class RecipeTrainer(Trainer):
         if not torch.isfinite(loss.detach()):
             self._stop_not_finite(float(loss.detach()), pixels, keys, seed)
         self.meter.count(outputs.logits, targets)
+        self.health.note(pixels)
         return (loss, outputs) if return_outputs else loss
 
     def _seed_step(self) -> int:
