@@ -18,6 +18,7 @@ from .augmentation_pipeline import Augmenter
 from .batches import EvaluationImages, TrainingImages
 from .checkpoints import ASIDE
 from .errors import TrainingRefusedError, TrainingStoppedError
+from .distillation import open_teacher
 from .models import build_model, build_processor, image_size
 from .optimizers import optimizer_class
 from .parameter_groups import set_trainable
@@ -119,7 +120,9 @@ class Run:
             check_new(self.output)
         self._barrier()
         splits = open_splits(self.recipe.data)
-        data, checkpoint = splits.fingerprint(), None
+        with _quiet():
+            teacher = open_teacher(self.recipe.distillation, splits.class_names, multi_label=splits.multi_label)
+        data, checkpoint = splits.fingerprint() | (teacher.fingerprint() if teacher else {}), None
         if not fresh:
             for change in check_resume(self.output, self.recipe, data, self.args.world_size, allow):
                 self._say(f"Changed since the run began: {change}.")
@@ -133,6 +136,7 @@ class Run:
             trainer, stop = self._trainer(model, processor, splits, plan)
             self._barrier()
             if self.args.should_save:
+            trainer.teacher = teacher and teacher.prepare(processor, trainer.accelerator.autocast)
                 if not fresh:
                     checkpoint = find_checkpoint(self.output)
                 write_record(self.output, self.recipe, data, self.args.world_size, dataclasses.asdict(plan))

@@ -22,6 +22,7 @@ from .checkpoints import ASIDE, checkpoints, publish, seal, sealed_facts, tensor
 from .counter_random import Purpose, seed_of
 from .dropout_by_image import DropoutByImage
 from .errors import TrainingRefusedError, TrainingStoppedError
+from .distillation import Teacher
 from .evaluation import evaluate
 from .meter import Meter
 from .optimizers import make_optimizer
@@ -94,6 +95,7 @@ class RecipeTrainer(Trainer):
             self.average = WeightAverage(model, optimisation.average_decay)
             self.add_callback(self.average)
 
+        self.teacher: Teacher | None = None
     # ---- data
 
     def get_train_dataloader(self) -> DataLoader:
@@ -126,7 +128,11 @@ class RecipeTrainer(Trainer):
         keys = inputs["keys"]
         pixels, targets = self.augmenter(inputs["images"], inputs["labels"], keys)
         outputs = self._forward(model, pixels, keys)
-        loss = classification_loss(outputs.logits, targets, LossSettings(self.model.config))
+        settings = LossSettings(self.model.config)
+        if self.teacher is not None:
+            loss = self.teacher.loss(outputs, pixels, targets, settings)
+        else:
+            loss = classification_loss(outputs.logits, targets, settings)
         if not torch.isfinite(loss.detach()):
             self._stop_not_finite(float(loss.detach()), pixels, keys, seed)
         self.meter.count(outputs.logits, targets)
