@@ -94,7 +94,7 @@ def open_images(
         if label is not None:
             raise ValueError(f"{name} is a folder of images and has no column {label!r}; leave label out")
         return FolderSource(path, **options)
-    return open_hub_dataset(name, streaming=streaming, **labelled)
+    return open_hub_dataset(streaming=streaming, **labelled)
 
 
 def kind_of(source: str) -> str:

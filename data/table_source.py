@@ -182,7 +182,7 @@ def open_arrow(path: Path, *, name: str, split: str | None, label: str | None, *
 
 
 def open_hub_dataset(
-    name: str, *, split: str | None, label: str | None, streaming: bool, **options: Any
+    *, name: str, split: str | None, label: str | None, streaming: bool, **options: Any
 ) -> ImageSource:
     """Open a data set of the Hub by its id."""
     tables = _load(name, name, split=split, streaming=streaming)

@@ -5,15 +5,17 @@ each micro-batch. So the same images meet in a step for any number of processes 
 product, and where a run was resumed does not matter. Images that fill no whole global batch are left out of that epoch.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
 from ..data import BadImageError
 from .augmentation_crops import crop_batch
+from .bad_images import Unusable
 from .counter_random import Purpose, seed_of
 from .progressive import Progression
 from .recipe import Augmentation
@@ -32,6 +34,7 @@ class EpochBatches(Sampler[list[Key]]):
         rank, world: This process, and how many there are.
         repeats: Repeated augmentation: an image stands so often in the order, which is cut off at its usual length.
         seed: Of the run.
+        order: From a generator to an epoch's order of all images. `None`: any order.
 
     Example:
 
@@ -54,9 +57,11 @@ class EpochBatches(Sampler[list[Key]]):
         world: int = 1,
         repeats: int = 1,
         seed: int = 0,
+        order: Callable[[torch.Generator], list[int]] | None = None,
     ) -> None:
         self.images, self.batch_size, self.accumulation = images, batch_size, accumulation
         self.rank, self.world, self.repeats, self.seed = rank, world, repeats, seed
+        self.order = order
         self.epoch = 0
 
     @property
@@ -73,7 +78,7 @@ class EpochBatches(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         epoch = self.epoch
         generator = torch.Generator().manual_seed(seed_of(self.seed, Purpose.ORDER, epoch))
-        order = torch.randperm(self.images, generator=generator).tolist()
+        order = self.order(generator) if self.order else torch.randperm(self.images, generator=generator).tolist()
         for number in range(len(self)):
             start = (number * self.world + self.rank) * self.batch_size
             places = range(start, start + self.batch_size)
@@ -84,7 +89,8 @@ class EpochBatches(Sampler[list[Key]]):
 class TrainingImages(Dataset[Any]):
     """Batches of cropped images, by lists of keys.
 
-    A batch has `images` (B, 3, height, width) uint8, `labels` (B,), `keys` (B, 3), and what could not be used in `bad`.
+    A batch has `images` (B, 3, height, width) uint8, `labels` (B,), or (B, K) where an image may have several, `keys`
+    (B, 3), and what could not be used in `bad`.
     """
 
     split: Split
@@ -98,9 +104,16 @@ class TrainingImages(Dataset[Any]):
         return len(self.split)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        return self.__getitems__([key])
+        return self._batch([key])
 
     def __getitems__(self, keys: list[Key]) -> dict[str, Any]:
+        """A batch; in the place of one that holds an image to stop at, what is wrong with it in `unusable`."""
+        try:
+            return self._batch(keys)
+        except BadImageError as error:
+            return {"labels": torch.empty(0), "unusable": Unusable("", str(error))}
+
+    def _batch(self, keys: list[Key]) -> dict[str, Any]:
         images, labels, bad = [], [], []
         for _, index, _ in keys:
             image, label, named = self._usable(index)
@@ -110,14 +123,14 @@ class TrainingImages(Dataset[Any]):
         together = torch.tensor(keys, dtype=torch.int64)
         size = self.size if self.progression is None else self.progression.at(keys[0][0])  # a batch is of one epoch
         cropped = crop_batch(images, size, self.settings, self.seed, together)
-        return {"images": cropped, "labels": torch.tensor(labels), "keys": together, "bad": bad}
+        return {"images": cropped, "labels": torch.from_numpy(np.stack(labels)), "keys": together, "bad": bad}
 
-    def _usable(self, index: int) -> tuple[Any, int, list[tuple[str, str]]]:
+    def _usable(self, index: int) -> tuple[Any, Any, list[tuple[str, str]]]:
         """The image, or the next one that can be used in its place; and those that cannot, with the reason."""
         bad: list[tuple[str, str]] = []
         for place in range(index, index + len(self)):
             try:
-                return self.split.image(place % len(self)), int(self.split.labels[place % len(self)]), bad
+                return self.split.image(place % len(self)), self.split.labels[place % len(self)], bad
             except BadImageError as error:
                 if not self.skip_bad:
                     raise
@@ -127,24 +140,27 @@ class TrainingImages(Dataset[Any]):
 
 @dataclass
 class EvaluationImages(Dataset[Any]):
-    """Images as the saved model's processor makes them, with their labels; an unusable one is None if it may be."""
+    """Images as the saved model's processor makes them, with their labels; what cannot be used is `Unusable`.
+
+    Args:
+        bad: Where the main process lists what was left out.
+    """
 
     split: Split
     processor: Any
     skip_bad: bool = False
+    bad: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int] | None:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Any] | Unusable:
         try:
             image = self.split.image(index)
-        except BadImageError:
-            if not self.skip_bad:
-                raise
-            return None
+        except BadImageError as error:
+            return Unusable(self.split.name(index), str(error))
         pixels = self.processor(images=image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
-        return pixels[0], int(self.split.labels[index])
+        return pixels[0], self.split.labels[index]
 
 
 def as_it_is(batch: Any) -> Any:

@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 from torch import nn
+import numpy as np
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
 
 @torch.no_grad()
+from .bad_images import Unusable, usable
+from .multi_label import MultiLabelScores
+
 def evaluate(
     model: nn.Module,
     images: Any,
@@ -29,11 +33,13 @@ def evaluate(
 
     Args:
         model: Gives `logits` (B, K).
-        images: Items (pixels, label), or None for an image that cannot be used.
+        images: Items (pixels, label), or `Unusable`.
+        in_step: Run as many passes in every process, because each needs all of them (FSDP2, ZeRO-3): a process that has
+            no image left runs one that is not counted.
 
     Returns:
         loss: mean cross-entropy, without smoothing. accuracy, and accuracy_top5 where there are more than five classes.
-        images: how many were counted.
+        images: how many were counted. Where an image may have several labels: `multi_label_metrics`.
     """
     was_training = model.training
     model.eval()
@@ -41,12 +47,15 @@ def evaluate(
     loader: DataLoader[Any] = DataLoader(own, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
     sums = torch.zeros(4, dtype=torch.float64)  # loss, right, right among five, images
     num_labels = 0
-    for batch in loader:
-        items = [item for item in batch if item is not None]
+    several = getattr(model.config, "problem_type", None) == "multi_label_classification"
+    scores = MultiLabelScores() if several else None
+    passes = math.ceil(math.ceil(len(images) / world) / batch_size) if in_step else len(loader)
+    for _, batch in zip_longest(range(passes), loader, fillvalue=()):
+        items = usable(batch, images)
         if not items:
             continue
         pixels = torch.stack([pixels for pixels, _ in items]).to(device)
-        labels = torch.tensor([label for _, label in items], device=device)
+        labels = torch.from_numpy(np.stack([label for _, label in items])).to(device)
         with autocast():
             logits = model(pixel_values=pixels).logits.float()
         num_labels = logits.shape[-1]
@@ -54,6 +63,9 @@ def evaluate(
         loss = F.cross_entropy(logits, labels, reduction="sum")
         sums += torch.tensor(
             [loss.item(), best[:, 0].sum().item(), best.any(1).sum().item(), len(items)], dtype=torch.float64
+        if scores is not None:
+            scores.add(logits, labels)
+            continue
         )
     model.train(was_training)
     if world > 1:
@@ -61,9 +73,21 @@ def evaluate(
         torch.distributed.all_reduce(gathered)
         sums = gathered.cpu()
     loss_sum, right, among_five, count = sums.tolist()
+    if scores is not None:
+        return scores.measured(world)
     if not count:
         return {"images": 0}
     measured = {"loss": loss_sum / count, "accuracy": right / count, "images": int(count)}
     if getattr(model.config, "num_labels", num_labels) > 5:
         measured["accuracy_top5"] = among_five / count
     return measured
+
+
+def _run_uncounted(
+    model: nn.Module, images: Any, device: torch.device | str, autocast: Callable[[], AbstractContextManager[Any]]
+) -> None:
+    """A pass whose result nobody wants, with the first usable image; none where there is none in any process."""
+    item = next((item for item in map(images.__getitem__, range(len(images))) if not isinstance(item, Unusable)), None)
+    if item is not None:
+        with autocast():
+            model(pixel_values=item[0].unsqueeze(0).to(device))

@@ -12,14 +12,19 @@ from ..modeling import QKViTForImageClassification
 from .errors import TrainingRefusedError
 from .recipe import Data, Recipe
 
+_SEVERAL = "multi_label_classification"
 
-def build_model(recipe: Recipe, class_names: list[str]) -> nn.Module:
+
+def build_model(recipe: Recipe, class_names: list[str], *, multi_label: bool = False) -> nn.Module:
     """A classifier of these classes: new, or from other weights.
+
+    Args:
+        multi_label: An image may have several of them: binary cross-entropy for each.
 
     Raises:
         TrainingRefusedError: the configuration is refused, or the weights cannot be read.
     """
-    labels = {
+    labels: dict[str, Any] = {
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: index for index, name in enumerate(class_names)},
     }
@@ -29,6 +34,14 @@ def build_model(recipe: Recipe, class_names: list[str]) -> nn.Module:
             f"model.config.num_labels={given}, and {recipe.data.source} has {len(class_names)} classes; leave it out"
         )
     fields = {name: value for name, value in recipe.model.config.items() if name != "num_labels"}
+    asked = fields.get("problem_type")
+    if asked is not None and (asked == _SEVERAL) != multi_label:
+        raise TrainingRefusedError(
+            f"model.config.problem_type={asked!r}, and {recipe.data.source} has"
+            f" {'lists of labels' if multi_label else 'one label an image'}; leave it out"
+        )
+    if multi_label:
+        fields["problem_type"] = _SEVERAL
     try:
         model = _started(recipe, fields, labels) if recipe.model.start else _new(recipe, fields, labels)
     except TrainingRefusedError:

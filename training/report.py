@@ -6,6 +6,13 @@ from typing import Any
 
 CURVES, TABLE = "curves.png", "results.md"
 
+_SHARES = {
+    "accuracy": "accuracy",
+    "mean_average_precision": "mean average precision",
+    "micro_f1": "micro F1",
+    "exact_match": "exact match",
+}
+
 
 def write_report(output: Path, metrics: dict[str, Any], log: list[dict[str, Any]]) -> list[str]:
     """Write all three, metrics.json last: where it is, the run is finished.
@@ -37,10 +44,13 @@ def results_table(metrics: dict[str, Any]) -> str:
 
     ```
     """
-    rows = ["| weights and split | images | accuracy | loss |", "|---|---:|---:|---:|"]
-    for name, values in metrics.items():
-        if isinstance(values, dict) and "accuracy" in values:
-            rows.append(f"| {name} | {values['images']:,} | {100 * values['accuracy']:.1f} % | {values['loss']:.4f} |")
+    parts = {name: values for name, values in metrics.items() if isinstance(values, dict) and "loss" in values}
+    shown = [name for name in _SHARES if any(name in values for values in parts.values())] or ["accuracy"]
+    rows = [f"| weights and split | images | {' | '.join(_SHARES[name] for name in shown)} | loss |"]
+    rows.append("|---|" + "---:|" * (len(shown) + 2))
+    for name, values in parts.items():
+        shares = " | ".join(f"{100 * values[share]:.1f} %" if share in values else "" for share in shown)
+        rows.append(f"| {name} | {values['images']:,} | {shares} | {values['loss']:.4f} |")
     return "\n".join(rows) + "\n"
 
 

@@ -15,6 +15,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerState, Traini
 from transformers.utils import logging
 
 from .augmentation_pipeline import Augmenter
+from .bad_images import gathered
 from .batches import EvaluationImages, TrainingImages
 from .checkpoints import ASIDE
 from .errors import TrainingRefusedError, TrainingStoppedError
@@ -80,16 +81,17 @@ class Run:
         data = self.recipe.data
         try:
             splits = open_splits(data)
-            images, names = len(splits.train), splits.class_names
+            images, names, several = len(splits.train), splits.class_names, splits.multi_label
         except TrainingRefusedError as error:
             if data.known_images is None or data.known_classes is None:
                 raise
             images, names = data.known_images, [str(index) for index in range(data.known_classes)]
+            several = self.recipe.model.config.get("problem_type") == "multi_label_classification"
             self._say(f"{error}. Planned with what the recipe says of it.")
         with _quiet():
             start = None if self._is_new() else self.recipe.model.start
             planned = dataclasses.replace(self.recipe, model=dataclasses.replace(self.recipe.model, start=start))
-            model = build_model(planned, names)
+            model = build_model(planned, names, multi_label=several)
         set_trainable(model, self.recipe.optimisation.trainable)
         plan = self._plan(model, images, len(names))
         asked, real = self.recipe.processes, self.args.world_size
@@ -151,7 +153,7 @@ class Run:
 
     def _model(self, splits: Splits) -> tuple[nn.Module, Any]:
         set_seed(self.args.seed)
-        model = build_model(self.recipe, splits.class_names)
+        model = build_model(self.recipe, splits.class_names, multi_label=splits.multi_label)
         self._check_dropout(model)
         set_trainable(model, self.recipe.optimisation.trainable)
         optimizer_class(model, self.recipe.optimisation, self.args)  # refuses what is not there
@@ -236,7 +238,7 @@ class Run:
             "images_per_second_since_last_start": round(trainer.meter.images * self.args.world_size / seconds, 1),
             "last_training_loss": losses[-1] if losses else None,
             **trainer.health.summary(),
-            "bad_images": dict(sorted(trainer.bad_images.items())),
+            "bad_images": gathered(trainer.bad_images),
         }
         if self.args.should_save:
             self._save(trainer)

@@ -8,16 +8,21 @@ import numpy as np
 from PIL import Image
 
 from ..data import BadImageError, open_images
+from ..data.folder_source import FolderSource
+from ..data.label_sets import LabelSets
+from ..data.parquet_source import ParquetSource
+from ..data.table_source import StreamingSource
 from .errors import TrainingRefusedError
 from .recipe import BUILT_IN, Data
+from .window_order import WindowOrder
 
 HELD_OUT_SEED = 0  # not the run's: whatever a run's seed is, the same images are held out
 
 
 class Split(Protocol):
-    """Images by index."""
+    """Images by index; labels are an array, or `LabelSets` where an image may have several."""
 
-    labels: np.ndarray[Any, Any]
+    labels: Any
 
     def __len__(self) -> int: ...
 
@@ -48,13 +53,25 @@ class ArraySplit:
 
 
 class SourceSplit:
-    """Some images of what `open_images` opened."""
+    """Some images of what `open_images` opened; those without a label are left out.
 
-    def __init__(self, source: Any, indices: np.ndarray[Any, Any] | None = None) -> None:
-        self.source = source
+    Args:
+        window: How many images of a source that is read in groups are shuffled together.
+
+    Attributes:
+        order: From a generator to an epoch's order; `None`: any.
+    """
+
+    def __init__(self, source: Any, indices: np.ndarray[Any, Any] | None = None, window: int = 1) -> None:
+        self.source, self.window = source, window
         labels = source.labels
-        self.indices = np.flatnonzero(labels >= 0) if indices is None else indices
+        known = labels.known if isinstance(labels, LabelSets) else labels >= 0
+        self.indices = np.flatnonzero(known) if indices is None else indices
         self.labels = labels[self.indices]
+        self.order: WindowOrder | None = None
+        if isinstance(source, ParquetSource) and len(self.indices):
+            groups = np.searchsorted(source.group_ends, self.indices, side="right")
+            self.order = WindowOrder(groups, window, np.diff(source.group_ends, prepend=0))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -63,7 +80,9 @@ class SourceSplit:
         return self.source[int(self.indices[index])].image
 
     def name(self, index: int) -> str:
-        return self.source.encoded(int(self.indices[index])).name
+        name = self.source.name_of(int(self.indices[index]))
+        split = self.source.split if isinstance(self.source, FolderSource) else None
+        return name if split is None else f"{split}/{name}"
 
 
 @dataclass
@@ -81,13 +100,18 @@ class Splits:
     test: Split | None
     class_names: list[str]
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels."""
+        return isinstance(self.train.labels, LabelSets)
+
     def fingerprint(self) -> dict[str, Any]:
         """What has to be the same when a run goes on: how many images, their labels in order, the classes."""
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         return {
             "classes": _digest("\n".join(self.class_names).encode()),
             **{
-                name: f"{len(part)} images, {_digest(np.asarray(part.labels, dtype=np.int64).tobytes())}"
+                name: f"{len(part)} images, {_digest(_bytes_of(part.labels))}"
                 for name, part in parts.items()
                 if part is not None
             },
@@ -111,8 +135,11 @@ def open_splits(data: Data) -> Splits:
     """
     splits = _built_in(data) if data.source in BUILT_IN else _opened(data)
     if data.images is not None:
-        chosen = _balanced(np.asarray(splits.train.labels), data.images)
+        chosen = _balanced(_strata(splits.train.labels), data.images)
         splits.train = _some(splits.train, chosen)
+    order = getattr(splits.train, "order", None)
+    if order is not None:
+        splits.train.source.kept_groups = order.most_groups  # type: ignore[attr-defined]
     return splits
 
 
@@ -141,12 +168,17 @@ def _built_in(data: Data) -> Splits:
 def _opened(data: Data) -> Splits:
     def opened(split: str | None) -> Any:
         try:
-            source = open_images(data.source, split=split, label=data.label)
+            source = open_images(data.source, split=split, label=data.label, streaming=data.streaming, multi_label=True)
         except ValueError as error:
             raise TrainingRefusedError(str(error)) from error
         if source.class_names is None:
             raise TrainingRefusedError(
                 f"{data.source} has no labels; pass class folders, or a table with a label column"
+            )
+        if isinstance(source, StreamingSource):
+            raise TrainingRefusedError(
+                f"{data.source} is streamed row by row, which has no index to train by: write"
+                f" data.source=hf://datasets/{data.source} (its Parquet files), or leave data.streaming out"
             )
         return source
 
@@ -162,11 +194,16 @@ def _opened(data: Data) -> Splits:
                     f"the {part} split {split!r} has other classes than the training split ({', '.join(odd[:5])}); give"
                     " both the same"
                 )
+            if others[part].multi_label != train.multi_label:
+                raise TrainingRefusedError(
+                    f"the {part} split {split!r} and the training split differ: in one of them an image has several"
+                    " labels, in the other one; give both the same"
+                )
+    whole = SourceSplit(train, window=data.shuffle_window)
     if "validation" in others:
-        splits = Splits(SourceSplit(train), SourceSplit(others["validation"]), None, names)
+        splits = Splits(whole, SourceSplit(others["validation"]), None, names)
     else:
-        whole = SourceSplit(train)
-        kept, held = held_out_indices(whole.labels, data.held_out)
+        kept, held = held_out_indices(_strata(whole.labels), data.held_out)
         splits = Splits(_some(whole, kept), _some(whole, held), None, names)
     splits.test = SourceSplit(others["test"]) if "test" in others else None
     return splits
@@ -213,7 +250,16 @@ def _balanced(labels: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
 def _some(split: Any, indices: np.ndarray[Any, Any]) -> Any:
     if isinstance(split, ArraySplit):
         return ArraySplit(split.images[indices], split.labels[indices])
-    return SourceSplit(split.source, split.indices[indices])
+    return SourceSplit(split.source, split.indices[indices], split.window)
+
+
+def _strata(labels: Any) -> np.ndarray[Any, Any]:
+    """What a choice of images is balanced by: the labels; nothing, where an image may have several."""
+    return np.zeros(len(labels), dtype=np.int64) if isinstance(labels, LabelSets) else np.asarray(labels)
+
+
+def _bytes_of(labels: Any) -> bytes:
+    return labels.tobytes() if isinstance(labels, LabelSets) else np.asarray(labels, dtype=np.int64).tobytes()
 
 
 def _digest(content: bytes) -> str:

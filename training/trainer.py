@@ -18,6 +18,7 @@ from ..modeling.losses_qkvit import classification_loss
 from .attention_health import AttentionHealth
 from .augmentation_pipeline import Augmenter
 from .batches import EpochBatches, EvaluationImages, TrainingImages, as_it_is
+from .bad_images import BadImageList, check_usable
 from .checkpoints import ASIDE, checkpoints, publish, seal, sealed_facts, tensor_digest
 from .counter_random import Purpose, seed_of
 from .dropout_by_image import DropoutByImage
@@ -78,8 +79,9 @@ class RecipeTrainer(Trainer):
             repeats=repeats,
             seed=args.seed,
         )
-        self.bad_images: dict[str, str] = {}
+        self.bad_images = validation_images.bad
         self._folder: str | None = None
+            order=getattr(train_images.split, "order", None),
         self._micro_batch = (-1, 0)  # step, number in it
         super().__init__(
             model=model,
@@ -88,7 +90,7 @@ class RecipeTrainer(Trainer):
             eval_dataset=validation_images,
             data_collator=as_it_is,
             processing_class=processor,
-            callbacks=[_Epochs(self), self.meter, self.health, *(callbacks or [])],
+            callbacks=[_Epochs(self), self.meter, self.health, BadImageList(self.bad_images), *(callbacks or [])],
         )
         self.average: WeightAverage | None = None
         if optimisation.average_decay is not None:
@@ -114,7 +116,9 @@ class RecipeTrainer(Trainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; the time that is waited is counted."""
         with self.meter.waiting():
-            return super().get_batch_samples(*args, **kwargs)
+            batches, count = super().get_batch_samples(*args, **kwargs)
+        check_usable(batches)
+        return batches, count
 
     # ---- a step
 

@@ -200,10 +200,10 @@ def test_class_folders_with_a_bad_image(tiny, tmp_path, raises_sentence):
         "images": None,
     }
     recipe = tiny({"data": data, "arguments": {"output_dir": str(tmp_path / "run"), "max_steps": 4}})
-    with pytest.raises(ValueError, match=r"3\.png"):
+    with raises_sentence(TrainingStoppedError, "red/3.png", "on_bad_image=skip"):
         train(recipe)
     metrics = train(recipe, ["on_bad_image=skip", f"output_dir={tmp_path / 'skipped'}"])
-    assert list(metrics["bad_images"]) == ["red/3.png"]
+    assert list(metrics["bad_images"]) == ["train/red/3.png"]
     assert metrics["validation"]["images"] == 4
 
 
