@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-import time
 from typing import NoReturn
 
 from .errors import TrainingRefusedError, TrainingStoppedError
-from .world import rank
+from .last_words import leave, leave_broken
+from .world import end_together, processes
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,14 +41,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except TrainingRefusedError as error:
         leave(str(error), 2)
     except TrainingStoppedError as error:
-        leave(str(error), getattr(error, "code", 1), always=True)
+        leave(str(error), getattr(error, "code", 1))
+    except Exception as error:
+        if processes() == 1:
+            raise
+        leave_broken(error)
+    end_together()
     sys.exit(0)
-
-
-def leave(message: str, code: int, *, always: bool = False) -> NoReturn:
-    """Exit with one sentence. All processes refuse the same: the first one says it, and the others let it."""
-    if rank() == 0 or always:
-        print(f"error: {message}", file=sys.stderr, flush=True)
-    else:
-        time.sleep(2)
-    sys.exit(code)

@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
 
+from .sharded import in_parts_like, whole_tensors
+
 FILE_NAME = "averaged.safetensors"
 
 
@@ -33,9 +35,7 @@ class WeightAverage(TrainerCallback):
         """After optimisation step `step`, from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, tensor in self.model.state_dict().items():
-            kept = self.average[name]
-            if kept.device != tensor.device:
-                kept = self.average[name] = kept.to(tensor.device)
+            kept = self.average[name] = in_parts_like(self.average[name], tensor)
             if kept.is_floating_point():
                 kept.lerp_(tensor, 1 - decay)
             else:
@@ -48,19 +48,22 @@ class WeightAverage(TrainerCallback):
     def applied(self) -> Iterator[None]:
         """The model has the averaged weights inside."""
         own = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        self.model.load_state_dict(self.average, strict=True)
+        self.model.load_state_dict({name: in_parts_like(kept, own[name]) for name, kept in self.average.items()})
         try:
             yield
         finally:
             self.model.load_state_dict(own, strict=True)
 
-    def save(self, folder: str | Path) -> None:
-        tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in self.average.items()}
-        save_file(tensors, str(Path(folder, FILE_NAME)), metadata={"format": "pt"})
+    def save(self, folder: str | Path, write: bool = True) -> None:
+        """Write the average; of a model in parts, all processes must ask, and one writes."""
+        tensors = whole_tensors(self.average, keep=write)
+        if write:
+            tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+            save_file(tensors, str(Path(folder, FILE_NAME)), metadata={"format": "pt"})
 
     def load(self, folder: str | Path) -> None:
         """Raises `KeyError` where the file has other tensors."""
         loaded = load_file(str(Path(folder, FILE_NAME)))
         if loaded.keys() != self.average.keys():
             raise KeyError(f"{FILE_NAME} holds other tensors than the model")
-        self.average = {name: loaded[name].to(tensor.device) for name, tensor in self.average.items()}
+        self.average = {name: in_parts_like(loaded[name], tensor) for name, tensor in self.average.items()}

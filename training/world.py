@@ -13,6 +13,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def processes() -> int:
+    """How many processes the launcher says that it starts; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def check_world(asked: int | None, real: int, gpus: int = 1, recipe: str = "RECIPE.yaml") -> None:
     """Refuse a number of processes that nobody asked for.
 
@@ -37,7 +42,13 @@ def check_world(asked: int | None, real: int, gpus: int = 1, recipe: str = "RECI
 
     ```
     """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerate_started_one():
+        count = asked if asked is not None and asked > 1 else "N"
+        raise TrainingRefusedError(
+            "accelerate launch was asked for several processes and starts one without a GPU: start with"
+            f" {command(count, recipe)}, or with --num_processes 1"
+        )
+    launched = processes()
     wanted = asked if asked is not None else launched
     if wanted != real or launched != real:
         count = wanted if wanted != real else launched
@@ -52,7 +63,17 @@ def check_world(asked: int | None, real: int, gpus: int = 1, recipe: str = "RECI
         )
 
 
-def command(processes: int, recipe: str) -> str:
+def accelerate_started_one() -> bool:
+    """Whether this is the one process of an `accelerate launch --cpu` for more of them.
+
+    Their number does not reach this process. But accelerate sets the address of a process group for more than one
+    alone, and of the group's processes it says nothing.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    return launched and not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"} & os.environ.keys()
+
+
+def command(processes: int | str, recipe: str) -> str:
     """How to start so many."""
     if processes == 1:
         return f"{Path(sys.executable).name} -m qkvit.training.train {recipe}"
@@ -66,3 +87,11 @@ def device_arguments(values: dict[str, Any]) -> dict[str, Any]:
     if "use_cpu" in values or torch.accelerator.is_available():
         return {}
     return {"use_cpu": True}
+
+
+def end_together() -> None:
+    """Give the process group back; at the end of a program torch would complain of one that is left."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
