@@ -3,21 +3,23 @@
 Process r of W takes images r, r + W, ...; sums are added up over the processes. Nothing is padded or repeated.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-import numpy as np
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
-
-@torch.no_grad()
 from .bad_images import Unusable, usable
 from .multi_label import MultiLabelScores
 
+
+@torch.no_grad()
 def evaluate(
     model: nn.Module,
     images: Any,
@@ -28,6 +30,7 @@ def evaluate(
     rank: int = 0,
     world: int = 1,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    in_step: bool = False,
 ) -> dict[str, float]:
     """Measure.
 
@@ -53,28 +56,30 @@ def evaluate(
     for _, batch in zip_longest(range(passes), loader, fillvalue=()):
         items = usable(batch, images)
         if not items:
+            if in_step:
+                _run_uncounted(model, images, device, autocast)
             continue
         pixels = torch.stack([pixels for pixels, _ in items]).to(device)
         labels = torch.from_numpy(np.stack([label for _, label in items])).to(device)
         with autocast():
             logits = model(pixel_values=pixels).logits.float()
+        if scores is not None:
+            scores.add(logits, labels)
+            continue
         num_labels = logits.shape[-1]
         best = logits.topk(min(5, num_labels), dim=-1).indices == labels.unsqueeze(1)
         loss = F.cross_entropy(logits, labels, reduction="sum")
         sums += torch.tensor(
             [loss.item(), best[:, 0].sum().item(), best.any(1).sum().item(), len(items)], dtype=torch.float64
-        if scores is not None:
-            scores.add(logits, labels)
-            continue
         )
     model.train(was_training)
+    if scores is not None:
+        return scores.measured(world)
     if world > 1:
         gathered = sums.to(device)
         torch.distributed.all_reduce(gathered)
         sums = gathered.cpu()
     loss_sum, right, among_five, count = sums.tolist()
-    if scores is not None:
-        return scores.measured(world)
     if not count:
         return {"images": 0}
     measured = {"loss": loss_sum / count, "accuracy": right / count, "images": int(count)}

@@ -18,8 +18,8 @@ from .augmentation_pipeline import Augmenter
 from .bad_images import gathered
 from .batches import EvaluationImages, TrainingImages
 from .checkpoints import ASIDE
-from .errors import TrainingRefusedError, TrainingStoppedError
 from .distillation import open_teacher
+from .errors import TrainingRefusedError, TrainingStoppedError
 from .models import build_model, build_processor, image_size
 from .optimizers import optimizer_class
 from .parameter_groups import set_trainable
@@ -27,6 +27,7 @@ from .plan import Plan, make_plan
 from .progressive import ProgressiveCost, with_progression
 from .recipe import Recipe
 from .report import write_report
+from .reporters import check_reporters
 from .run_folder import METRICS, check_new, check_resume, find_checkpoint, read_metrics, write_record
 from .sources import Splits, open_splits
 from .trainer import RecipeTrainer
@@ -54,10 +55,12 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     values.setdefault("disable_tqdm", True)
     try:
         with _quiet():
-            return TrainingArguments(**values)
+            args = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise TrainingRefusedError(f"TrainingArguments does not accept the recipe: {reason.rstrip('.')}") from error
+    check_reporters(list(args.report_to or ()))
+    return args
 
 
 class Run:
@@ -136,9 +139,9 @@ class Run:
             model, processor = self._model(splits)
             plan = self._plan(model, len(splits.train), len(splits.class_names))
             trainer, stop = self._trainer(model, processor, splits, plan)
+            trainer.teacher = teacher and teacher.prepare(processor, trainer.accelerator.autocast)
             self._barrier()
             if self.args.should_save:
-            trainer.teacher = teacher and teacher.prepare(processor, trainer.accelerator.autocast)
                 if not fresh:
                     checkpoint = find_checkpoint(self.output)
                 write_record(self.output, self.recipe, data, self.args.world_size, dataclasses.asdict(plan))
@@ -210,6 +213,7 @@ class Run:
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
             self._say(f"Going on after step {state.global_step} of {plan.steps}.")
             if state.global_step >= plan.steps:  # it was stopped between its last step and its end
+                trainer.bare_model.to(self.args.device)
                 trainer._load_from_checkpoint(str(checkpoint))
                 trainer.state = state
                 return
@@ -240,21 +244,24 @@ class Run:
             **trainer.health.summary(),
             "bad_images": gathered(trainer.bad_images),
         }
+        self._save(trainer)
         if self.args.should_save:
-            self._save(trainer)
             files = write_report(self.output, metrics, log)
             self._tell(metrics, files)
         self._barrier()
         return metrics
 
     def _save(self, trainer: RecipeTrainer) -> None:
-        """Write the model aside and move it into its place, the weights last."""
+        """Write the model aside and move it into its place, the weights last; all processes have parts of it."""
         aside = self.output / ASIDE
-        shutil.rmtree(aside, ignore_errors=True)
-        _save_model(trainer, aside / "model")
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)
+        trainer.save_whole(aside / "model")
         if trainer.average is not None:
             with trainer.average.applied():
-                _save_model(trainer, aside / "model" / "averaged")
+                trainer.save_whole(aside / "model" / "averaged")
+        if not self.args.should_save:
+            return
         for path in sorted((aside / "model").iterdir(), key=lambda path: path.suffix == ".safetensors"):
             target = self.output / path.name
             if target.is_dir():
@@ -290,11 +297,6 @@ class Run:
 
 class _TerminatedError(TrainingStoppedError):
     code = 143
-
-
-def _save_model(trainer: RecipeTrainer, folder: Path) -> None:
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
-    trainer.processing_class.save_pretrained(folder)
 
 
 def _bare(measured: dict[str, float], prefix: str) -> dict[str, float]:

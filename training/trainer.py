@@ -5,6 +5,7 @@ before. So a checkpoint holds weights, optimiser, schedule and average, and no r
 """
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,27 +13,29 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
+from transformers import TrainerCallback, TrainingArguments, get_scheduler
 
 from ..modeling.losses_qkvit import classification_loss
 from .attention_health import AttentionHealth
 from .augmentation_pipeline import Augmenter
-from .batches import EpochBatches, EvaluationImages, TrainingImages, as_it_is
 from .bad_images import BadImageList, check_usable
+from .batches import EpochBatches, EvaluationImages, TrainingImages, as_it_is
 from .checkpoints import ASIDE, checkpoints, publish, seal, sealed_facts, tensor_digest
 from .counter_random import Purpose, seed_of
+from .distillation import Teacher
 from .dropout_by_image import DropoutByImage
 from .errors import TrainingRefusedError, TrainingStoppedError
-from .distillation import Teacher
 from .evaluation import evaluate
 from .meter import Meter
 from .optimizers import make_optimizer
 from .recipe import Optimisation
+from .sharded import load_whole_state_dict, unsharded_class
+from .sharded_trainer import ShardedTrainer
 from .watch import first_not_finite
 from .weight_average import WeightAverage
 
 
-class RecipeTrainer(Trainer):
+class RecipeTrainer(ShardedTrainer):
     """Trains a classifier as a recipe says.
 
     Args:
@@ -78,10 +81,10 @@ class RecipeTrainer(Trainer):
             world=args.world_size,
             repeats=repeats,
             seed=args.seed,
+            order=getattr(train_images.split, "order", None),
         )
         self.bad_images = validation_images.bad
         self._folder: str | None = None
-            order=getattr(train_images.split, "order", None),
         self._micro_batch = (-1, 0)  # step, number in it
         super().__init__(
             model=model,
@@ -92,12 +95,12 @@ class RecipeTrainer(Trainer):
             processing_class=processor,
             callbacks=[_Epochs(self), self.meter, self.health, BadImageList(self.bad_images), *(callbacks or [])],
         )
+        self.teacher: Teacher | None = None
         self.average: WeightAverage | None = None
         if optimisation.average_decay is not None:
             self.average = WeightAverage(model, optimisation.average_decay)
             self.add_callback(self.average)
 
-        self.teacher: Teacher | None = None
     # ---- data
 
     def get_train_dataloader(self) -> DataLoader:
@@ -137,7 +140,7 @@ class RecipeTrainer(Trainer):
             loss = self.teacher.loss(outputs, pixels, targets, settings)
         else:
             loss = classification_loss(outputs.logits, targets, settings)
-        if not torch.isfinite(loss.detach()):
+        if self.in_any_process(not torch.isfinite(loss.detach())):
             self._stop_not_finite(float(loss.detach()), pixels, keys, seed)
         self.meter.count(outputs.logits, targets)
         self.health.note(pixels)
@@ -161,11 +164,12 @@ class RecipeTrainer(Trainer):
     def _stop_not_finite(self, loss: float, pixels: torch.Tensor, keys: torch.Tensor, seed: int) -> None:
         torch.manual_seed(seed)
         place = first_not_finite(self.model, pixels)
-        raise TrainingStoppedError(
+        sentence = (
             f"the loss is {loss} in step {self.state.global_step + 1}, first in {place}, with the images"
             f" {keys[:, 1].tolist()} of the training split: lower learning_rate, raise the warm-up or clip gradients"
             " (max_grad_norm), and look at the images"
         )
+        raise TrainingStoppedError(self.said_by_one(None if math.isfinite(loss) else sentence))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Of what is computed: where layers are frozen, less than three times the forward pass."""
@@ -225,6 +229,7 @@ class RecipeTrainer(Trainer):
             rank=self.args.process_index,
             world=self.args.world_size,
             autocast=self.accelerator.autocast,
+            in_step=self.sharded,
         )
         return {f"{prefix}_{name}": value for name, value in measured.items()}
 
@@ -247,12 +252,13 @@ class RecipeTrainer(Trainer):
             self._folder = None
         self._barrier()
         part = aside / f"checkpoint-{step}"
+        weights = self.whole_weights()
+        if self.average is not None:
+            self.average.save(part, write=self.args.should_save)
         if self.args.should_save:
             self._name_best(part, output)
             (part / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says it in plain text
-            if self.average is not None:
-                self.average.save(part)
-            seal(part, {"step": step, "weights": tensor_digest(self.model.state_dict().items())})
+            seal(part, {"step": step, "weights": tensor_digest(weights.items())})
             publish(part, output / f"checkpoint-{step}")
             aside.rmdir()
             self._remove_old(output)
@@ -292,14 +298,13 @@ class RecipeTrainer(Trainer):
             raise TrainingRefusedError(
                 f"{folder} is not whole: a file is missing or damaged; remove it and resume again"
             )
-        load_weights(self.model, folder)
-        if tensor_digest(self.model.state_dict().items()) != facts["weights"]:
-            raise TrainingRefusedError(f"the weights loaded from {folder} are not those that were saved; report this")
+        load_weights(self.bare_model, folder)
+        self._check_weights(folder)
         if self.average is not None:
             self.average.load(folder)
 
     def _load_best_model(self) -> None:
-        load_weights(self.model, Path(str(self.state.best_model_checkpoint)))
+        load_weights(self.bare_model, Path(str(self.state.best_model_checkpoint)))
 
     def _barrier(self) -> None:
         if self.args.world_size > 1:
@@ -352,6 +357,6 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     Through `from_pretrained`, which knows under which names transformers' models were saved.
     """
     dtype = next(model.parameters()).dtype
-    kind: Any = type(model)
+    kind: Any = unsharded_class(model)
     saved = kind.from_pretrained(folder, dtype=dtype)
-    model.load_state_dict(saved.state_dict(), strict=True)
+    load_whole_state_dict(model, saved.state_dict())
