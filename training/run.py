@@ -50,7 +50,7 @@ DEFAULTS: dict[str, Any] = {
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
     """transformers' arguments for a recipe; `TrainingRefusedError` where it does not accept them."""
-    values = {"output_dir": f"runs/{recipe.name}", **DEFAULTS, **recipe.arguments}
+    values = {"output_dir": f"runs/{recipe.name}", "project": recipe.name, **DEFAULTS, **recipe.arguments}
     values |= device_arguments(values) | {"remove_unused_columns": False}
     values.setdefault("disable_tqdm", True)
     try:
