@@ -69,8 +69,14 @@ def gathered(bad: dict[str, str]) -> dict[str, str]:
     return dict(sorted((name, reason) for part in parts for name, reason in part.items()))
 
 
+def read_list(output: Path) -> dict[str, str]:
+    """What `BadImageList` wrote before a run was stopped."""
+    file = output / LIST
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
 class BadImageList(TrainerCallback):
-    """Writes the list whenever a checkpoint is saved, and reads it when a run goes on.
+    """Writes the list whenever a checkpoint is saved.
 
     Args:
         bad: Reasons by name, filled while the run goes.
@@ -78,11 +84,6 @@ class BadImageList(TrainerCallback):
 
     def __init__(self, bad: dict[str, str]) -> None:
         self.bad = bad
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        file = Path(args.output_dir) / LIST
-        if state.global_step and file.is_file():
-            self.bad.update(json.loads(file.read_text(encoding="utf-8")))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         bad = gathered(self.bad)

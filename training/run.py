@@ -15,7 +15,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerState, Traini
 from transformers.utils import logging
 
 from .augmentation_pipeline import Augmenter
-from .bad_images import gathered
+from .bad_images import gathered, read_list
 from .batches import EvaluationImages, TrainingImages
 from .checkpoints import ASIDE
 from .distillation import open_teacher
@@ -212,7 +212,9 @@ class Run:
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
             self._say(f"Going on after step {state.global_step} of {plan.steps}.")
-            if state.global_step >= plan.steps:  # it was stopped between its last step and its end
+            trainer.bad_images.update(read_list(self.output))
+            ended = state.global_step >= plan.steps or trainer.early_stopping.reached(state, self.args)
+            if ended:  # it was stopped between its last step and its end
                 trainer.bare_model.to(self.args.device)
                 trainer._load_from_checkpoint(str(checkpoint))
                 trainer.state = state
