@@ -46,6 +46,41 @@ def sealed_facts(folder: Path) -> dict[str, Any] | None:
     return facts if whole else None
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def prune(output: Path, limit: int | None, keep: Iterable[Path] = (), best: str | None = None) -> None:
+    """Remove old checkpoints.
+
+    Args:
+        limit: How many stay: the newest, `best` and the next newest. `None` or 0: all.
+        keep: Stay beside them.
+        best: The path of one.
+
+    Example:
+
+    ```python
+    >>> for step in range(1, 6):
+    ...     Path(f"pruned/checkpoint-{step}").mkdir(parents=True)
+    >>> prune(Path("pruned"), 2, keep=[Path("pruned/checkpoint-1")])
+    >>> [each.name for each in checkpoints(Path("pruned"))]
+    ['checkpoint-5', 'checkpoint-4', 'checkpoint-1']
+
+    ```
+    """
+    if not limit or limit < 0:
+        return
+    found = checkpoints(output)
+    kept = [path for place, path in enumerate(found) if not place or str(path) == best]
+    kept += [path for path in found if path not in kept][: max(limit - len(kept), 0)]
+    for path in found:
+        if path not in kept and path not in set(keep):
+            (path / SEAL).unlink(missing_ok=True)  # stopped here, it must not pass for whole
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def checkpoints(output: Path) -> list[Path]:
     """All folders of checkpoints, the newest first, whole or not."""
     found = [(int(named[1]), path) for path in output.glob("checkpoint-*") if (named := _NAME.fullmatch(path.name))]

@@ -26,6 +26,7 @@ HARMLESS = frozenset(
         "about",
         "data.known_images",
         "data.known_classes",
+        "optimisation.keep_best",
         "optimisation.attention_health_steps",
         *(
             f"arguments.{name}"
@@ -39,6 +40,9 @@ HARMLESS = frozenset(
         ),
     )
 )
+
+
+EVALUATIONS = frozenset(f"arguments.{name}" for name in ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start"))
 
 
 def check_new(output: Path) -> None:
@@ -99,8 +103,9 @@ def check_resume(output: Path, recipe: Recipe, data: dict[str, Any], world: int,
         raise TrainingRefusedError(f"{output} holds no {RECIPE} to go on with; leave --resume out") from error
     changes = {}
     old, new = _flat(before), _flat(recipe.to_dict())
+    harmless = HARMLESS if recipe.optimisation.early_stopping is None else HARMLESS - EVALUATIONS
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name) and name not in HARMLESS:
+        if old.get(name) != new.get(name) and name not in harmless:
             changes[name] = (old.get(name), new.get(name))
     record = read_record(output)
     for part, value in data.items():

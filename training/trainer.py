@@ -20,7 +20,8 @@ from .attention_health import AttentionHealth
 from .augmentation_pipeline import Augmenter
 from .bad_images import BadImageList, check_usable
 from .batches import EpochBatches, EvaluationImages, TrainingImages, as_it_is
-from .checkpoints import ASIDE, checkpoints, publish, seal, sealed_facts, tensor_digest
+from .best import EarlyStopping, best_checkpoints
+from .checkpoints import ASIDE, prune, publish, seal, sealed_facts, tensor_digest
 from .counter_random import Purpose, seed_of
 from .distillation import Teacher
 from .dropout_by_image import DropoutByImage
@@ -96,6 +97,8 @@ class RecipeTrainer(ShardedTrainer):
             callbacks=[_Epochs(self), self.meter, self.health, BadImageList(self.bad_images), *(callbacks or [])],
         )
         self.teacher: Teacher | None = None
+        self.early_stopping = EarlyStopping(optimisation)
+        self.add_callback(self.early_stopping)
         self.average: WeightAverage | None = None
         if optimisation.average_decay is not None:
             self.average = WeightAverage(model, optimisation.average_decay)
@@ -272,17 +275,8 @@ class RecipeTrainer(ShardedTrainer):
                 self.state.save_to_json(str(part / "trainer_state.json"))
 
     def _remove_old(self, output: Path) -> None:
-        limit = self.args.save_total_limit
-        if limit is None or limit <= 0:
-            return
-        best = self.state.best_model_checkpoint
-        found = checkpoints(output)
-        kept = [found[0], *[path for path in found[1:] if str(path) == best]]
-        kept += [path for path in found[1:] if path not in kept][: max(limit - len(kept), 0)]
-        for path in found:
-            if path not in kept:
-                (path / "whole.json").unlink(missing_ok=True)  # stopped here, it must not pass for whole
-                shutil.rmtree(path, ignore_errors=True)
+        keep = best_checkpoints(output, self.state.log_history, self.optimisation.keep_best, self.args)
+        prune(output, self.args.save_total_limit, keep, self.state.best_model_checkpoint)
 
     def _save_rng_state(self, output_dir: str) -> None:
         pass  # each step seeds itself
