@@ -92,8 +92,9 @@ class _QKVOutput(ModelOutput):
         object.__setattr__(self, name, value)
 
     def __setitem__(self, name: str, value: Any) -> None:
+        new = name not in self
         super().__setitem__(name, _plain(value))
-        for field in self.__dataclass_fields__:
+        for field in self.__dataclass_fields__ if new else ():  # a value may be put in another's place in a loop
             if field in self:
                 self.move_to_end(field)
 

@@ -179,6 +179,14 @@ def test_items_stand_in_the_order_of_the_fields(out):
     assert names(out) == [name for name in fields if name in out]
 
 
+def test_items_may_be_replaced_while_they_are_gone_through(out):
+    """DeepSpeed's ZeRO-3 does so in its hooks."""
+    names = list(out.keys())
+    for name in out.keys():  # noqa: SIM118 (as it is written there)
+        out[name] = out[name]
+    assert list(out.keys()) == names
+
+
 def test_printing_an_output_shows_its_fields(out):
     text = repr(out)
     assert text.startswith(type(out).__name__)
