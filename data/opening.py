@@ -6,11 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from .decoding import MAX_PIXELS
-from .folder_source import FolderSource
+from .folder_source import SPLIT_FOLDERS, FolderSource
 from .image_source import ImageSource, OnBadImage
 from .parquet_source import open_rows, remote_parquet_files
 from .shard_source import open_shards, shards_of
-from .table_source import import_datasets, is_saved_dataset, open_arrow, open_hub_dataset, open_parquet
+from .splits import by_split
+from .table_source import (
+    hub_splits,
+    import_datasets,
+    is_saved_dataset,
+    open_arrow,
+    open_hub_dataset,
+    open_parquet,
+    saved_splits,
+)
 
 _KINDS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "shards"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -116,3 +125,36 @@ def kind_of(source: str) -> str:
     if not _HUB_ID.fullmatch(source):
         raise ValueError(f"there is no folder or file {source}; pass one that exists, or a data set's id on the Hub")
     return "hub"
+
+
+def splits_in(source: str | Path) -> list[str | None]:
+    """The splits that `open_images` can be asked for; [None] where there is nothing to choose.
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> for split in ("train", "test"):
+    ...     Path("zoo", split, "cat").mkdir(parents=True)
+    ...     Image.new("RGB", (4, 4)).save(f"zoo/{split}/cat/1.png")
+    >>> splits_in("zoo")
+    ['test', 'train']
+
+    ```
+    """
+    name = str(source)
+    if "://" in name:
+        import_datasets(name)
+        return list(by_split(remote_parquet_files(name)))
+    kind, path = kind_of(name), Path(name)
+    if kind == "folder":
+        inside = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and entry.name in SPLIT_FOLDERS)
+        return [*inside] or [None]
+    if kind == "shards":
+        return list(by_split(shard.as_posix() for shard in shards_of(name)))
+    if kind == "hub":
+        return list(hub_splits(name))
+    if is_saved_dataset(path):
+        return list(saved_splits(path))
+    files = [path] if path.is_file() else sorted(path.rglob(f"*.{kind}"))
+    return list(by_split(str(file) for file in files))

@@ -5,6 +5,7 @@ For Parquet files it writes such a copy into its cache at the first opening; `st
 (`parquet_source.py`).
 """
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -159,6 +160,18 @@ def _rows_of(file: Path) -> int:
 def is_saved_dataset(path: Path) -> bool:
     """Whether `datasets.save_to_disk` wrote this folder."""
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def saved_splits(path: Path) -> list[str | None]:
+    """The splits of what `datasets.save_to_disk` wrote; [None] of a single data set."""
+    if not (path / "dataset_dict.json").is_file():
+        return [None]
+    return list(json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
+
+
+def hub_splits(name: str) -> list[str]:
+    """The splits of a data set of the Hub."""
+    return list(_sentence(name, lambda datasets: datasets.get_dataset_split_names(name)))
 
 
 def open_arrow(path: Path, *, name: str, split: str | None, label: str | None, **options: Any) -> ImageSource:

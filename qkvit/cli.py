@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from .cli_convert import convert
+from .cli_data import data
 from .cli_evaluate import evaluate
 from .cli_quickstart import quickstart
 from .cli_statistics import statistics
@@ -37,6 +38,7 @@ app.command()(train)
 app.command()(convert)
 app.command()(evaluate)
 app.command()(statistics)
+app.add_typer(data, name="data")
 
 
 def _show_version(wanted: bool) -> None:
@@ -73,7 +75,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         # What typer refuses: an unknown command or option, a value of the wrong type. Its classes are not public.
         if not hasattr(error, "format_message"):
             raise
-        _leave(f"error: {error.format_message().rstrip('.')}; see qkvit --help", 2)
+        said = error.format_message().rstrip(".")
+        if not said:  # the help has been printed
+            sys.exit(2)
+        _leave(f"error: {said}; see qkvit --help", 2)
     sys.exit(result if isinstance(result, int) else 0)
 
 

@@ -23,7 +23,7 @@ class WindowOrder:
     ```python
     >>> order = WindowOrder(np.array([0, 0, 0, 1, 1, 1, 2, 2, 2]), window=4)
     >>> order(torch.Generator().manual_seed(0))
-    [8, 0, 7, 1, 2, 6, 4, 3, 5]
+    [2, 7, 6, 0, 8, 1, 4, 5, 3]
 
     ```
     """
