@@ -19,6 +19,7 @@ class Plan:
 
     Args:
         flops, training_flops: Of one image's forward pass, and of forward and backward pass.
+        micro_batch, accumulation: Images of one process at once, and how often in a step.
         memory: Bytes on one process, by what they are for.
         steps, steps_per_epoch, warmup_steps: Optimisation steps.
         left_out: Images that fill no whole global batch, in each epoch.
@@ -39,6 +40,8 @@ class Plan:
     warmup_steps: int
     left_out: int
     size: tuple[int, int]
+    micro_batch: int
+    accumulation: int
     progression: Progression | None = None
 
     def lines(self) -> list[str]:
@@ -88,6 +91,8 @@ def make_plan(
         warmup_steps=schedule_steps(args, recipe.optimisation, max(steps, 1), per_epoch)[0],
         left_out=images - per_epoch * global_batch,
         size=size,
+        micro_batch=batch,
+        accumulation=accumulation,
     )
 
 

@@ -16,9 +16,10 @@ from transformers.utils import logging
 
 from .augmentation_pipeline import Augmenter
 from .bad_images import gathered, read_list
+from .batch_size import find_batch_size
 from .batches import EvaluationImages, TrainingImages
 from .checkpoints import ASIDE
-from .distillation import open_teacher
+from .distillation import Teacher, open_teacher
 from .errors import TrainingRefusedError, TrainingStoppedError
 from .models import build_model, build_processor, image_size
 from .optimizers import optimizer_class
@@ -28,7 +29,7 @@ from .progressive import ProgressiveCost, with_progression
 from .recipe import Recipe
 from .report import write_report
 from .reporters import check_reporters
-from .run_folder import METRICS, check_new, check_resume, find_checkpoint, read_metrics, write_record
+from .run_folder import METRICS, check_new, check_resume, find_checkpoint, read_metrics, read_record, write_record
 from .sources import Splits, open_splits
 from .trainer import RecipeTrainer
 from .training_progress import TrainingProgress
@@ -143,6 +144,8 @@ class Run:
             self._barrier()
             if self.args.should_save:
                 if not fresh:
+            if self.recipe.optimisation.find_batch_size:
+                self._find_batch_size(model, teacher, resumed=not fresh)
                     checkpoint = find_checkpoint(self.output)
                 write_record(self.output, self.recipe, data, self.args.world_size, dataclasses.asdict(plan))
             checkpoint = self._agree(checkpoint)
@@ -168,6 +171,13 @@ class Run:
         config: Any = model.config
         if getattr(config, "attention_probs_dropout_prob", 0) and config._attn_implementation != "eager":
             raise TrainingRefusedError(
+    def _find_batch_size(self, model: nn.Module, teacher: Teacher | None, *, resumed: bool) -> None:
+        before = read_record(self.output).get("plan") if resumed else None
+        size = image_size(self.recipe.data, model.config)
+        find_batch_size(self.recipe, self.args, model, size, teacher=teacher, before=before)
+        batch, steps = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
+        self._say(f"Micro-batches of {batch} fit; {steps} of them are accumulated.")
+
                 "dropout_by_image does not reach dropout inside fused attention: set attention_probs_dropout_prob to 0"
             )
         args = self.args

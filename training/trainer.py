@@ -160,6 +160,8 @@ class RecipeTrainer(ShardedTrainer):
 
     def _forward(self, model: nn.Module, pixels: torch.Tensor, keys: torch.Tensor) -> Any:
         if not self.optimisation.dropout_by_image:
+        if self.optimisation.channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
             return model(pixel_values=pixels)
         with DropoutByImage(self.args.seed, keys):
             return model(pixel_values=pixels)
