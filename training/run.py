@@ -19,6 +19,7 @@ from .bad_images import gathered, read_list
 from .batch_size import find_batch_size
 from .batches import EvaluationImages, TrainingImages
 from .checkpoints import ASIDE
+from .disk_errors import check_space
 from .distillation import Teacher, open_teacher
 from .errors import TrainingRefusedError, TrainingStoppedError
 from .models import build_model, build_processor, image_size
@@ -77,6 +78,7 @@ class Run:
         self.name = str(name)
         self.args = training_arguments(recipe)
         self.output = Path(str(self.args.output_dir))
+        self.progress = TrainingProgress()
 
     # ---- planning
 
@@ -139,6 +141,7 @@ class Run:
         with _quiet():
             model, processor = self._model(splits)
             plan = self._plan(model, len(splits.train), len(splits.class_names))
+            check_space(self.output, plan.memory)
             trainer, stop = self._trainer(model, processor, splits, plan)
             trainer.teacher = teacher and teacher.prepare(processor, trainer.accelerator.autocast)
             self._barrier()
@@ -191,7 +194,7 @@ class Run:
     ) -> tuple[RecipeTrainer, StopOnRequest]:
         recipe, args = self.recipe, self.args
         skip = recipe.data.on_bad_image == "skip"
-        stop, progress = StopOnRequest(), TrainingProgress()
+        stop = StopOnRequest()
         trainer = RecipeTrainer(
             model=model,
             args=args,
@@ -210,7 +213,7 @@ class Run:
             repeats=recipe.data.repeats,
             flops=plan.training_flops,
             processor=processor,
-            callbacks=[stop, progress],
+            callbacks=[stop, self.progress],
         )
         if plan.progression is not None:
             trainer.add_callback(ProgressiveCost(plan.progression, model, trainer))
@@ -229,7 +232,10 @@ class Run:
                 trainer._load_from_checkpoint(str(checkpoint))
                 trainer.state = state
                 return
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            self.progress.close()  # what is said next begins a line
 
     def _finish(self, trainer: RecipeTrainer, splits: Splits, plan: Plan, seconds: float) -> dict[str, Any]:
         metrics: dict[str, Any] = {}

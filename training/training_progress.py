@@ -32,8 +32,12 @@ class TrainingProgress(ProgressBar):
         self.bar.set_postfix_str(numbers_line(logs, width), refresh=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the line, also where the run ends before its time."""
         if self.bar is not None:
-            super().on_train_end(args, state, control, **kwargs)
+            self.bar.close()
             self.bar = None
 
 

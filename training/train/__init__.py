@@ -30,7 +30,7 @@ def train(
 
     Raises:
         TrainingRefusedError: something is wrong with the request; nothing has been written.
-        TrainingStoppedError: the loss is not finite, or SIGTERM came (a checkpoint has been saved).
+        TrainingStoppedError: the loss is not finite, SIGTERM came (a checkpoint has been saved), or no space is left.
 
     Example:
 
@@ -48,9 +48,11 @@ def train(
 
     ```
     """
+    from ..disk_errors import told
     from ..run import Run
 
     run = Run(Recipe.load(recipe, settings), name=recipe if isinstance(recipe, (str, Path)) else "RECIPE.yaml")
     if dry_run:
         return run.dry_run()
-    return run.train(resume=resume, allow=tuple(allow))
+    with told(run.output):
+        return run.train(resume=resume, allow=tuple(allow))
