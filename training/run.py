@@ -140,6 +140,8 @@ class Run:
                 return finished
         with _quiet():
             model, processor = self._model(splits)
+            if self.recipe.optimisation.find_batch_size:
+                self._find_batch_size(model, teacher, resumed=not fresh)
             plan = self._plan(model, len(splits.train), len(splits.class_names))
             check_space(self.output, plan.memory)
             trainer, stop = self._trainer(model, processor, splits, plan)
@@ -147,8 +149,6 @@ class Run:
             self._barrier()
             if self.args.should_save:
                 if not fresh:
-            if self.recipe.optimisation.find_batch_size:
-                self._find_batch_size(model, teacher, resumed=not fresh)
                     checkpoint = find_checkpoint(self.output)
                 write_record(self.output, self.recipe, data, self.args.world_size, dataclasses.asdict(plan))
             checkpoint = self._agree(checkpoint)
@@ -168,12 +168,6 @@ class Run:
         optimizer_class(model, self.recipe.optimisation, self.args)  # refuses what is not there
         return model, build_processor(self.recipe.data, model, self.recipe.model.start)
 
-    def _check_dropout(self, model: nn.Module) -> None:
-        if not self.recipe.optimisation.dropout_by_image:
-            return
-        config: Any = model.config
-        if getattr(config, "attention_probs_dropout_prob", 0) and config._attn_implementation != "eager":
-            raise TrainingRefusedError(
     def _find_batch_size(self, model: nn.Module, teacher: Teacher | None, *, resumed: bool) -> None:
         before = read_record(self.output).get("plan") if resumed else None
         size = image_size(self.recipe.data, model.config)
@@ -181,6 +175,12 @@ class Run:
         batch, steps = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
         self._say(f"Micro-batches of {batch} fit; {steps} of them are accumulated.")
 
+    def _check_dropout(self, model: nn.Module) -> None:
+        if not self.recipe.optimisation.dropout_by_image:
+            return
+        config: Any = model.config
+        if getattr(config, "attention_probs_dropout_prob", 0) and config._attn_implementation != "eager":
+            raise TrainingRefusedError(
                 "dropout_by_image does not reach dropout inside fused attention: set attention_probs_dropout_prob to 0"
             )
         args = self.args
