@@ -159,9 +159,9 @@ class RecipeTrainer(ShardedTrainer):
         return seed
 
     def _forward(self, model: nn.Module, pixels: torch.Tensor, keys: torch.Tensor) -> Any:
-        if not self.optimisation.dropout_by_image:
         if self.optimisation.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
+        if not self.optimisation.dropout_by_image:
             return model(pixel_values=pixels)
         with DropoutByImage(self.args.seed, keys):
             return model(pixel_values=pixels)
