@@ -22,7 +22,7 @@ PACKAGES = {
 }
 
 # Files that are not modules and travel in the wheel.
-PACKAGE_DATA = {"qkvit": ["py.typed"], "qkvit.training": ["recipes/*.yaml"]}
+PACKAGE_DATA = {"qkvit": ["py.typed"], "qkvit.training": ["recipes/*.yaml", "accelerate/*.yaml"]}
 
 REQUIRED = [
     "torch>=2.10",

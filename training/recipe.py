@@ -22,6 +22,9 @@ _ELSEWHERE = {
     "remove_unused_columns": "nothing: the images must not be removed",
     "resume_from_checkpoint": "the option --resume",
     "data_seed": "seed",
+    "fsdp": "accelerate launch --config_file fsdp2.yaml (docs/distributed.md)",
+    "fsdp_config": "accelerate launch --config_file fsdp2.yaml (docs/distributed.md)",
+    "deepspeed": "accelerate launch --config_file deepspeed-zero3.yaml (docs/distributed.md)",
     "auto_find_batch_size": "optimisation.find_batch_size, which leaves the global batch as it is",
 }
 

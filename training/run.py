@@ -31,11 +31,12 @@ from .recipe import Recipe
 from .report import write_report
 from .reporters import check_reporters
 from .run_folder import METRICS, check_new, check_resume, find_checkpoint, read_metrics, read_record, write_record
+from .sharded_trainer import said_of_sharing
 from .sources import Splits, open_splits
 from .trainer import RecipeTrainer
 from .training_progress import TrainingProgress
 from .watch import StopOnRequest
-from .world import check_world, device_arguments
+from .world import as_launched, check_world, device_arguments
 
 # In the place of transformers' own; a recipe's `arguments` go before.
 DEFAULTS: dict[str, Any] = {
@@ -47,6 +48,7 @@ DEFAULTS: dict[str, Any] = {
     "optim": "adamw_torch_fused",
     "per_device_eval_batch_size": 64,
     "ddp_find_unused_parameters": False,
+    "ddp_timeout": 600,  # seconds that a process waits for another one
 }
 
 
@@ -55,12 +57,13 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     values = {"output_dir": f"runs/{recipe.name}", "project": recipe.name, **DEFAULTS, **recipe.arguments}
     values |= device_arguments(values) | {"remove_unused_columns": False}
     values.setdefault("disable_tqdm", True)
-    try:
-        with _quiet():
-            args = TrainingArguments(**values)
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise TrainingRefusedError(f"TrainingArguments does not accept the recipe: {reason.rstrip('.')}") from error
+    with as_launched(values):
+        try:
+            with _quiet():
+                args = TrainingArguments(**values)
+        except (ValueError, TypeError, ImportError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise TrainingRefusedError(f"TrainingArguments does not accept the recipe: {reason.rstrip('.')}") from error
     check_reporters(list(args.report_to or ()))
     return args
 
@@ -101,6 +104,8 @@ class Run:
         set_trainable(model, self.recipe.optimisation.trainable)
         plan = self._plan(model, images, len(names))
         asked, real = self.recipe.processes, self.args.world_size
+        for sentence in said_of_sharing(asked or real):
+            self._say(sentence)
         if asked is not None and asked != real:
             self._say(f"This recipe is for {asked} processes; {real} would be running.")
         return dataclasses.asdict(plan)

@@ -118,7 +118,7 @@ def _gathered_by_deepspeed(model: nn.Module, write: bool = False) -> Iterator[bo
     if not parameters:
         yield False
         return
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    with GatheredParameters(parameters, modifier_rank=0 if write else None):
+    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if write else None):
         yield True

@@ -28,6 +28,8 @@ class ShardedTrainer(Trainer):
         if self.is_fsdp_enabled:
             settle_fsdp(self.accelerator.state.fsdp_plugin, self.bare_model)
 
+    average_decay: float | None = None  # of the average of the weights, if one is kept
+
     def create_accelerator_and_postprocess(self) -> None:
         """As in transformers; then refuse what was asked for and is not there, before anything is written."""
         super().create_accelerator_and_postprocess()
@@ -38,6 +40,11 @@ class ShardedTrainer(Trainer):
                     f"{name} is asked for, and on the {device} accelerate would train without it: start it on GPUs, or"
                     " without that configuration file"
                 )
+        if self.is_deepspeed_enabled and self.average_decay is not None:
+            raise TrainingRefusedError(
+                "average_decay is not for DeepSpeed, whose weights are in parts or in bf16: use FSDP2 or DDP, or leave"
+                " average_decay out"
+            )
 
     @property
     def bare_model(self) -> Any:
@@ -124,6 +131,19 @@ def asked_for() -> str | None:
         if os.environ.get(variable, "false").lower() in ("1", "true", "yes", "on"):
             return name
     return None
+
+
+def said_of_sharing(processes: int) -> list[str]:
+    """What the memory of a plan does not show."""
+    asked = asked_for()
+    if asked is None:
+        return []
+    parts = {
+        "3": "weights, gradients, optimizer and average",
+        "2": "gradients and optimizer",
+        "1": "optimizer",
+    }[os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2") if asked == "DeepSpeed" else "3"]
+    return [f"{asked} is asked for: {parts} take 1/{processes} of that memory."]
 
 
 def settle_fsdp(plugin: Any, model: nn.Module) -> None:

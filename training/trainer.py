@@ -70,6 +70,7 @@ class RecipeTrainer(ShardedTrainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.optimisation = optimisation
+        self.average_decay = optimisation.average_decay
         self.augmenter = augmenter
         self.flops = flops
         self.meter = Meter(flops)

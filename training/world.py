@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,49 @@ def accelerate_started_one() -> bool:
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
     return launched and not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"} & os.environ.keys()
+
+
+_left_behind: set[str] = set()
+
+
+@contextmanager
+def as_launched(values: dict[str, Any]) -> Iterator[None]:
+    """Inside, `TrainingArguments` may be made: the environment says what the launcher asks for, and nothing else.
+
+    transformers writes compilation into the environment and leaves it there: the next run in this process would be
+    compiled too.
+
+    Args:
+        values: The recipe's `arguments`.
+
+    Raises:
+        TrainingRefusedError: the launcher asks for precision or compilation, and the recipe does not: no record of the
+            run would show it.
+    """
+    for name in _left_behind:
+        os.environ.pop(name, None)
+    _left_behind.clear()
+    _check_launcher(values)
+    before = set(os.environ)
+    try:
+        yield
+    finally:
+        _left_behind.update(name for name in set(os.environ) - before if name.startswith("ACCELERATE_"))
+
+
+def _check_launcher(values: dict[str, Any]) -> None:
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision != "no" and not values.get(precision):
+        way = "" if precision == "fp8" else f"pass --set {precision}=true too, or "
+        raise TrainingRefusedError(
+            f"the launcher asks for {precision} and the recipe does not: {way}start with --mixed_precision no"
+        )
+    compiler = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if compiler != "no" and not values.get("torch_compile"):
+        raise TrainingRefusedError(
+            f"the launcher asks for compilation by {compiler} and the recipe does not: pass --set torch_compile=true"
+            " too, or start with --dynamo_backend no"
+        )
 
 
 def command(processes: int | str, recipe: str) -> str:
