@@ -3,7 +3,8 @@
 - vit-s16-in1k-90ep: arXiv 2205.01580, section 2, and big_vision/configs/vit_s16_i1k.py. Its weight decay of 1e-4 is not
   multiplied by the learning rate of 1e-3; AdamW's is: 1e-4 / 1e-3.
 - deit3-b16-in1k: README_revenge.md of facebookresearch/deit, deit_base_patch16_LS (8 GPUs, batch 256), and the defaults
-  of its main.py (min_lr 1e-5, colour jitter, crops); LayerScale of 1e-4 from its models_v2.py.
+  of its main.py (min_lr 1e-5, colour jitter, crops); LayerScale of 1e-4 from its models_v2.py. Its optimiser, apex's
+  FusedLAMB, clips to 1 by itself, with an epsilon of 1e-8 (main.py); our loss is 1,000 times its own, and so are they.
 - mae-finetune-b16: FINETUNE.md of facebookresearch/mae (lr = 5e-4 * 1024 / 256), and the defaults of its
   main_finetune.py (5 epochs of warm-up, min_lr 1e-6, label smoothing 0.1, rand-m9-mstd0.5, erasing with noise).
 """
@@ -15,13 +16,14 @@ import torch
 from transformers import get_scheduler
 
 from qkvit.training import Recipe
+from qkvit.training.lamb import Lamb
 from qkvit.training.run import training_arguments
 from qkvit.training.trainer import schedule_steps
 
 # steps an epoch, epochs, global batch, base rate, warm-up steps, lowest rate, weight decay, clipping, images
 PUBLISHED = {
     "vit-s16-in1k-90ep": (1238, 90, 1024, 1e-3, 10_000, 0.0, 0.1, 1.0, 1_268_355),
-    "deit3-b16-in1k": (625, 800, 2048, 3e-3, 5 * 625, 1e-5, 0.05, 0.0, 1_281_167),
+    "deit3-b16-in1k": (625, 800, 2048, 3e-3, 5 * 625, 1e-5, 0.05, 1e3 * 1.0, 1_281_167),
     "mae-finetune-b16": (1251, 100, 1024, 5e-4 * 1024 / 256, 5 * 1251, 1e-6, 0.05, 0.0, 1_281_167),
 }
 
@@ -54,6 +56,7 @@ FIELDS = {
         "model.config.label_smoothing": 0.0,
         "model.stochastic_depth": "uniform",
         "optimisation.optimizer": "lamb",
+        "arguments.adam_epsilon": 1e3 * 1e-8,
     },
     "mae-finetune-b16": {
         "augmentation.mixup": 0.8,
@@ -108,3 +111,18 @@ def test_every_other_value(name, field):
     for part in field.split("."):
         value = value[part] if isinstance(value, dict) else getattr(value, part)
     assert value == FIELDS[name][field]
+
+
+def test_lamb_sees_no_factor_of_the_loss_where_epsilon_and_clipping_have_it_too():
+    """The sum over 1,000 classes in the place of the mean."""
+    ended = []
+    for factor in (1.0, 1000.0):
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(4, 3))
+        optimizer = Lamb([weight], lr=0.1, eps=1e-8 * factor, weight_decay=0.05)
+        for step in range(3):
+            weight.grad = factor * torch.randn(4, 3) * (10 if step == 1 else 0.1)
+            torch.nn.utils.clip_grad_norm_([weight], 1.0 * factor)
+            optimizer.step()
+        ended.append(weight.detach())
+    torch.testing.assert_close(*ended)
