@@ -4,7 +4,7 @@ A source holds no pixels. It can be pickled, so that the worker processes of a D
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -118,11 +118,11 @@ class ImageSource(ABC):
             except BadImageError as error:
                 self.leave_out(BadImage(index, self.name_of(index), str(error)))
 
-    def decode(self, stored: Encoded, index: int) -> Sample:
-        """The sample of an image as it is stored; raises `BadImageError`."""
+    def decode(self, stored: Encoded, index: int, reduce: Callable[[tuple[int, int]], float] | None = None) -> Sample:
+        """The sample of an image as it is stored, perhaps smaller (see `decode_image`); raises `BadImageError`."""
         if stored.file is None:
             raise BadImageError(f"{stored.name}: there is no image in this row")
-        image = decode_image(stored.file, stored.name, max_pixels=self.max_pixels)
+        image = decode_image(stored.file, stored.name, max_pixels=self.max_pixels, reduce=reduce)
         return Sample(image=image, label=stored.label, name=stored.name, index=index)
 
     def leave_out(self, bad: BadImage) -> None:

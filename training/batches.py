@@ -14,12 +14,12 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from ..data import BadImageError
-from .augmentation_crops import crop_batch
+from .augmentation_crops import Crop, draw_crops
 from .bad_images import Unusable
 from .counter_random import Purpose, seed_of
 from .progressive import Progression
 from .recipe import Augmentation
-from .sources import Split
+from .sources import SourceSplit, Split
 
 Key = tuple[int, int, int]  # epoch, index, repeat
 
@@ -122,20 +122,28 @@ class TrainingImages(Dataset[Any]):
             bad += named
         together = torch.tensor(keys, dtype=torch.int64)
         size = self.size if self.progression is None else self.progression.at(keys[0][0])  # a batch is of one epoch
-        cropped = crop_batch(images, size, self.settings, self.seed, together)
-        return {"images": cropped, "labels": torch.from_numpy(np.stack(labels)), "keys": together, "bad": bad}
+        for (_, index, _), crop in zip(keys, draw_crops(size, self.settings, self.seed, together), strict=True):
+            image, label, named = self._usable(index, crop)
+            images.append(crop.cut(image))
+            labels.append(label)
+            bad += named
+        stacked = torch.from_numpy(np.stack(labels))
+        return {"images": torch.stack(images), "labels": stacked, "keys": together, "bad": bad}
 
-    def _usable(self, index: int) -> tuple[Any, Any, list[tuple[str, str]]]:
+    def _usable(self, index: int, crop: Crop) -> tuple[Any, Any, list[tuple[str, str]]]:
         """The image, or the next one that can be used in its place; and those that cannot, with the reason."""
         bad: list[tuple[str, str]] = []
         for place in range(index, index + len(self)):
             try:
-                return self.split.image(place % len(self)), self.split.labels[place % len(self)], bad
+                return self._image(place % len(self), crop), self.split.labels[place % len(self)], bad
             except BadImageError as error:
                 if not self.skip_bad:
                     raise
                 bad.append((self.split.name(place % len(self)), str(error)))
         raise BadImageError("no image of the training split can be used; correct the source")
+
+    def _image(self, index: int, crop: Crop) -> Any:
+        return self.split.image(index, crop) if isinstance(self.split, SourceSplit) else self.split.image(index)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """The images of a recipe: its splits, each an indexed list of PIL images and labels."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -76,8 +77,10 @@ class SourceSplit:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def image(self, index: int) -> Image.Image:
-        return self.source[int(self.indices[index])].image
+    def image(self, index: int, reduce: Callable[[tuple[int, int]], float] | None = None) -> Image.Image:
+        """RGB; `reduce` says of its size how many times smaller it may be given."""
+        place = int(self.indices[index])
+        return self.source.decode(self.source.encoded(place), place, reduce).image
 
     def name(self, index: int) -> str:
         name = self.source.name_of(int(self.indices[index]))
