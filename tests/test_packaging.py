@@ -58,6 +58,13 @@ def test_the_wheel_says_that_it_is_typed(wheel):
     assert "qkvit/py.typed" in wheel.namelist()
 
 
+@pytest.mark.parametrize("folder", ["training/recipes", "training/accelerate"])
+def test_the_wheel_holds_the_files_of_training(wheel, folder):
+    files = {f"qkvit/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / folder).glob("*.yaml")}
+    assert files
+    assert files <= set(wheel.namelist())
+
+
 def test_the_wheel_carries_its_licence(wheel, metadata):
     assert metadata["License-Expression"] == "Apache-2.0"
     (name,) = (name for name in wheel.namelist() if name.endswith("/licenses/LICENSE"))

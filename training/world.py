@@ -9,6 +9,8 @@ from typing import Any
 
 from .errors import TrainingRefusedError
 
+LAUNCHER_FILES = Path(__file__).parent / "accelerate"  # for accelerate launch --config_file
+
 
 def rank() -> int:
     """Number of this process as the launcher says it; 0 without one."""
