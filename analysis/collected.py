@@ -27,6 +27,7 @@ class Collected:
         class_names: Names of the classes; `None` without.
         layers: The layers' numbers, in order.
         grid: Rows and columns of patches and the number of tokens before them; `None` if images differed in size.
+        control: The same for the model with random weights, where it was taken too (`with_random_weights`).
     """
 
     images: int
@@ -35,6 +36,7 @@ class Collected:
     layers: tuple[int, ...]
     grid: tuple[int, int, int] | None
     _tally: Tally
+    control: "Collected | None" = None
 
     @classmethod
     def from_tally(cls, tally: Tally, class_names: tuple[str, ...] | None) -> "Collected":
@@ -87,11 +89,17 @@ class Collected:
         return torch.stack([self._tally.maps[name, layer] for layer in self.layers]) / self.images
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The tidy table: a row for each layer, head (None: the whole layer) and statistic."""
+        """The tidy table: a row for each layer, head (None: the whole layer) and statistic.
+
+        With a control, its mean stands in the column "control", between "control_low" and "control_high".
+        """
         moments = self._tally.moments
         columns = _columns(moments) | {
             name: self._tally.quantiles.quantile(share).tolist() for name, share in SHARES.items()
         }
+        if self.control is not None:
+            found = _columns(self.control._tally.moments)
+            columns |= {f"control_{name}".removesuffix("_mean"): found[name] for name in ("mean", "low", "high")}
         for place, cell in enumerate(self._cells):
             yield cell._asdict() | {name: column[place] for name, column in columns.items()}
 

@@ -60,7 +60,7 @@ WEIGHT_PANELS = (
 
 
 def draw_head_maps(collected: Collected, path: str | Path, *, title: str, provenance: str = "") -> None:
-    """Write heat maps, layers by heads, of the means over images of the main statistics.
+    """Write heat maps, layers by heads, of the main statistics' means over images; below each, its control's mean.
 
     Args:
         collected: From `collect`.
@@ -71,7 +71,11 @@ def draw_head_maps(collected: Collected, path: str | Path, *, title: str, proven
     panels = [panel for panel in HEAD_PANELS if panel.statistic in collected.statistics]
     values = {panel.statistic: collected.mean(panel.statistic) for panel in panels}
     panels = [panel for panel in panels if not values[panel.statistic].isnan().all()] or panels
-    _draw_maps(panels, values, collected.layers, path, title, provenance)
+    notes = {}
+    if collected.control is not None:
+        means = {panel.statistic: collected.control.mean(panel.statistic).nanmean() for panel in panels}
+        notes = {name: f"random weights: {mean:.3g}" for name, mean in means.items()}
+    _draw_maps(panels, values, collected.layers, path, title, provenance, notes)
 
 
 def draw_weight_maps(statistics: WeightStatistics, path: str | Path, *, title: str, provenance: str = "") -> None:

@@ -19,6 +19,9 @@ def statistics(
         str | None, typer.Option(metavar="LIST", help="Which layers, such as 0,5-8,-1; all by default.")
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Only so many images, drawn by the seed.")] = None,
+    control: Annotated[
+        bool, typer.Option("--control", help="Also the same over the model with random weights: twice the time.")
+    ] = False,
     weights: Annotated[bool, typer.Option("--weights", help="What the weights alone say; needs no data.")] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("statistics"),
     on_bad_image: Annotated[
@@ -51,6 +54,7 @@ def statistics(
             split=split,
             layers=layers,
             images=images,
+            control=control,
             weights=weights,
             output=output,
             on_bad_image=on_bad_image,

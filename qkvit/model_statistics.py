@@ -2,7 +2,8 @@
 
 The folder it writes:
 
-    statistics.parquet     a row for each layer, head and statistic: mean, deviation, n, 95 % interval, quantiles
+    statistics.parquet     a row for each layer, head and statistic: mean, deviation, n, 95 % interval, quantiles; with
+                           --control, mean and interval for random weights
     statistics.csv         the same
     classes.parquet        the same for each class, where there are classes
     vectors.safetensors    mean and second moment of each head's queries, keys and values; maps of received attention
@@ -20,7 +21,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -46,6 +47,7 @@ class Request:
     split: str | None = None
     layers: str | None = None
     images: int | None = None
+    control: bool = False
     weights: bool = False
     output: Path = Path("statistics")
     on_bad_image: str = "stop"
@@ -76,6 +78,11 @@ class Request:
         output = self.output.absolute()
         return output.with_name(f".{output.name}-progress")
 
+    @property
+    def control_progress(self) -> Path:
+        """The same for the model with random weights."""
+        return self.progress.with_name(f"{self.progress.name}-control")
+
 
 def run_statistics(request: Request) -> None:
     """All of it, from the model's name to the folder.
@@ -87,6 +94,8 @@ def run_statistics(request: Request) -> None:
         raise UserError("there is nothing to measure; pass --data SOURCE, --weights, or both")
     check_packages(NEEDED)
     layers = _layers(request.layers)
+    if request.control and request.data is None:
+        raise UserError("--control runs over images; pass --data SOURCE too (--weights has a control of its own)")
     from .analysis.progress_file import remove_progress
 
     with quiet_libraries(), _processes(request.device) as (rank, device):
@@ -103,7 +112,8 @@ def run_statistics(request: Request) -> None:
             _farewell(request, collected)
         if collected is not None:
             _wait()  # what was measured is kept until the result is written
-            remove_progress(request.progress, rank, record["processes"])
+            for folder in (request.progress, request.control_progress):
+                remove_progress(folder, rank, record["processes"])
 
 
 def load_model(name: str, device: str) -> Any:
@@ -127,6 +137,7 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
     from transformers import AutoImageProcessor
 
     from .analysis import collect
+    from .analysis.random_control import with_random_weights
     from .data import batches, open_images
 
     assert request.data is not None
@@ -155,15 +166,24 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
             processes = "1 process" if world == 1 else f"{world} processes"
             images = str(source)[1:-1].partition(" ")[2]  # without the name of the class
             print(f"{request.model} over {images}, on {device_name(model)}, {processes}{goes_on}", flush=True)
-        try:
-            collected = collect(
-                model,
+
+        def over(some_model: Any, progress: Path) -> Any:
+            return collect(
+                some_model,
                 plan,
                 layers=layers,
                 statistics=None if request.only is None else [name.strip() for name in request.only.split(",")],
-                progress_folder=request.progress,
+                progress_folder=progress,
                 keep_progress=True,
             )
+
+        try:
+            collected = over(model, request.progress)
+            if request.control:
+                if rank == 0:
+                    print("the same with random weights", flush=True)
+                control = over(with_random_weights(model, request.seed), request.control_progress)
+                collected = replace(collected, control=control)
         except KeyboardInterrupt:
             if rank == 0 and request.progress.exists():
                 print("\nwhat was measured is kept; the same command goes on from there", flush=True)

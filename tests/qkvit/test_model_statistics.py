@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor
 
 import qkvit
+from qkvit.analysis import collect
+from qkvit.analysis.random_control import with_random_weights
 from qkvit.cli import main
+from qkvit.data import batches, open_images
 
 pd = pytest.importorskip("pandas")
 for package in ("datasets", "matplotlib", "pyarrow"):
@@ -114,6 +118,22 @@ def test_where_the_numbers_come_from(leave, tmp_path):
     assert "distance" not in set(table.statistic)
 
 
+def test_a_control_stands_beside_every_number(leave, here, tmp_path):
+    code, output, _ = leave("--data", "pets", "--control", "--seed", 4, "--only", "entropy", "-o", tmp_path / "out")
+    assert code == 0
+    assert "the same with random weights" in output
+    table = pd.read_parquet(tmp_path / "out" / "statistics.parquet")
+    assert (table.control_low <= table.control).all()
+    assert (table.control <= table.control_high).all()
+    noisy = with_random_weights(qkvit.QKViTModel.from_pretrained("model").eval(), seed=4)
+    plan = batches(open_images("pets"), AutoImageProcessor.from_pretrained("model"), 7)
+    expected = collect(noisy, plan, statistics="entropy", show_progress=False).mean("entropy")
+    entropy = table[table.statistic == "entropy"].sort_values(["layer", "head"])
+    np.testing.assert_allclose(entropy.control, expected.flatten().numpy(), rtol=1e-4)
+    assert not np.allclose(entropy["mean"], entropy.control, rtol=1e-3)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_weights_alone_need_no_data(leave, tmp_path):
     assert leave("--weights", "-o", tmp_path / "out")[0] == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
@@ -191,6 +211,7 @@ def test_bad_images_stop_or_are_listed(leave, here, tmp_path):
         ([], "--data"),
         (["--data", "nowhere/at/all"], "nowhere/at/all"),
         (["--data", "model"], "no images"),
+        (["--control", "--weights"], "--data"),
         (["--data", "pets", "--layers", "first"], "--layers first"),
         (["--data", "pets", "--layers", "9"], "layer 9"),
         (["--data", "pets", "--only", "entropie"], "entropie"),
