@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .curves import draw_curves
+
 CURVES, TABLE = "curves.png", "results.md"
 
 _SHARES = {
@@ -21,9 +23,12 @@ def write_report(output: Path, metrics: dict[str, Any], log: list[dict[str, Any]
         Names of the files.
     """
     written = [TABLE]
-    (output / TABLE).write_text(results_table(metrics), encoding="utf-8")
-    if draw_curves(output / CURVES, log):
+    drawn = draw_curves(output / CURVES, log)
+    if drawn:
         written.append(CURVES)
+    picture = f"\n![Loss, accuracy and learning rate by step]({CURVES})\n" if drawn else ""
+    text = f"# {output.absolute().name}\n\n{results_table(metrics)}\n{facts_table(metrics)}{picture}"
+    (output / TABLE).write_text(text, encoding="utf-8")
     part = output / ".metrics.json.part"
     part.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     part.replace(output / "metrics.json")
@@ -54,28 +59,45 @@ def results_table(metrics: dict[str, Any]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def draw_curves(path: Path, log: list[dict[str, Any]]) -> bool:
-    """Loss, accuracy and learning rate by step; False where matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    panels = figure.subplots(1, 3)
-    wanted = (
-        ("loss", {"loss": "training", "eval_loss": "validation", "eval_average_loss": "validation, averaged"}),
-        ("accuracy", {"eval_accuracy": "validation", "eval_average_accuracy": "validation, averaged"}),
-        ("learning rate", {"learning_rate": "of the head"}),
-    )
-    for panel, (title, curves) in zip(panels, wanted, strict=True):
-        for field, label in curves.items():
-            points = [(entry["step"], entry[field]) for entry in log if field in entry]
-            if points:
-                panel.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 30 else None)
-        panel.set_xlabel("step")
-        panel.set_title(title)
-        panel.grid(alpha=0.3)
-        if panel.lines:
-            panel.legend()
-    figure.savefig(path, dpi=120)
-    return True
+def facts_table(metrics: dict[str, Any]) -> str:
+    """A Markdown table of what the run took, and its warnings.
+
+    Example:
+
+    ```python
+    >>> print(facts_table({"steps": 9, "parameters": 7258, "total_flops": 1.2e12, "bad_images": {"a.png": "cut off"}}))
+    | of the run | |
+    |---|---:|
+    | steps | 9 |
+    | parameters | 7,258 |
+    | operations of training | 1.20 TFLOPs |
+    | images that could not be used | 1 |
+    <BLANKLINE>
+
+    ```
+    """
+    health = metrics.get("attention_health", {})
+    facts = {
+        "steps": _whole(metrics.get("steps")),
+        "parameters": _whole(metrics.get("parameters")),
+        "operations of training": _tera(metrics.get("total_flops")),
+        "seconds since the last start": _whole(metrics.get("seconds_since_last_start")),
+        "images a second since the last start": _whole(metrics.get("images_per_second_since_last_start")),
+        "last training loss": _four(metrics.get("last_training_loss")),
+        "images that could not be used": _whole(len(metrics.get("bad_images", ())) or None),
+        "warnings about attention": _whole(len(health.get("warnings", ())) or None),
+    }
+    rows = [f"| {name} | {value} |" for name, value in facts.items() if value is not None]
+    return "\n".join(["| of the run | |", "|---|---:|", *rows]) + "\n"
+
+
+def _whole(value: float | None) -> str | None:
+    return None if value is None else f"{value:,.0f}"
+
+
+def _four(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"
+
+
+def _tera(value: float | None) -> str | None:
+    return None if value is None else f"{value / 1e12:,.2f} TFLOPs"
