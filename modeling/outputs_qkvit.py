@@ -8,6 +8,7 @@ as every library that takes a `ModelOutput` apart needs it.
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import BuiltinMethodType
 from typing import Any, ClassVar
 
 import torch
@@ -44,7 +45,9 @@ pytree.register_pytree_node(CallableTuple, lambda items: (list(items), None), la
 
 
 def _plain(value: Any) -> Any:
-    """A field's value as it is kept: what one output shows may be put into another."""
+    """A field's value as it is kept: what one output shows may be put into another, also a method where nothing is."""
+    if isinstance(value, BuiltinMethodType):
+        return None
     return tuple(value) if isinstance(value, CallableTuple) else value
 
 

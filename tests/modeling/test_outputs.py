@@ -187,6 +187,16 @@ def test_items_may_be_replaced_while_they_are_gone_through(out):
     assert list(out.keys()) == names
 
 
+def test_fields_may_be_read_and_put_into_a_copy(model, pixels):
+    """FSDP2 does so when it changes the type of what a model returns."""
+    for options in ({}, {"output_qkv": True}):
+        out = model(pixels, **options)
+        fields = {field.name: getattr(out, field.name) for field in dataclasses.fields(out)}
+        copied = dataclasses.replace(out, **fields)
+        assert list(copied.keys()) == list(out.keys())
+        assert all(torch.equal(copied[name], out[name]) for name in out if name in ("logits", "pooler_output"))
+
+
 def test_printing_an_output_shows_its_fields(out):
     text = repr(out)
     assert text.startswith(type(out).__name__)
