@@ -68,6 +68,14 @@ def find_batch_size(
         args.gradient_accumulation_steps *= 2
 
 
+def out_of_memory(args: TrainingArguments) -> str:
+    """The sentence about memory that did not suffice in the middle of a run."""
+    return (
+        f"memory does not suffice for micro-batches of {args.per_device_train_batch_size}: train anew with"
+        " find_batch_size, or lower per_device_train_batch_size and raise gradient_accumulation_steps by the same factor"
+    )
+
+
 def _check() -> None:
     sharded = asked_for()
     if sharded:

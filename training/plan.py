@@ -50,7 +50,7 @@ class Plan:
         parts = ", ".join(f"{name} {_bytes(count)}" for name, count in self.memory.items() if count)
         operations = self.training_flops * self.steps * self.global_batch
         return [
-            f"data        {self.images:,} images, {self.classes} classes, {self._sizes()} pixels",
+            f"data        {self.images:,} images, {self.classes} classes, {self._sizes()}",
             f"parameters  {self.parameters:,}, of which {self.trained:,} are trained",
             f"operations  {_decimal(self.flops)}FLOPs forward an image; about {_decimal(operations)}FLOPs in all",
             f"processes   {self.processes}, global batch of {self.global_batch}",
@@ -61,8 +61,10 @@ class Plan:
 
     def _sizes(self) -> str:
         if self.progression is None:
-            return f"{self.size[0]} x {self.size[1]}"
-        return ", ".join(f"{size[0]} x {size[1]} from epoch {first}" for first, size in self.progression.stages)
+            return f"{self.size[0]} x {self.size[1]} pixels"
+        return "pixels: " + ", ".join(
+            f"{high} x {wide} from epoch {first}" for first, (high, wide) in self.progression.stages
+        )
 
 
 def make_plan(

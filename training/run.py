@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from .augmentation_pipeline import Augmenter
 from .bad_images import gathered, read_list
-from .batch_size import find_batch_size
+from .batch_size import find_batch_size, out_of_memory
 from .batches import EvaluationImages, TrainingImages
 from .checkpoints import ASIDE
 from .disk_errors import check_space
@@ -239,6 +239,8 @@ class Run:
                 return
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except torch.OutOfMemoryError as error:
+            raise TrainingStoppedError(out_of_memory(self.args)) from error
         finally:
             self.progress.close()  # what is said next begins a line
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from qkvit import QKViTForImageClassification
-from qkvit.training import Recipe, TrainingRefusedError, batch_size, train
+from qkvit.training import Recipe, TrainingRefusedError, TrainingStoppedError, batch_size, train
 from qkvit.training.batch_size import find_batch_size
 from qkvit.training.trainer import RecipeTrainer
 
@@ -138,3 +138,12 @@ def test_sharded_training_is_refused(tiny_model, tmp_path, monkeypatch, raises_s
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     with raises_sentence(TrainingRefusedError, "find_batch_size", "FSDP"):
         batch_size.find_batch_size(Recipe.load({}), args, tiny_model(), (16, 16))
+
+
+def test_memory_that_ends_in_the_middle_of_a_run_is_one_sentence(recipe, monkeypatch):
+    def full(self, model, pixels, keys):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(RecipeTrainer, "_forward", full)
+    with pytest.raises(TrainingStoppedError, match="micro-batches of 8: train anew with find_batch_size"):
+        train(recipe("run"))
