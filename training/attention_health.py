@@ -175,7 +175,7 @@ class AttentionHealth(TrainerCallback):
         if self._pixels is None:
             return
         pixels, self._pixels = self._pixels, None
-        model = self.trainer.bare_model
+        model = self.trainer.model  # with what FSDP2 has put around it
         self.last = attention_health(model, pixels)
         if not self.last:
             self.every = 0
