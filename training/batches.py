@@ -115,11 +115,6 @@ class TrainingImages(Dataset[Any]):
 
     def _batch(self, keys: list[Key]) -> dict[str, Any]:
         images, labels, bad = [], [], []
-        for _, index, _ in keys:
-            image, label, named = self._usable(index)
-            images.append(image)
-            labels.append(label)
-            bad += named
         together = torch.tensor(keys, dtype=torch.int64)
         size = self.size if self.progression is None else self.progression.at(keys[0][0])  # a batch is of one epoch
         for (_, index, _), crop in zip(keys, draw_crops(size, self.settings, self.seed, together), strict=True):
