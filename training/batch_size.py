@@ -72,7 +72,7 @@ def out_of_memory(args: TrainingArguments) -> str:
     """The sentence about memory that did not suffice in the middle of a run."""
     return (
         f"memory does not suffice for micro-batches of {args.per_device_train_batch_size}: train anew with"
-        " find_batch_size, or lower per_device_train_batch_size and raise gradient_accumulation_steps by the same factor"
+        " find_batch_size, or lower per_device_train_batch_size and raise the accumulation by the same factor"
     )
 
 

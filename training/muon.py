@@ -68,7 +68,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         super().__setstate__(state)
         self._share()
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step with the gradients that are there."""
         loss = None
         if closure is not None:

@@ -25,7 +25,7 @@ def make_optimizer(model: nn.Module, settings: Optimisation, args: TrainingArgum
 def optimizer_class(model: nn.Module, settings: Optimisation, args: TrainingArguments) -> tuple[Any, dict[str, Any]]:
     """The class, and what it wants besides the groups.
 
-    "lion_32bit" and other names of bitsandbytes need that package and, there, a GPU.
+    "lion_32bit" and other names of bitsandbytes need that package.
 
     Raises:
         TrainingRefusedError: its package is missing, or it makes groups of its own.
