@@ -173,14 +173,14 @@ class _Collecting(Session):
                     " at the pixel values, or compute in float32"
                 )
             self.batch.add_vectors(name, layer, vectors)
-        self._add_statistics(layer, call)
+        self._add_statistics(layer, call, seen["output"].detach())
 
     def see_tokens(self, layer: int, tokens: torch.Tensor) -> None:
         """What enters a layer: (B, N, C)."""
         norms = tokens.detach()[:, self.layout.patches].float().norm(dim=-1)  # (B, P)
         self.batch.values["token_norm_ratio", layer] = norms.amax(dim=1) / norms.median(dim=1).values
 
-    def _add_statistics(self, layer: int, call: AttentionCall) -> None:
+    def _add_statistics(self, layer: int, call: AttentionCall, output: torch.Tensor) -> None:
         needs_value = self.statistics is None or "values" in self.statistics
         found = attention_statistics(
             call.query.detach(),
@@ -188,6 +188,7 @@ class _Collecting(Session):
             self.layout,
             scaling=call.scaling,
             value=call.value.detach() if needs_value else None,
+            output=output if needs_value else None,
             output_projection=output_projection(layer, call.module) if needs_value else None,
             attention_mask=call.plain_mask()(),
             statistics=self.statistics,

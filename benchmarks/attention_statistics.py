@@ -44,15 +44,14 @@ STEPS = ("plain", "cheap", "everything", "sparing", "eager")
 class Bench:
     """A model, an image, and what is measured of them."""
 
-    def __init__(self, grid: int, device: str) -> None:
+    def __init__(self, grid: int, device: str, **fields: Any) -> None:
         torch.manual_seed(0)
         self.grid, self.device = grid, device
-        config = qkvit.QKViTConfig.from_size(
-            SIZE, image_size=grid * PATCH_SIZE, patch_size=PATCH_SIZE, attn_implementation="sdpa"
-        )
+        fields = {"image_size": grid * PATCH_SIZE, "patch_size": PATCH_SIZE, "attn_implementation": "sdpa"} | fields
+        config = qkvit.QKViTConfig.from_size(SIZE, **fields)
         self.model = qkvit.QKViTModel(config).eval().to(device)
         self.layout = TokenLayout.from_config(config)
-        self.image = torch.randn(1, 3, grid * PATCH_SIZE, grid * PATCH_SIZE, device=device)
+        self.image = torch.randn(1, 3, *config.image_shape, device=device)
 
     def plain(self) -> None:
         self.model(self.image)

@@ -62,3 +62,15 @@ def test_a_rollout_in_groups_keeps_one_group_alone(benchmark, tiny_model, monkey
     whole = benchmark.peak_bytes(lambda: model_rollout(model, image))
     in_groups = benchmark.peak_bytes(lambda: model_rollout(model, image, layers_at_once=4))
     assert in_groups < whole - 6 * of_layer  # it would be 4 if the group before were kept too
+
+
+def test_all_statistics_of_12_layers_at_4097_tokens_stay_below_1_5_times_the_plain_pass(benchmark, monkeypatch):
+    """With a narrow model and small tiles, in the proportion that both have in small/16."""
+    monkeypatch.setattr("qkvit.analysis.statistics.blockwise.CPU_NUMBERS", 2**17)
+    small = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 256, "image_size": 256, "patch_size": 4}
+    bench = benchmark.Bench(64, "cpu", **small)
+    assert (bench.layout.num_tokens, len(bench.model.layers)) == (4097, 12)
+    weights = sum(parameter.nbytes for parameter in bench.model.parameters())
+    with torch.inference_mode():
+        plain, sparing = (weights + benchmark.peak_bytes(step) for step in (bench.plain, bench.sparing))
+    assert sparing < 1.5 * plain
