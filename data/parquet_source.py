@@ -46,7 +46,7 @@ class ParquetSource(ImageSource):
         from datasets import Features
 
         footers = _at_once(self._footer, files)
-        if not sum(rows for _, rows in footers for rows in rows):
+        if not sum(sum(rows) for _, rows in footers):
             raise ValueError(f"{name} holds no images: it has no rows; pass another file or split")
         schema = footers[0][0]
         for file, (other, _) in zip(files, footers, strict=True):

@@ -162,6 +162,10 @@ def is_saved_dataset(path: Path) -> bool:
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
+def _mapped(file: Path) -> Any:
+    return _sentence(file.name, lambda datasets: datasets.Dataset.from_file(str(file)))
+
+
 def saved_splits(path: Path) -> list[str | None]:
     """The splits of what `datasets.save_to_disk` wrote; [None] of a single data set."""
     if not (path / "dataset_dict.json").is_file():
@@ -186,9 +190,7 @@ def open_arrow(path: Path, *, name: str, split: str | None, label: str | None, *
         return TableSource(table, row_names=[(where, len(table))], split=chosen, **options)
     found = [path] if path.is_file() else sorted(path.rglob("*.arrow"))
     chosen, files = choose_split(by_split([str(file) for file in found]), split, name)
-    tables = [
-        _sentence(Path(file).name, lambda datasets, file=file: datasets.Dataset.from_file(file)) for file in files
-    ]
+    tables = [_mapped(Path(file)) for file in files]
     table = _sentence(name, lambda datasets: datasets.concatenate_datasets(tables))
     rows = [(Path(file).name, len(part)) for file, part in zip(files, tables, strict=True)]
     return TableSource(table, row_names=rows, split=chosen, **options)
