@@ -1,6 +1,7 @@
 """Everything that a recipe can ask for: each alone does something in three steps, and any of it goes together."""
 
 import functools
+import json
 
 import pytest
 import torch
@@ -135,3 +136,28 @@ def test_what_only_computes_it_in_another_way(run, plain, name):
 def test_all_of_it_goes_together(run, names):
     weights = run(*({**CHANGES, **KEEPS}[name] for name in sorted(names)))
     assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_two_processes_do_all_of_it_as_one(tiny, busy, run_in_processes, tmp_path):
+    """The losses of six steps, and which checkpoints are the best."""
+    train(tiny(SHORT, arguments(seed=9, output_dir=str(tmp_path / "teacher"))))
+    method = optimisation(optimizer="muon", dropout_by_image=True, keep_best=1, early_stopping=9, find_batch_size=True)
+    every = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "save_total_limit": 1, "max_steps": 6}
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        recipe = tiny(
+            busy,
+            method | augmentation(autoaugment="imagenet"),
+            {"data": {"images": 24, "held_out": 0.1, "progressive": [[0, 4], [0.5, 8]]}},
+            {"distillation": {"teacher": str(tmp_path / "teacher"), "kind": "soft"}},
+            arguments(per_device_train_batch_size=8 // processes, gradient_accumulation_steps=1, **every),
+            arguments(output_dir=str(folder)),
+        )
+        assert run_in_processes(processes, lambda recipe=recipe: train(recipe)) == [0] * processes
+        log = json.loads((folder / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+        losses = torch.tensor([entry["loss"] for entry in log if "loss" in entry])
+        found.append((losses, sorted(path.name for path in folder.glob("checkpoint-*"))))
+    assert len(found[0][0]) == 6
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-4, rtol=0)  # Muon's products are in bfloat16
+    assert found[0][1] == found[1][1]
