@@ -9,6 +9,6 @@ def cast_once(tensor: torch.Tensor) -> torch.Tensor:
     Autocast converts the input of every product anew: three times for Q, K and V.
     """
     device = tensor.device.type
-    if torch.is_autocast_enabled(device) and tensor.dtype == torch.float32:
+    if tensor.dtype == torch.float32 and device != "meta" and torch.is_autocast_enabled(device):
         return tensor.to(torch.get_autocast_dtype(device))
     return tensor

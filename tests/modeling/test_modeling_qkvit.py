@@ -315,3 +315,13 @@ def test_the_last_feature_map_is_the_base_models_output(tiny_model, pixels):
     base.load_state_dict(backbone.state_dict())
     patches = base(pixels).last_hidden_state[:, 1:].transpose(1, 2).reshape(2, 32, 4, 4)
     assert torch.equal(backbone(pixels).feature_maps[0], patches)
+
+
+@pytest.mark.parametrize("mlp_type", ["mlp", "swiglu"])
+def test_shapes_can_be_had_without_weights_on_the_meta_device(tiny_config, mlp_type):
+    with torch.device("meta"):
+        model = QKViTModel(tiny_config(mlp_type=mlp_type)).eval()
+        out = model(torch.empty(2, 3, *model.config.image_shape), output_qkv=True)
+    tokens = model.config.num_prefix_tokens + math.prod(model.config.grid)
+    assert out.last_hidden_state.shape == (2, tokens, model.config.hidden_size)
+    assert out.queries[0].device.type == "meta"
