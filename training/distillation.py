@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from ..modeling.losses_qkvit import classification_loss
 from .checkpoints import tensor_digest
 from .errors import TrainingRefusedError
-from .recipe_methods import Distillation
+from .recipe_distillation import Distillation
 
 
 def distillation_loss(logits: torch.Tensor, teacher: torch.Tensor, settings: Distillation) -> torch.Tensor:

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_type_hints
 import yaml
 
 from .errors import TrainingRefusedError
-from .recipe_methods import Distillation, check_methods
+from .recipe_checks import check
+from .recipe_distillation import Distillation
 from .recipe_types import build, fit, unknown
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -250,8 +251,7 @@ class Recipe:
 
     def check(self) -> None:
         """Refuse values that are out of range or do not go together."""
-        _check_ranges(self)
-        check_methods(self)
+        check(self)
 
 
 def read_yaml(recipe: str | Path) -> tuple[dict[str, Any], str]:
@@ -361,55 +361,3 @@ def _place_of(key: str) -> list[str]:
     if not found:
         raise TrainingRefusedError(f"--set {unknown(key, places)}")
     return found[0].split(".")
-
-
-def _check_ranges(recipe: Recipe) -> None:
-    shares = {
-        "data.held_out": recipe.data.held_out,
-        "augmentation.flip": recipe.augmentation.flip,
-        "augmentation.erasing": recipe.augmentation.erasing,
-        "augmentation.mix_probability": recipe.augmentation.mix_probability,
-        "optimisation.average_decay": recipe.optimisation.average_decay,
-        "optimisation.layer_decay": recipe.optimisation.layer_decay,
-    }
-    for name, value in shares.items():
-        if value is not None and not 0 <= value <= 1:
-            raise TrainingRefusedError(f"{name}={value} is outside [0, 1]; write a number in it")
-    for name in ("mixup", "cutmix", "brightness", "contrast", "saturation", "randaugment_spread"):
-        if getattr(recipe.augmentation, name) < 0:
-            raise TrainingRefusedError(
-                f"augmentation.{name}={getattr(recipe.augmentation, name)} is negative; write 0 or more"
-            )
-    if recipe.optimisation.attention_health_steps < 0:
-        raise TrainingRefusedError(
-            f"optimisation.attention_health_steps={recipe.optimisation.attention_health_steps} is negative; write 0"
-            " (never) or more"
-        )
-    for name, count in (
-        ("data.repeats", recipe.data.repeats),
-        ("data.shuffle_window", recipe.data.shuffle_window),
-        ("processes", recipe.processes),
-    ):
-        if count is not None and count < 1:
-            raise TrainingRefusedError(f"{name}={count} is less than 1; write 1 or more")
-    for name in ("crop_scale", "crop_ratio"):
-        low, high = getattr(recipe.augmentation, name)
-        if not 0 < low <= high:
-            raise TrainingRefusedError(
-                f"augmentation.{name}=[{low}, {high}] is no range above 0; write the lower end first"
-            )
-    if not 0 <= recipe.augmentation.randaugment_magnitude <= 10:
-        raise TrainingRefusedError(
-            f"augmentation.randaugment_magnitude={recipe.augmentation.randaugment_magnitude} is outside [0, 10]; write"
-            " a number in it"
-        )
-    if not 0 <= recipe.arguments.get("seed", 42) < 2**32:
-        raise TrainingRefusedError(
-            f"arguments.seed={recipe.arguments['seed']} is outside [0, 2^32); write a number in it"
-        )
-    batch = recipe.arguments.get("per_device_train_batch_size", 8)
-    if (recipe.augmentation.mixup or recipe.augmentation.cutmix) and batch % 2:
-        raise TrainingRefusedError(
-            f"per_device_train_batch_size={batch} is odd, and mixup and cutmix mix pairs of a batch; write an even"
-            " number"
-        )

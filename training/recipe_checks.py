@@ -1,0 +1,124 @@
+"""What a recipe may hold: ranges of its values, and which of them go together."""
+
+from typing import Any
+
+from .errors import TrainingRefusedError
+
+
+def check(recipe: Any) -> None:
+    """Refuse a recipe, with one sentence.
+
+    Args:
+        recipe: A `Recipe`.
+
+    Raises:
+        TrainingRefusedError: one of its values is out of range, or two do not go together.
+    """
+    _check_ranges(recipe)
+    _check_distillation(recipe.distillation)
+    _check_progressive(recipe.data.progressive)
+    _check_best(recipe.optimisation, recipe.arguments)
+
+
+def _check_ranges(recipe: Any) -> None:
+    shares = {
+        "data.held_out": recipe.data.held_out,
+        "augmentation.flip": recipe.augmentation.flip,
+        "augmentation.erasing": recipe.augmentation.erasing,
+        "augmentation.mix_probability": recipe.augmentation.mix_probability,
+        "optimisation.average_decay": recipe.optimisation.average_decay,
+        "optimisation.layer_decay": recipe.optimisation.layer_decay,
+    }
+    for name, value in shares.items():
+        if value is not None and not 0 <= value <= 1:
+            raise TrainingRefusedError(f"{name}={value} is outside [0, 1]; write a number in it")
+    for name in ("mixup", "cutmix", "brightness", "contrast", "saturation", "randaugment_spread"):
+        if getattr(recipe.augmentation, name) < 0:
+            raise TrainingRefusedError(
+                f"augmentation.{name}={getattr(recipe.augmentation, name)} is negative; write 0 or more"
+            )
+    if recipe.optimisation.attention_health_steps < 0:
+        raise TrainingRefusedError(
+            f"optimisation.attention_health_steps={recipe.optimisation.attention_health_steps} is negative; write 0"
+            " (never) or more"
+        )
+    for name, count in (
+        ("data.repeats", recipe.data.repeats),
+        ("data.shuffle_window", recipe.data.shuffle_window),
+        ("processes", recipe.processes),
+    ):
+        if count is not None and count < 1:
+            raise TrainingRefusedError(f"{name}={count} is less than 1; write 1 or more")
+    for name in ("crop_scale", "crop_ratio"):
+        low, high = getattr(recipe.augmentation, name)
+        if not 0 < low <= high:
+            raise TrainingRefusedError(
+                f"augmentation.{name}=[{low}, {high}] is no range above 0; write the lower end first"
+            )
+    if not 0 <= recipe.augmentation.randaugment_magnitude <= 10:
+        raise TrainingRefusedError(
+            f"augmentation.randaugment_magnitude={recipe.augmentation.randaugment_magnitude} is outside [0, 10]; write"
+            " a number in it"
+        )
+    if not 0 <= recipe.arguments.get("seed", 42) < 2**32:
+        raise TrainingRefusedError(
+            f"arguments.seed={recipe.arguments['seed']} is outside [0, 2^32); write a number in it"
+        )
+    batch = recipe.arguments.get("per_device_train_batch_size", 8)
+    if (recipe.augmentation.mixup or recipe.augmentation.cutmix) and batch % 2:
+        raise TrainingRefusedError(
+            f"per_device_train_batch_size={batch} is odd, and mixup and cutmix mix pairs of a batch; write an even"
+            " number"
+        )
+
+
+def _check_distillation(settings: Any) -> None:
+    if not 0 <= settings.alpha <= 1:
+        raise TrainingRefusedError(f"distillation.alpha={settings.alpha} is outside [0, 1]; write a number in it")
+    if not settings.temperature > 0:
+        raise TrainingRefusedError(
+            f"distillation.temperature={settings.temperature} is not above 0; write a positive number"
+        )
+
+
+def _check_progressive(stages: list[list[float]] | None) -> None:
+    if stages is None:
+        return
+    shape = "write pairs such as [[0, 96], [0.5, 128]]: from which share of the run on, and how many pixels"
+    if not stages or any(len(stage) != 2 for stage in stages):
+        raise TrainingRefusedError(f"data.progressive={stages} is no list of pairs; {shape}")
+    shares = [share for share, _ in stages]
+    if shares[0] != 0 or sorted(set(shares)) != shares or shares[-1] >= 1:
+        raise TrainingRefusedError(f"data.progressive={stages} does not begin at 0 and rise below 1; {shape}")
+    if any(pixels < 1 or pixels != int(pixels) for _, pixels in stages):
+        raise TrainingRefusedError(f"data.progressive={stages} has a size that is no whole number above 0; {shape}")
+
+
+def _check_best(optimisation: Any, arguments: dict[str, Any]) -> None:
+    for name in ("early_stopping", "keep_best"):
+        count = getattr(optimisation, name)
+        if count is not None and count < 1:
+            raise TrainingRefusedError(f"optimisation.{name}={count} is less than 1; write 1 or more, or leave it out")
+    if optimisation.early_stopping_delta < 0:
+        raise TrainingRefusedError(
+            f"optimisation.early_stopping_delta={optimisation.early_stopping_delta} is negative; write 0 or more"
+        )
+    wanted = [name for name in ("early_stopping", "keep_best") if getattr(optimisation, name) is not None]
+    evaluation = arguments.get("eval_strategy", "epoch")
+    if wanted and evaluation == "no":
+        raise TrainingRefusedError(
+            f"optimisation.{wanted[0]} needs evaluations; set arguments.eval_strategy to epoch or steps"
+        )
+    if optimisation.keep_best is not None and not _saved_where_evaluated(arguments, evaluation):
+        raise TrainingRefusedError(
+            "optimisation.keep_best needs a checkpoint where the model is evaluated; give save_strategy and save_steps"
+            " the values of eval_strategy and eval_steps"
+        )
+
+
+def _saved_where_evaluated(arguments: dict[str, Any], evaluation: str) -> bool:
+    if arguments.get("save_strategy", "epoch") != evaluation:
+        return False
+    save, every = arguments.get("save_steps", 500), arguments.get("eval_steps")
+    every = arguments.get("logging_steps", 10) if every is None else every  # as TrainingArguments has it
+    return evaluation != "steps" or save % every == 0
