@@ -36,7 +36,10 @@ class BadImageStopError(TrainingStoppedError):
     code = 2
 
     def __init__(self, bad: Unusable) -> None:
-        super().__init__(f"{bad.reason}; repair or remove it, or set data.on_bad_image=skip and go on with --resume")
+        super().__init__(
+            f"{bad.reason}; repair it and go on with --resume, or leave such images out with --set on_bad_image=skip"
+            " --allow on_bad_image --resume"
+        )
 
 
 def check_usable(micro_batches: Iterable[Any]) -> None:

@@ -178,6 +178,9 @@ def test_a_bad_image_stops_with_one_sentence_and_code_2(recipe, folders, raises_
     with raises_sentence(TrainingStoppedError, f"red/{bad.name}", "on_bad_image=skip") as caught:
         train(recipe(folders, "run", workers(count)))
     assert caught.value.code == 2
+    if split == "train" and not count:  # what the sentence says to do
+        metrics = train(recipe(folders, "run"), ["on_bad_image=skip"], resume=True, allow=("on_bad_image",))
+        assert len(metrics["bad_images"]) == 1
 
 
 def test_the_command_says_it_without_a_traceback(recipe, folders, tmp_path, capsys):
