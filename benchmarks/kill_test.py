@@ -138,21 +138,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="for each case")
     parser.add_argument("--seed", type=int, default=0, help="of the times")
-    parser.add_argument("--output", type=Path, help="write the counts as JSON")
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        default=["1x0", "1x2", "2x0", "2x2"],
+        help="processes x workers of each, all of them if left out",
+    )
+    parser.add_argument("--output", type=Path, help="write the counts as JSON, after each case")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    chance = random.Random(options.seed)
-    results = []
-    for processes in (1, 2):
-        for workers in (0, 2):
-            scratch = Path(tempfile.mkdtemp(prefix="kill-test-"))
-            try:
-                results.append(one_case({"processes": processes, "workers": workers}, options.kills, chance, scratch))
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
     versions = {"qkvit": qkvit.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    if options.output:
-        options.output.write_text(json.dumps({"versions": versions, "cases": results}, indent=2) + "\n")
+    results = []
+    for name in options.cases:
+        processes, workers = (int(number) for number in name.split("x"))
+        chance = random.Random(f"{options.seed} {name}")
+        scratch = Path(tempfile.mkdtemp(prefix="kill-test-"))
+        try:
+            results.append(one_case({"processes": processes, "workers": workers}, options.kills, chance, scratch))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if options.output:
+            options.output.write_text(json.dumps({"versions": versions, "cases": results}, indent=2) + "\n")
     sys.exit(any(case["different"] or case["failed"] for case in results))
 
 
