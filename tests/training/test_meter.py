@@ -8,11 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qkvit.training import train
+from qkvit.training import TrainingStoppedError, train
 from qkvit.training.cost import forward_flops, training_flops
 from qkvit.training.machine_rate import matrix_product_rate
 from qkvit.training.meter import Meter
 from qkvit.training.parameter_groups import set_trainable
+from qkvit.training.trainer import RecipeTrainer
 from qkvit.training.training_progress import _BEFORE, numbers_line
 
 FULL = {
@@ -115,3 +116,12 @@ class TestLine:
         line = capfd.readouterr().err.strip().splitlines()[-1]
         for part in ("100 %", "loss", "acc", "lr", "img/s", "wait", "FLOP/s", "GiB"):
             assert part in line
+
+    def test_ends_with_its_line_where_the_run_is_stopped(self, tiny, tmp_path, monkeypatch, capfd):
+        def stops(self, *_):
+            raise TrainingStoppedError("in the middle")
+
+        monkeypatch.setattr(RecipeTrainer, "_forward", stops)
+        with pytest.raises(TrainingStoppedError):
+            train(tiny({"arguments": {"output_dir": str(tmp_path / "run"), "max_steps": 3}}))
+        assert capfd.readouterr().err.endswith("\n")
