@@ -37,15 +37,17 @@ def test_every_pair_is_drawn_as_often_and_every_operation_with_its_probability(p
     def counting(name):
         def operation(images, strength, sign):
             counts[name] += len(images)
-            return images
+            return images + 0.25
 
         return operation
 
     monkeypatch.setitem(OPERATIONS, policy, {name: counting(name) for name in OPERATIONS[policy]})
-    auto_augment(torch.zeros(20_000, 1, 1, 1), policy, 0, keys_of(20_000))
+    applied = auto_augment(torch.zeros(20_000, 1, 1, 1), policy, 0, keys_of(20_000)).flatten() * 4
     for name, count in counts.items():
         expected = sum(chance for pair in POLICIES[policy] for each, chance, _ in pair if each == name) / 25
         assert count / 20_000 == pytest.approx(expected, abs=0.012), name
+    both = sum(first[1] * second[1] for first, second in POLICIES[policy]) / 25
+    assert (applied == 2).float().mean() == pytest.approx(both, abs=0.012), "one does not decide for the other"
 
 
 @pytest.mark.parametrize(

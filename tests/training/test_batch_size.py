@@ -2,11 +2,12 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainingArguments
+from transformers import TrainingArguments, ViTConfig
 
 from qkvit import QKViTForImageClassification
 from qkvit.training import Recipe, TrainingRefusedError, TrainingStoppedError, batch_size, train
@@ -110,6 +111,23 @@ def test_trying_leaves_the_model_and_the_random_numbers_as_they_are(tiny_model, 
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_trying_leaves_running_means_as_they_are(tmp_path):
+    class Normed(torch.nn.Module):
+        config = ViTConfig(num_channels=3)
+
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm2d(3)
+
+        def forward(self, pixel_values):
+            return SimpleNamespace(logits=self.norm(pixel_values + 1).mean((2, 3)))
+
+    model = Normed()
+    find_batch_size(Recipe.load({}), TrainingArguments(output_dir=str(tmp_path), use_cpu=True), model, (4, 4))
+    assert not model.norm.running_mean.any()
+    assert not model.norm.num_batches_tracked.any()
 
 
 def test_all_processes_take_what_the_fullest_needs(tiny_model, memory, tmp_path, monkeypatch):
