@@ -112,6 +112,14 @@ def test_the_same_picture_smaller_and_compressed(zoo):
     assert note.examples == ["cat/2.png ~ cat/large.jpg"]
 
 
+def test_the_same_outline_in_other_colours_is_another_picture(zoo):
+    grey = picture(40).convert("L")
+    dark = grey.point(lambda value: value * 0.6)
+    grey.convert("RGB").save(zoo / "train" / "cat" / "grey.png")
+    Image.merge("RGB", (grey, dark, dark)).save(zoo / "test" / "cat" / "tinted.png")
+    assert check(zoo, image_size=32).findings == []
+
+
 def test_classes_that_differ_are_empty_or_small(zoo):
     (zoo / "test" / "dog").rename(zoo / "test" / "owl")
     assert any("test has other classes than train: dog, owl" in what for what in said(check(zoo)))
