@@ -16,10 +16,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from .precision_qkvit import cast_once
 
+_gelu: Any = nn.functional.gelu  # takes out=, which its type does not say
+
 # Activations that can overwrite their input, by the class that transformers has for them.
 _IN_PLACE: dict[type, Callable[[torch.Tensor], torch.Tensor]] = {
-    GELUActivation: lambda x: nn.functional.gelu(x, out=x),
-    GELUTanh: lambda x: nn.functional.gelu(x, approximate="tanh", out=x),
+    GELUActivation: lambda x: _gelu(x, out=x),
+    GELUTanh: lambda x: _gelu(x, approximate="tanh", out=x),
     SiLUActivation: lambda x: nn.functional.silu(x, inplace=True),
 }
 
