@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qkvit.training import TrainingRefusedError, TrainingStoppedError, train
+from qkvit.training.augmentation_pipeline import Augmenter
 from qkvit.training.bad_images import LIST
 from qkvit.training.command import main
 from qkvit.training.evaluation import evaluate
+from qkvit.training.recipe import Augmentation
 from qkvit.training.window_order import WindowOrder
 
 COLOURS = ("blue", "red")
@@ -250,8 +252,25 @@ def test_several_labels_are_learnt(recipe, parquet):
     feature = datasets.List(datasets.ClassLabel(names=[*COLOURS, "bright"]))
     source = parquet(lambda label: [label, 2] if label else [0], feature)
     settings = ["mixup=0", "cutmix=0", "randaugment_operations=0", "hidden_dropout_prob=0", "max_steps=60"]
-    metrics = train(recipe(source, "run"), [*settings, "learning_rate=5e-3", "save_strategy=no"])
+    best = ["eval_strategy=steps", "eval_steps=20", "save_steps=20", "load_best_model_at_end=true"]
+    best += ["metric_for_best_model=mean_average_precision", "greater_is_better=true"]
+    metrics = train(recipe(source, "run"), [*settings, *best, "learning_rate=5e-3"])
     assert metrics["validation"]["mean_average_precision"] > 0.95
+
+
+@pytest.mark.parametrize("how", ["shares", "present"])
+def test_targets_of_several_labels_are_mixed_as_the_pixels_are(how):
+    colours = torch.tensor([0, 255]).repeat(4)  # an image is black or white, so that its mean is the partner's share
+    images = colours.view(-1, 1, 1, 1).expand(8, 3, 16, 16).to(torch.uint8)
+    targets = torch.where(colours.view(-1, 1) > 0, torch.tensor([1.0, 1, 0]), torch.tensor([0.0, 1, 1]))
+    keys = torch.tensor([[0, index, 0] for index in range(8)])
+    settings = Augmentation(mixup=1.0, cutmix=1.0, mixed_labels=how)
+    pixels, mixed = Augmenter(settings, 0, (0.0,) * 3, (1.0,) * 3, num_labels=3)(images, targets, keys)
+    white = pixels.mean((1, 2, 3))
+    expected = torch.stack([white, torch.ones(8), 1 - white], dim=1)
+    assert torch.allclose(mixed, expected if how == "shares" else expected.gt(1e-6).float(), atol=1e-5)
+    assert mixed.min() >= 0
+    assert mixed.max() <= 1
 
 
 class TestMultiLabelMetrics:
