@@ -17,7 +17,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 def unsharded_class(model: nn.Module) -> type[nn.Module]:
     """The class that a model had before FSDP2 put its own in front."""
-    return next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+    found: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+    return found
 
 
 @torch.no_grad()
