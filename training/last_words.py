@@ -31,7 +31,11 @@ def leave_broken(error: Exception) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(PATIENCE)
         reason = " ".join(str(error).split())[:200]
-        print(f"error: {_who()}stops, because another process is gone ({reason})", file=sys.stderr, flush=True)
+        print(
+            f"error: {_who()}stops, because another process is gone or does not answer ({reason})",
+            file=sys.stderr,
+            flush=True,
+        )
     else:
         _wait_unless_first()
         shown = "".join(traceback.format_exception(error))

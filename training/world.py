@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +99,22 @@ def as_launched(values: dict[str, Any]) -> Iterator[None]:
         os.environ.pop(name, None)
     _left_behind.clear()
     _check_launcher(values)
+    _join_on_a_cpu(values)
     before = set(os.environ)
     try:
         yield
     finally:
         _left_behind.update(name for name in set(os.environ) - before if name.startswith("ACCELERATE_"))
+
+
+def _join_on_a_cpu(values: dict[str, Any]) -> None:
+    """Make the process group of a CPU with the recipe's `ddp_timeout`; transformers leaves that out there."""
+    import torch
+
+    placed = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys() and processes() > 1
+    if placed and values.get("use_cpu") and not torch.distributed.is_initialized():
+        patience = timedelta(seconds=values.get("ddp_timeout", 1800))
+        torch.distributed.init_process_group("gloo", timeout=patience)
 
 
 def _check_launcher(values: dict[str, Any]) -> None:

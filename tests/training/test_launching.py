@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from qkvit.training import TrainingRefusedError, last_words, train
+from qkvit.training import Recipe, TrainingRefusedError, last_words, train
 from qkvit.training.command import main
+from qkvit.training.run import training_arguments
 from qkvit.training.sharded_trainer import layer_classes, settle_fsdp
 from qkvit.training.trainer import RecipeTrainer
 from qkvit.training.watch import StopOnRequest
@@ -239,6 +242,20 @@ class TestAnEndTogether:
         assert status > 0
         assert "SIGKILL" in said, "the launcher's summary"
         assert "in on_step_end" not in said, "no traceback of the one that is left"
+
+    def test_a_process_that_does_not_answer_is_not_waited_for_longer_than_the_recipe_says(self, run_in_processes):
+        """transformers would wait 30 minutes on a CPU, whatever `ddp_timeout` is."""
+
+        def waits():
+            training_arguments(Recipe.load("digits", ["ddp_timeout=2"]))
+            if os.environ["RANK"] == "1":
+                time.sleep(5)
+                return
+            with pytest.raises(RuntimeError, match="2000ms") as caught:
+                torch.distributed.barrier()
+            assert last_words.lost_another(caught.value)
+
+        assert run_in_processes(2, waits, limit=30) == [0, 0]
 
     def test_what_all_refuse_is_said_once(self, torchrun, tmp_path):
         (tmp_path / "run").mkdir()

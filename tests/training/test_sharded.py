@@ -173,6 +173,14 @@ def test_a_checkpoint_does_not_know_how_it_was_sharded(recipe, run_in_processes,
     assert_near(folder / "averaged/model.safetensors", one / "averaged/model.safetensors", 1e-5)
 
 
+def test_in_bf16_the_weights_stay_in_float32(recipe, run_in_processes):
+    """What FSDP2 casts are copies; it also rebuilds the model's outputs."""
+    made, folder = recipe("bf16", 2, {"arguments": {"bf16": True, "max_steps": 2, "save_steps": 2}})
+    assert run_in_processes(2, lambda: train(made), sharding_on_a_cpu) == [0, 0]
+    for name in ("model.safetensors", "averaged/model.safetensors"):
+        assert {tensor.dtype for tensor in load_file(folder / name).values()} == {torch.float32}
+
+
 def test_fsdp_that_is_not_there_is_refused(tiny, tmp_path, monkeypatch, raises_sentence):
     """accelerate would train without it, and say nothing."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
