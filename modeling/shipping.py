@@ -6,6 +6,7 @@ loaded from such files is flat already; transformers copies those on its own.
 """
 
 import ast
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ AUTO_MAP = {
 _HEADER = "# Part of QKViT: this file travels with the model, for trust_remote_code=True.\n"
 
 
+@functools.cache  # a third of a second, and a run saves often
 def flat_sources() -> dict[str, str]:
     """File name -> text of every source file that a saved model needs.
 

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-from qkvit.modeling import shipping
 from qkvit.training import meter, report, train
 
 TINY: dict[str, Any] = {
@@ -72,15 +71,14 @@ def merged(*parts: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _read_sources_once():
-    """Saving a model reads its code, a run measures the machine and ends with a picture: of many runs, once is enough.
+def _measure_once():
+    """A run measures the machine and ends with a picture: of many runs, once is enough.
 
     A run also collects garbage, and would look through all that is there by now each time.
     """
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(meter, "matrix_product_rate", functools.cache(meter.matrix_product_rate))
-        patch.setattr(shipping, "flat_sources", functools.cache(shipping.flat_sources))
         patch.setattr(report, "draw_curves", lambda path, log: False)
         yield
 
