@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .decoding import MAX_PIXELS
-from .folder_source import SPLIT_FOLDERS, FolderSource
+from .folder_source import EXTENSIONS, SPLIT_FOLDERS, FolderSource
 from .image_source import ImageSource, OnBadImage
 from .parquet_source import open_rows, remote_parquet_files
 from .shard_source import open_shards, shards_of
@@ -112,12 +112,12 @@ def kind_of(source: str) -> str:
     if path.is_dir():
         if is_saved_dataset(path):
             return "arrow"
+        endings: set[str] = set()
         for _, _, files in os.walk(path):
-            for file in files:
-                ending = os.path.splitext(file)[1].lower()
-                if ending in _KINDS:
-                    return _KINDS[ending]
-        return "folder"
+            endings |= {os.path.splitext(file)[1].lower() for file in files}
+        tables = [kind for ending, kind in _KINDS.items() if ending in endings and kind != "shards"]
+        # Beside images, a .tar file is the archive that they came in.
+        return next(iter(tables), "shards" if ".tar" in endings and not endings & EXTENSIONS else "folder")
     if path.suffix in _KINDS and (path.is_file() or shards_of(source)):
         return _KINDS[path.suffix]
     if path.is_file():

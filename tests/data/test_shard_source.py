@@ -117,6 +117,13 @@ def test_workers_and_pickles_read_the_same(shards, transform, workers):
     assert names == [sample.name for sample in source]
 
 
+def test_an_archive_beside_the_images_that_came_in_it_is_passed_over(shard, png, tmp_path):
+    path = shard("pets/train.tar", samples(png, [0, 1]))
+    (path.parent / "cat").mkdir()
+    (path.parent / "cat" / "1.png").write_bytes(png(1))
+    assert [sample.name for sample in open_images(path.parent)] == ["cat/1.png"]
+
+
 def test_a_shard_is_scanned_once_and_again_when_it_has_changed(shard, png, monkeypatch):
     path = shard("a.tar", samples(png, [0, 1]))
     before = open_images(path).labels.tolist()
