@@ -257,7 +257,12 @@ class TestAnEndTogether:
 
         assert run_in_processes(2, waits, limit=30) == [0, 0]
 
-    def test_what_all_refuse_is_said_once(self, torchrun, tmp_path):
+    def test_what_all_refuse_is_said_once(self, torchrun):
+        status, said = torchrun(lambda: None, "--set", "learning_rat=1")
+        assert status > 0
+        assert said.count("did you mean learning_rate?") == 1
+
+    def test_what_the_first_refuses_for_all_is_said_once(self, torchrun, tmp_path):
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "thesis.txt").write_text("dear")
         status, said = torchrun(lambda: None)

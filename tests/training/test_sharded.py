@@ -61,7 +61,7 @@ def recipe(tiny, busy, tmp_path_factory):
             "output_dir": str(root / folder),
             "per_device_train_batch_size": 8 // processes,
             "max_steps": 20,
-            "save_steps": 5,
+            "save_steps": 10,
             "save_total_limit": 9,
             "per_device_eval_batch_size": 179,  # of 359 images: of two processes, one has a batch more than the other
         }
@@ -145,11 +145,11 @@ def test_a_killed_sharded_run_ends_with_the_same_bits(recipe, run_in_processes, 
     made, folder = recipe("killed", 2)
 
     def first():
-        killed_at(8)
+        killed_at(12)
         train(made)
 
     assert run_in_processes(2, first, sharding_on_a_cpu) == [-signal.SIGKILL] * 2
-    assert newest_whole(folder)[0].name == "checkpoint-5"
+    assert newest_whole(folder)[0].name == "checkpoint-10"
     assert run_in_processes(2, lambda: train(made, resume=True), sharding_on_a_cpu) == [0, 0]
     assert weights(folder) == weights(two)
 
