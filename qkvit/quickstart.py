@@ -3,7 +3,8 @@
 The folder it writes:
 
     model/             the model: weights, configuration, its code, its image processor
-    pictures/          attention_layer_0.png, qkv_layer_0.png, ...
+    recipe.yaml        how it was trained, for `qkvit train`
+    pictures/          attention_layer_0.png, qkv_layer_0.png, ..., training.png
     digits/            a few held-out digits as images, to try the model on
     head_facts.csv     the simplest facts about each head
     run.json           what was run, with which versions, and what came out
@@ -35,7 +36,8 @@ NEEDED = {"accelerate": "accelerate", "matplotlib": "matplotlib", "mlxtend": "ml
 RECORD = "run.json"
 SHOWN_DIGITS = (0, 2, 4, 7, 8)  # one of each in the pictures of attention
 DISSECTED_DIGIT = 4  # the one whose queries, keys and values are drawn
-NUM_QUICK_IMAGES = 512
+RECIPE = "mnist5k"
+QUICK = ["images=512", "num_train_epochs=1", "warmup_epochs=0.1"]
 MAX_THREADS = 4  # more do not help so small a model, and containers often show cores that they do not have
 
 
@@ -101,22 +103,18 @@ def few_threads(most: int) -> Iterator[None]:
 
 
 def _run(folder: Path, *, seed: int, quick: bool) -> dict[str, Any]:
-    from .training import digits, quickstart
+    from .training import digits
 
     record = _provenance(seed, quick)
     stopwatch = Stopwatch()
     _say("Reading 5,000 handwritten digits.")
     train, held_out = digits.load_digits()
-    trained_on = train[:NUM_QUICK_IMAGES] if quick else train
-    epochs = 1 if quick else quickstart.EPOCHS
     stopwatch.lap("data")
 
-    passes = "once" if epochs == 1 else f"{epochs} times over"
-    _say(f"Training on {len(trained_on):,} of them, {passes}; {len(held_out):,} are held out.")
-    model, log = quickstart.train_quickstart(trained_on, folder / "model", seed=seed, epochs=epochs)
+    model, recipe, metrics = train_model(folder, seed=seed, settings=QUICK if quick else [])
     stopwatch.lap("training")
 
-    logits = quickstart.classify(model, held_out)
+    logits = classify(model, held_out)
     accuracies = _accuracies(logits, train, held_out)
     _say(f"\n{accuracy_table(accuracies, len(held_out))}\n")
     stopwatch.lap("accuracy")
@@ -131,16 +129,16 @@ def _run(folder: Path, *, seed: int, quick: bool) -> dict[str, Any]:
         "data": {
             "source": digits.SOURCE,
             "split": f"stratified, seed {digits.SPLIT_SEED}",
-            "trained on": len(trained_on),
+            "trained on": recipe["data"]["images"] or len(train),
             "held out": len(held_out),
         },
         "model": model.config.to_diff_dict(),
         "parameters": model.num_parameters(),
-        "training": quickstart.recipe(num_images=len(trained_on), seed=seed, epochs=epochs),
+        "recipe": recipe,
+        "training": metrics,
         "accuracy": accuracies,
         "largest difference of a logit when loaded without qkvit": difference,
         "seconds": stopwatch.laps,
-        "log": log,
     }
 
 
@@ -166,6 +164,51 @@ def _provenance(seed: int, quick: bool) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
     }
+
+
+def train_model(folder: Path, *, seed: int, settings: list[str]) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Train as the recipe says, and sort what the run left into the quickstart's folder.
+
+    Returns:
+        The model, the recipe and the run's metrics.
+    """
+    from .modeling import QKViTForImageClassification
+    from .training import Recipe, TrainingStoppedError
+    from .training.run import Run
+
+    # On the CPU: too small a model for a GPU to help, and one result for everyone.
+    ours = [f"seed={seed}", "use_cpu=true", 'save_strategy="no"']
+    recipe = Recipe.load(RECIPE, [*ours, *settings])
+    told = recipe.to_dict()
+    scratch = folder / "run"
+    recipe.arguments["output_dir"] = str(scratch)
+    run = Run(recipe, RECIPE, say=lambda text: None)
+    epochs = recipe.arguments["num_train_epochs"]
+    passes = "once" if epochs == 1 else f"{epochs:g} times over"
+    _say(f"Training on {recipe.data.images or 4000:,} of them, {passes}; 1,000 are held out.")
+    try:
+        metrics = run.train()
+    except TrainingStoppedError as error:  # SIGTERM: the run has saved a checkpoint, in a folder that goes with it
+        print("\nstopped", file=sys.stderr)
+        sys.exit(getattr(error, "code", 1))
+    (folder / "recipe.yaml").write_text(Recipe.load(told).to_yaml(), encoding="utf-8")
+    (folder / "pictures").mkdir()
+    (scratch / "curves.png").replace(folder / "pictures" / "training.png")
+    for path in ("recipe.yaml", "run.json", "metrics.json", "results.md"):  # they name the folder of this moment
+        (scratch / path).unlink()
+    scratch.replace(folder / "model")
+    return QKViTForImageClassification.from_pretrained(folder / "model").eval(), told, metrics
+
+
+def classify(model: Any, digits: Any, batch_size: int = 250) -> Any:
+    """The model's logits for digits: (count, 10)."""
+    import torch
+
+    from .training.digits import pixel_values
+
+    with torch.no_grad():
+        batches = torch.from_numpy(digits.images).split(batch_size)
+        return torch.cat([model(pixel_values(images)).logits for images in batches]).numpy()
 
 
 def _accuracies(logits: Any, train: Any, held_out: Any) -> dict[str, float]:
@@ -256,7 +299,6 @@ def draw_layers(model: Any, shown: Any, layout: Any, folder: Path, provenance: s
     from .analysis.qkv_pictures import draw_qkv
     from .training.digits import pixel_values
 
-    folder.mkdir()
     images = torch.from_numpy(shown.images)
     with torch.no_grad():
         out = model(pixel_values(images), output_attentions=True, output_qkv=True)

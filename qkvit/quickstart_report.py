@@ -97,9 +97,13 @@ def farewell(output: Path, record: dict[str, Any]) -> str:
     minutes, seconds = divmod(round(sum(record["seconds"].values())), 60)
     contents = [
         ["model/", "the model, its code and its image processor"],
-        ["pictures/", "attention_layer_*.png: where each head looks; qkv_layer_*.png: queries, keys, values"],
+        [
+            "pictures/",
+            "attention_layer_*.png: where each head looks; qkv_layer_*.png: Q, K and V; training.png",
+        ],
         ["digits/", "a few held-out digits to try it on"],
         ["head_facts.csv", "the table above, with standard errors"],
+        ["recipe.yaml", "how it was trained: a start for recipes of your own"],
         ["run.json", "settings, versions, accuracies, times"],
     ]
     lines = [

@@ -1,14 +1,10 @@
 """Light augmentation of small grey images: a random affine map and a smooth random displacement.
 
-What happens to an image is drawn from (seed, epoch, index of the image) alone, so that a run does not depend on the
-order of the images, on workers or on where it was resumed.
-
 Shapes: B batch, K numbers that say how an image is warped.
 """
 
 import math
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -21,21 +17,6 @@ ELASTIC_GRID = 5  # nodes along each side
 
 _NUM_AFFINE = 6
 NUM_PARAMETERS = _NUM_AFFINE + 2 * ELASTIC_GRID**2
-
-
-def warp_parameters(count: int, *, seed: int, epoch: int) -> torch.Tensor:
-    """Uniform numbers in [-1, 1) for each of `count` images: (count, K).
-
-    Example:
-
-    ```python
-    >>> warp_parameters(3, seed=0, epoch=1).shape
-    torch.Size([3, 56])
-
-    ```
-    """
-    drawn = np.random.default_rng((seed, epoch)).uniform(-1, 1, size=(count, NUM_PARAMETERS))
-    return torch.from_numpy(drawn.astype(np.float32))
 
 
 def warp(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:

@@ -7,13 +7,9 @@ Shapes: B batch; images are 28 by 28 pixels, white ink on black.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
-
-from .augmentation import warp, warp_parameters
 
 SPLIT_SEED = 0
 NUM_HELD_OUT = 1000  # 100 of each digit
@@ -75,52 +71,3 @@ def pixel_values(images: torch.Tensor) -> torch.Tensor:
     ```
     """
     return (images.float() / 127.5 - 1).unsqueeze(1).expand(-1, 3, -1, -1)
-
-
-class DigitsDataset(Dataset):
-    """Digits as `Trainer` takes them, a batch at a time: use with `data_collator=as_it_is`.
-
-    Args:
-        digits: The digits.
-        augmentation_seed: Warp each image a little, anew in each epoch (`set_epoch`); what happens to an image depends
-            on this seed, the epoch and the image's index alone. `None`: images as they are.
-
-    Example:
-
-    ```python
-    >>> digits = Digits(np.zeros((4, 28, 28), np.uint8), np.arange(4))
-    >>> batch = DigitsDataset(digits).__getitems__([1, 3])
-    >>> batch["pixel_values"].shape, batch["labels"]
-    (torch.Size([2, 3, 28, 28]), tensor([1, 3]))
-
-    ```
-    """
-
-    def __init__(self, digits: Digits, augmentation_seed: int | None = None) -> None:
-        self.images = torch.from_numpy(digits.images)
-        self.labels = torch.from_numpy(digits.labels)
-        self.augmentation_seed = augmentation_seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the warps of an epoch, for every image at once; `Trainer`'s data loader calls it."""
-        self.parameters = None
-        if self.augmentation_seed is not None:
-            self.parameters = warp_parameters(len(self), seed=self.augmentation_seed, epoch=epoch)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {name: value[0] for name, value in self.__getitems__([index]).items()}
-
-    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        images = self.images[indices]
-        if self.parameters is not None:
-            images = warp(images.float(), self.parameters[indices])
-        return {"pixel_values": pixel_values(images), "labels": self.labels[indices]}
-
-
-def as_it_is(batch: Any) -> Any:
-    """The collator of a data set that gives whole batches."""
-    return batch

@@ -5,7 +5,8 @@ import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from .models import build_model, build_processor, image_size
 from .optimizers import optimizer_class
 from .parameter_groups import set_trainable
 from .plan import Plan, make_plan
+from .progress import TrainingProgress
 from .progressive import ProgressiveCost, with_progression
 from .recipe import Recipe
 from .report import write_report
@@ -34,7 +36,6 @@ from .run_folder import METRICS, check_new, check_resume, find_checkpoint, read_
 from .sharded_trainer import said_of_sharing
 from .sources import Splits, open_splits
 from .trainer import RecipeTrainer
-from .training_progress import TrainingProgress
 from .watch import StopOnRequest
 from .world import as_launched, check_world, device_arguments
 
@@ -74,9 +75,13 @@ class Run:
     Args:
         recipe: Checked.
         name: How the user called it, for the command in messages.
+        say: What is told goes there; errors and the progress line do not.
     """
 
-    def __init__(self, recipe: Recipe, name: str | Path = "RECIPE.yaml") -> None:
+    def __init__(
+        self, recipe: Recipe, name: str | Path = "RECIPE.yaml", say: Callable[[str], Any] | None = None
+    ) -> None:
+        self.say = say or partial(print, flush=True)
         self.recipe = recipe
         self.name = str(name)
         self.args = training_arguments(recipe)
@@ -317,7 +322,7 @@ class Run:
 
     def _say(self, text: str) -> None:
         if self.args.process_index == 0:
-            print(text, flush=True)
+            self.say(text)
 
 
 class _TerminatedError(TrainingStoppedError):

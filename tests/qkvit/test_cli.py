@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -160,6 +161,23 @@ def test_a_run_that_is_ended_leaves_nothing(capfd, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_is_ended_while_it_trains_leaves_nothing(capsys, monkeypatch, tmp_path):
+    from qkvit.training import TrainingStoppedError
+    from qkvit.training.run import Run
+
+    class _EndedError(TrainingStoppedError):
+        code = 143
+
+    def ended(self, **_):
+        self.output.mkdir()
+        raise _EndedError("stopped by SIGTERM: go on with --resume")
+
+    monkeypatch.setattr(Run, "train", ended)
+    code, _, errors = leave(capsys, "quickstart", "--quick", "--output", tmp_path / "run")
+    assert (code, errors) == (143, "\nstopped\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A whole run, with few steps."""
@@ -172,14 +190,14 @@ def test_a_run_ends_with_where_everything_is(finished):
     assert done.returncode == 0, done.stderr
     assert str(folder / "quickstart") in done.stdout
     contents = {path.name for path in (folder / "quickstart").iterdir()}
-    assert contents == {"model", "pictures", "digits", "head_facts.csv", "run.json"}
+    assert contents == {"model", "pictures", "digits", "head_facts.csv", "recipe.yaml", "run.json"}
     assert all(name in done.stdout for name in contents)
     assert [path.name for path in folder.iterdir()] == ["quickstart"]
 
 
 def test_a_run_puts_nothing_on_the_screen_that_a_newcomer_would_not_understand(finished):
     errors = finished[1].stderr.replace("\r", "\n")
-    assert [line for line in errors.splitlines() if line.strip() and not line.startswith("training ")] == []
+    assert [line for line in errors.splitlines() if line.strip() and not re.match(r" *\d+ % \|", line)] == []
 
 
 def test_a_run_records_what_it_was(finished):
@@ -200,7 +218,7 @@ def test_a_run_draws_every_layer(finished):
     pictures = finished[0] / "quickstart" / "pictures"
     layers = range(record["model"]["num_hidden_layers"])
     expected = {f"{kind}_layer_{layer}.png" for kind in ("attention", "qkv") for layer in layers}
-    assert {path.name for path in pictures.iterdir()} == expected
+    assert {path.name for path in pictures.iterdir()} == expected | {"training.png"}
     with Image.open(pictures / "attention_layer_0.png") as picture:
         assert record["date"] in picture.info["Description"]
 

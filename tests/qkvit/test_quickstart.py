@@ -6,17 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from qkvit import QKViTForImageClassification
+from qkvit import QKViTConfig, QKViTForImageClassification
 from qkvit.errors import UserError
-from qkvit.quickstart import check_packages, check_saved_model
+from qkvit.quickstart import check_packages, check_saved_model, classify
 from qkvit.training.digits import Digits
-from qkvit.training.quickstart import classify, quickstart_config
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     torch.manual_seed(0)
-    model = QKViTForImageClassification(quickstart_config()).eval()
+    config = QKViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=7, num_labels=10
+    )
+    model = QKViTForImageClassification(config).eval()
     folder = tmp_path_factory.mktemp("model with a space")
     model.save_pretrained(folder)
     random = np.random.default_rng(0)

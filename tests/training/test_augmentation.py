@@ -3,24 +3,13 @@
 import torch
 
 from qkvit.training.augmentation import MAX_SHIFT as SHIFT
-from qkvit.training.augmentation import NUM_PARAMETERS, warp, warp_parameters
+from qkvit.training.augmentation import NUM_PARAMETERS, warp
 
 
 def square(batch=1):
     images = torch.zeros(batch, 28, 28)
     images[:, 8:20, 8:20] = 255
     return images
-
-
-def test_parameters_are_drawn_anew_for_each_image_epoch_and_seed():
-    drawn = [warp_parameters(4, seed=seed, epoch=epoch) for seed in (0, 1) for epoch in (0, 1)]
-    assert all(numbers.abs().max() <= 1 for numbers in drawn)
-    assert len({tuple(row.tolist()) for numbers in drawn for row in numbers}) == 16
-    assert warp_parameters(4, seed=1, epoch=1).equal(drawn[-1])
-
-
-def test_parameters_of_an_image_do_not_depend_on_how_many_there_are():
-    assert warp_parameters(3, seed=0, epoch=0).equal(warp_parameters(9, seed=0, epoch=0)[:3])
 
 
 def test_no_parameters_no_change():
@@ -39,7 +28,7 @@ def test_a_shift_moves_the_ink():
 
 
 def test_warped_ink_stays_about_as_much_and_within_its_range():
-    images = warp(square(200), warp_parameters(200, seed=0, epoch=0))
+    images = warp(square(200), 2 * torch.rand(200, NUM_PARAMETERS, generator=torch.Generator().manual_seed(0)) - 1)
     assert images.min() >= 0
     assert images.max() <= 255.01
     share = images.sum((1, 2)) / square().sum()

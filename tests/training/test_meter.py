@@ -13,8 +13,8 @@ from qkvit.training.cost import forward_flops, training_flops
 from qkvit.training.machine_rate import matrix_product_rate
 from qkvit.training.meter import Meter
 from qkvit.training.parameter_groups import set_trainable
+from qkvit.training.progress import _BEFORE, numbers_line
 from qkvit.training.trainer import RecipeTrainer
-from qkvit.training.training_progress import _BEFORE, numbers_line
 
 FULL = {
     "loss": 2.31,
