@@ -58,8 +58,10 @@ def lost_another(error: Exception) -> bool:
     """
     from torch.distributed import DistError
 
-    signs = ("closed by peer", "reset by peer", "Broken pipe", "gloo/transport", "NCCL", "ProcessGroup", "recvValue")
-    signs += ("killed by signal: Terminated",)  # a worker of this process, by a launcher that ends all of them
+    signs = [
+        *("closed by peer", "reset by peer", "Broken pipe", "gloo/transport", "NCCL", "ProcessGroup", "recvValue"),
+        "killed by signal: Terminated",  # a worker of this process, by a launcher that ends all of them
+    ]
     return isinstance(error, DistError) or any(sign in str(error) for sign in signs)
 
 
