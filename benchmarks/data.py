@@ -38,10 +38,10 @@ from throughput import cpu_name
 import qkvit
 from qkvit.data import open_images
 from qkvit.data.image_source import Encoded, ImageSource
-from qkvit.training.augmentation_pipeline import Augmenter
-from qkvit.training.batches import TrainingImages
+from qkvit.training.augmentation.pipeline import Augmenter
+from qkvit.training.images.batches import TrainingImages
+from qkvit.training.images.sources import SourceSplit
 from qkvit.training.recipe import Augmentation
-from qkvit.training.sources import SourceSplit
 
 SIZE = 224
 LIGHT = Augmentation(crop="resized", flip=0.5, erasing=0.25)

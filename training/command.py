@@ -5,8 +5,8 @@ import sys
 from typing import NoReturn
 
 from .errors import TrainingRefusedError, TrainingStoppedError
-from .last_words import leave, leave_broken
-from .world import end_together, processes
+from .processes.last_words import leave, leave_broken
+from .processes.world import end_together, processes
 
 
 class _Parser(argparse.ArgumentParser):

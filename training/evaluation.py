@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
-from .bad_images import Unusable, usable
-from .multi_label import MultiLabelScores
+from .images.bad_images import Unusable, usable
+from .images.multi_label import MultiLabelScores
 
 
 @torch.no_grad()

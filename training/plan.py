@@ -8,7 +8,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from .cost import forward_flops, memory_estimate, training_flops
-from .progressive import Progression
+from .images.progressive import Progression
 from .recipe import Recipe
 from .trainer import schedule_steps
 

@@ -146,7 +146,7 @@ class Optimisation:
 
     Args:
         optimizer: "lamb" (You et al. 2020, arXiv 1904.00962), or "muon": for the matrices of the layers, AdamW for the
-            rest (`training/muon.py`). `None`: `optim` of TrainingArguments.
+            rest (`training/optimisation/muon.py`). `None`: `optim` of TrainingArguments.
         trainable: "all", "only q, head" or "all but k, layer.0": roles, layers, or parts of parameters' names.
         no_decay: Roles without weight decay.
         layer_decay: Each layer's learning rate is this times that of the one above (Clark et al. 2020). `None`: 1.
@@ -161,7 +161,7 @@ class Optimisation:
             said by `metric_for_best_model` of TrainingArguments; without it, the accuracy.
         channels_last: Pixels with the channels last in memory, for models whose patches go through a convolution.
         attention_health_steps: How often attention is looked at, after the first step and then so many each time
-            (`training/attention_health.py`). 0: never.
+            (`training/watching/attention_health.py`). 0: never.
         find_batch_size: Where memory does not suffice, halve the micro-batch and double the accumulation: the global
             batch, and so the recipe, stays the same.
     """

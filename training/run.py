@@ -15,29 +15,29 @@ from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
 from transformers.utils import logging
 
-from .augmentation_pipeline import Augmenter
-from .bad_images import gathered, read_list
-from .batch_size import find_batch_size, out_of_memory
-from .batches import EvaluationImages, TrainingImages
+from .augmentation.pipeline import Augmenter
 from .checkpoints import ASIDE
 from .disk_errors import check_space
-from .distillation import Teacher, open_teacher
 from .errors import TrainingRefusedError, TrainingStoppedError
+from .images.bad_images import gathered, read_list
+from .images.batches import EvaluationImages, TrainingImages
+from .images.progressive import ProgressiveCost, with_progression
+from .images.sources import Splits, open_splits
 from .models import build_model, build_processor, image_size
-from .optimizers import optimizer_class
-from .parameter_groups import set_trainable
+from .optimisation.batch_size import find_batch_size, out_of_memory
+from .optimisation.distillation import Teacher, open_teacher
+from .optimisation.optimizers import optimizer_class
+from .optimisation.parameter_groups import set_trainable
 from .plan import Plan, make_plan
-from .progress import TrainingProgress
-from .progressive import ProgressiveCost, with_progression
+from .processes.sharded_trainer import said_of_sharing
+from .processes.world import as_launched, check_world, device_arguments
 from .recipe import Recipe
 from .report import write_report
-from .reporters import check_reporters
 from .run_folder import METRICS, check_new, check_resume, find_checkpoint, read_metrics, read_record, write_record
-from .sharded_trainer import said_of_sharing
-from .sources import Splits, open_splits
 from .trainer import RecipeTrainer
-from .watch import StopOnRequest
-from .world import as_launched, check_world, device_arguments
+from .watching.progress import TrainingProgress
+from .watching.reporters import check_reporters
+from .watching.watch import StopOnRequest
 
 # In the place of transformers' own; a recipe's `arguments` go before.
 DEFAULTS: dict[str, Any] = {

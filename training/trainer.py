@@ -16,24 +16,24 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments, get_scheduler
 
 from ..modeling.losses_qkvit import classification_loss
-from .attention_health import AttentionHealth
-from .augmentation_pipeline import Augmenter
-from .bad_images import BadImageList, check_usable
-from .batches import EpochBatches, EvaluationImages, TrainingImages, as_it_is
-from .best import EarlyStopping, best_checkpoints
+from .augmentation.counter_random import Purpose, seed_of
+from .augmentation.pipeline import Augmenter
 from .checkpoints import ASIDE, prune, publish, seal, sealed_facts, tensor_digest
-from .counter_random import Purpose, seed_of
-from .distillation import Teacher
-from .dropout_by_image import DropoutByImage
 from .errors import TrainingRefusedError, TrainingStoppedError
 from .evaluation import evaluate
-from .meter import Meter
-from .optimizers import make_optimizer
+from .images.bad_images import BadImageList, check_usable
+from .images.batches import EpochBatches, EvaluationImages, TrainingImages, as_it_is
+from .optimisation.distillation import Teacher
+from .optimisation.dropout_by_image import DropoutByImage
+from .optimisation.optimizers import make_optimizer
+from .optimisation.weight_average import WeightAverage
+from .processes.sharded import load_whole_state_dict, unsharded_class
+from .processes.sharded_trainer import ShardedTrainer
 from .recipe import Optimisation
-from .sharded import load_whole_state_dict, unsharded_class
-from .sharded_trainer import ShardedTrainer
-from .watch import first_not_finite
-from .weight_average import WeightAverage
+from .watching.attention_health import AttentionHealth
+from .watching.best import EarlyStopping, best_checkpoints
+from .watching.meter import Meter
+from .watching.watch import first_not_finite
 
 
 class RecipeTrainer(ShardedTrainer):

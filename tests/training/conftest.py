@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from qkvit.training import meter, report, train
+from qkvit.training import report, train
+from qkvit.training.watching import meter
 
 TINY: dict[str, Any] = {
     "name": "tiny",

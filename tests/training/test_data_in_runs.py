@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qkvit.training import TrainingRefusedError, TrainingStoppedError, train
-from qkvit.training.augmentation_pipeline import Augmenter
-from qkvit.training.bad_images import LIST
+from qkvit.training.augmentation.pipeline import Augmenter
 from qkvit.training.command import main
 from qkvit.training.evaluation import evaluate
+from qkvit.training.images.bad_images import LIST
+from qkvit.training.images.window_order import WindowOrder
 from qkvit.training.recipe import Augmentation
-from qkvit.training.window_order import WindowOrder
 
 COLOURS = ("blue", "red")
 
@@ -123,7 +123,7 @@ STREAMED = {"data": {"streaming": True, "shuffle_window": 6}}
 def test_a_killed_run_on_parquet_in_place_ends_with_the_same_bits(
     recipe, parquet, in_a_child, weights, tmp_path, count
 ):
-    from qkvit.training.weight_average import WeightAverage
+    from qkvit.training.optimisation.weight_average import WeightAverage
 
     source = parquet()
 
@@ -277,7 +277,7 @@ class TestMultiLabelMetrics:
     @given(st.integers(0, 2**31), st.integers(1, 30), st.integers(2, 5))
     def test_they_are_those_of_scikit_learn(self, seed, images, labels):
         metrics = pytest.importorskip("sklearn.metrics")
-        from qkvit.training.multi_label import multi_label_metrics
+        from qkvit.training.images.multi_label import multi_label_metrics
 
         random = np.random.default_rng(seed)
         logits = random.normal(size=(images, labels)).round(1).astype(np.float32)  # with ties

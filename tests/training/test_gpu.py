@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from qkvit.training.world import LAUNCHER_FILES
+from qkvit.training.processes.world import LAUNCHER_FILES
 
 pytestmark = [
     pytest.mark.gpu,

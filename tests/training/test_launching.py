@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from qkvit.training import Recipe, TrainingRefusedError, last_words, train
+from qkvit.training import Recipe, TrainingRefusedError, train
 from qkvit.training.command import main
+from qkvit.training.processes import last_words
+from qkvit.training.processes.sharded_trainer import layer_classes, settle_fsdp
+from qkvit.training.processes.world import as_launched, check_world
 from qkvit.training.run import training_arguments
-from qkvit.training.sharded_trainer import layer_classes, settle_fsdp
 from qkvit.training.trainer import RecipeTrainer
-from qkvit.training.watch import StopOnRequest
-from qkvit.training.world import as_launched, check_world
+from qkvit.training.watching.watch import StopOnRequest
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "training" / "accelerate").glob("*.yaml"))
 

@@ -16,7 +16,7 @@ import torch
 from transformers import get_scheduler
 
 from qkvit.training import Recipe
-from qkvit.training.lamb import Lamb
+from qkvit.training.optimisation.lamb import Lamb
 from qkvit.training.run import training_arguments
 from qkvit.training.trainer import schedule_steps
 

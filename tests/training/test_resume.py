@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qkvit.training import TrainingRefusedError, checkpoints, train, trainer
-from qkvit.training.weight_average import WeightAverage
+from qkvit.training.optimisation.weight_average import WeightAverage
 
 
 def kill_at_step(step):

@@ -12,9 +12,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from qkvit.training import Recipe, TrainingRefusedError, TrainingStoppedError, train
 from qkvit.training.command import main
 from qkvit.training.cost import activation_bytes, forward_flops
+from qkvit.training.processes.world import check_world
 from qkvit.training.report import draw_curves  # the one of the package: runs in these tests draw nothing
 from qkvit.training.trainer import RecipeTrainer
-from qkvit.training.world import check_world
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def test_a_run_leaves_a_model_checkpoints_and_its_record(run):
 
 
 def test_the_saved_model_has_the_accuracy_that_was_measured(run):
+    from qkvit.training.images.sources import open_splits
     from qkvit.training.recipe import Data
-    from qkvit.training.sources import open_splits
 
     folder, metrics = run
     validation = open_splits(Data("digits")).validation

@@ -1,0 +1,130 @@
+"""Every image in its place, whatever the number of processes, workers and micro-batches."""
+
+from itertools import chain
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qkvit.data import BadImageError
+from qkvit.training.evaluation import evaluate
+from qkvit.training.images.batches import EpochBatches, EvaluationImages, TrainingImages
+from qkvit.training.images.sources import held_out_indices, open_splits
+from qkvit.training.recipe import Augmentation, Data
+
+
+def steps(images, batch, *, accumulation=1, world=1, epoch=0, **options):
+    """The images of each optimisation step, in their order over micro-batches and processes."""
+    ranks = []
+    for rank in range(world):
+        sampler = EpochBatches(images, batch, accumulation=accumulation, rank=rank, world=world, **options)
+        sampler.set_epoch(epoch)
+        ranks.append(list(sampler))
+    assert len({len(each) for each in ranks}) == 1
+    rows = [list(chain(*micro)) for micro in zip(*ranks, strict=True)]
+    return [list(chain(*rows[i : i + accumulation])) for i in range(0, len(rows), accumulation)]
+
+
+@given(st.integers(1, 80), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]), st.integers(0, 5))
+def test_a_step_has_the_same_images_in_the_same_order(images, world, accumulation, epoch):
+    batch = 8 // world // accumulation or 1
+    expected = steps(images, batch * world * accumulation, epoch=epoch)
+    assert steps(images, batch, accumulation=accumulation, world=world, epoch=epoch) == expected
+
+
+@given(st.integers(1, 80), st.integers(1, 9))
+def test_each_image_once_and_nothing_but_a_rest_left_out(images, batch):
+    seen = [index for step in steps(images, batch) for _, index, _ in step]
+    assert len(seen) == len(set(seen)) == images // batch * batch
+
+
+def test_every_epoch_and_seed_has_its_order():
+    orders = [str(steps(40, 8, epoch=epoch, seed=seed)) for epoch in (0, 1) for seed in (0, 1)]
+    assert len(set(orders)) == 4
+
+
+def test_repeats_stand_side_by_side_and_are_told_apart():
+    keys = steps(40, 8, repeats=3)[0]
+    assert [repeat for _, _, repeat in keys] == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert len({index for _, index, _ in keys}) == 3
+
+
+class WithHoles:
+    """Six images, of which some cannot be used."""
+
+    labels = torch.arange(6).numpy()
+
+    def __init__(self, bad):
+        self.bad = bad
+
+    def __len__(self):
+        return 6
+
+    def image(self, index):
+        from PIL import Image
+
+        if index in self.bad:
+            raise BadImageError(f"image {index}: broken")
+        return Image.new("RGB", (4, 4), (index, 0, 0))
+
+    def name(self, index):
+        return f"image {index}"
+
+
+def test_an_unusable_image_is_replaced_by_the_next_and_named():
+    images = TrainingImages(WithHoles({1, 2}), (4, 4), Augmentation(), 0, skip_bad=True)
+    batch = images.__getitems__([(0, 1, 0), (0, 5, 0)])
+    assert batch["labels"].tolist() == [3, 5]
+    assert batch["images"][:, 0, 0, 0].tolist() == [3, 5]
+    assert [name for name, _ in batch["bad"]] == ["image 1", "image 2"]
+
+
+def test_an_unusable_image_stops_where_it_may_not_be_skipped():
+    with pytest.raises(BadImageError, match="image 1"):
+        TrainingImages(WithHoles({1}), (4, 4), Augmentation(), 0)[(0, 1, 0)]
+
+
+def test_held_out_images_are_the_same_share_of_each_class_and_never_change():
+    labels = torch.tensor([0] * 50 + [1] * 20 + [2] * 3).numpy()
+    kept, held = held_out_indices(labels, 0.2)
+    assert sorted([*kept, *held]) == list(range(73))
+    assert [int((labels[held] == label).sum()) for label in range(3)] == [10, 4, 1]
+    assert held.tolist() == held_out_indices(labels, 0.2)[1].tolist()
+
+
+def test_fewer_images_are_as_many_of_each_class():
+    pytest.importorskip("sklearn")
+    splits = open_splits(Data("digits", images=30))
+    assert torch.bincount(torch.from_numpy(splits.train.labels)).tolist() == [3] * 10
+
+
+class Constant(torch.nn.Module):
+    """Says 1, whatever it sees."""
+
+    def forward(self, pixel_values):
+        logits = torch.zeros(len(pixel_values), 6)
+        logits[:, 1] = 1
+        return type("Out", (), {"logits": logits})()
+
+    config = type("Config", (), {"num_labels": 6})()
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 9])
+def test_every_image_is_counted_once_also_with_more_processes_than_images(world):
+    class Processed(EvaluationImages):
+        def __getitem__(self, index):
+            return torch.zeros(3, 4, 4), int(self.split.labels[index])
+
+    images = Processed(WithHoles(set()), None)
+    total, right = 0, 0.0
+    reduce = torch.distributed.all_reduce
+    torch.distributed.all_reduce = lambda tensor: None
+    try:
+        for rank in range(world):
+            measured = evaluate(Constant(), images, batch_size=2, rank=rank, world=world)
+            total += measured["images"]
+            right += measured.get("accuracy", 0) * measured["images"]
+    finally:
+        torch.distributed.all_reduce = reduce
+    assert (total, right) == (6, 1)

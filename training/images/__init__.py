@@ -1,0 +1,1 @@
+"""Which images a run sees, and in which order."""

@@ -1,0 +1,1 @@
+"""How weights change: optimisers, groups, averages, a teacher."""

@@ -1,0 +1,48 @@
+"""The optimiser of a recipe: LAMB, Muon, or any class that transformers' `optim` names."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from ..errors import TrainingRefusedError
+from ..recipe import Optimisation
+from .lamb import Lamb
+from .muon import MuonWithAdamW
+from .parameter_groups import parameter_groups
+
+
+def make_optimizer(model: nn.Module, settings: Optimisation, args: TrainingArguments) -> torch.optim.Optimizer:
+    """With the groups of `parameter_groups`."""
+    kind, options = optimizer_class(model, settings, args)
+    groups = parameter_groups(model, settings, args.learning_rate, args.weight_decay)
+    for group in groups:
+        group.pop("names")
+    return kind(groups, **options)
+
+
+def optimizer_class(model: nn.Module, settings: Optimisation, args: TrainingArguments) -> tuple[Any, dict[str, Any]]:
+    """The class, and what it wants besides the groups.
+
+    "lion_32bit" and other names of bitsandbytes need that package.
+
+    Raises:
+        TrainingRefusedError: its package is missing, or it makes groups of its own.
+    """
+    adam = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+    if settings.optimizer == "lamb":
+        return Lamb, adam
+    if settings.optimizer == "muon":
+        return MuonWithAdamW, adam
+    name = getattr(args.optim, "value", args.optim)
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)  # type: ignore[arg-type]
+    except (ImportError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise TrainingRefusedError(
+            f"optim={name} cannot be used here: {reason}; or choose adamw_torch_fused"
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        raise TrainingRefusedError(f"optim={name} makes groups of its own; choose adamw_torch_fused, say")
+    return kind, options

@@ -1,0 +1,1 @@
+"""What one sees of a run, and what stops it."""
