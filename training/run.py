@@ -32,7 +32,7 @@ from .plan import Plan, make_plan
 from .processes.sharded_trainer import said_of_sharing
 from .processes.world import as_launched, check_world, device_arguments
 from .recipe import Recipe
-from .report import write_report
+from .report import results_table, write_report
 from .run_folder import METRICS, check_new, check_resume, find_checkpoint, read_metrics, read_record, write_record
 from .trainer import RecipeTrainer
 from .watching.progress import TrainingProgress
@@ -241,6 +241,8 @@ class Run:
                 trainer.bare_model.to(self.args.device)
                 trainer._load_from_checkpoint(str(checkpoint))
                 trainer.state = state
+                if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+                    trainer._load_best_model()
                 return
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -300,8 +302,6 @@ class Run:
         shutil.rmtree(aside)
 
     def _tell(self, metrics: dict[str, Any], files: list[str]) -> None:
-        from .report import results_table
-
         self._say(f"\n{results_table(metrics)}")
         if metrics["bad_images"]:
             self._say(f"{len(metrics['bad_images'])} images could not be used; they are listed in {METRICS}.")

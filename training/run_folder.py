@@ -41,8 +41,9 @@ HARMLESS = frozenset(
     )
 )
 
-
+# Except where the evaluations say when a run stops, or which checkpoint becomes the finished model.
 EVALUATIONS = frozenset(f"arguments.{name}" for name in ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start"))
+SAVING = frozenset(f"arguments.{name}" for name in ("save_strategy", "save_steps"))
 
 
 def check_new(output: Path) -> None:
@@ -103,7 +104,11 @@ def check_resume(output: Path, recipe: Recipe, data: dict[str, Any], world: int,
         raise TrainingRefusedError(f"{output} holds no {RECIPE} to go on with; leave --resume out") from error
     changes = {}
     old, new = _flat(before), _flat(recipe.to_dict())
-    harmless = HARMLESS if recipe.optimisation.early_stopping is None else HARMLESS - EVALUATIONS
+    harmless = HARMLESS
+    if recipe.optimisation.early_stopping is not None:
+        harmless -= EVALUATIONS
+    if recipe.arguments.get("load_best_model_at_end"):
+        harmless -= EVALUATIONS | SAVING
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name) and name not in harmless:
             changes[name] = (old.get(name), new.get(name))

@@ -82,6 +82,22 @@ def test_with_early_stopping_evaluations_are_part_of_the_recipe(tiny, tmp_path, 
         train(recipe, ["eval_steps=1"], resume=True)
 
 
+def test_the_best_weights_are_those_of_the_model_also_after_a_stop_at_the_end(
+    tiny, tmp_path, measured, weights, raises_sentence
+):
+    recipe = evaluated(tiny, tmp_path / "run")
+    best = ["max_steps=8", "load_best_model_at_end=true", "metric_for_best_model=accuracy", "save_total_limit=9"]
+    train(recipe, best)
+    ended = weights(tmp_path / "run")
+    assert ended == (tmp_path / "run" / "checkpoint-4" / "model.safetensors").read_bytes()
+    for name in ("metrics.json", "model.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    with raises_sentence(TrainingRefusedError, "arguments.save_steps"):
+        train(recipe, [*best, "save_steps=4"], resume=True)
+    train(recipe, best, resume=True)
+    assert weights(tmp_path / "run") == ended
+
+
 @given(st.lists(st.floats(0, 1, width=16), min_size=1, max_size=12), st.integers(1, 4))
 def test_what_a_log_says_is_what_a_list_says(values, patience):
     args = TrainingArguments(output_dir="unused", use_cpu=True)
