@@ -47,8 +47,8 @@ class Data:
         on_bad_image: "stop", or "skip": take the next image in its place, count it and name it at the end.
         images: Train on the first so many of the (shuffled, by class balanced) images. `None`: all.
         image_size: Pixels of the images, a number or [height, width]. `None`: the model's own.
-        repeats: Repeated augmentation (Hoffer et al. 2020, arXiv 1901.09335): each image so often in a row; an epoch
-            has as many images as without.
+        repeats: Repeated augmentation (Hoffer et al. 2020, arXiv 1901.09335): each image so often, near each other and
+            never mixed with itself; an epoch has as many images as without.
         known_images, known_classes: What the training split holds, so that --dry-run can plan without it.
         progressive: Progressive resizing: [[0, 96], [0.5, 128]] trains at 96 pixels from the first epoch on and at 128
             from the middle of the run on; evaluation is at `image_size`.

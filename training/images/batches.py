@@ -32,7 +32,8 @@ class EpochBatches(Sampler[list[Key]]):
         batch_size: Of a micro-batch of one process.
         accumulation: Micro-batches in a step.
         rank, world: This process, and how many there are.
-        repeats: Repeated augmentation: an image stands so often in the order, which is cut off at its usual length.
+        repeats: Repeated augmentation: an image stands so often in the order, which is cut off at its usual length. Its
+            neighbour, with which it is mixed, is another one each time and never itself.
         seed: Of the run.
         order: From a generator to an epoch's order of all images. `None`: any order.
 
@@ -81,8 +82,15 @@ class EpochBatches(Sampler[list[Key]]):
         order = self.order(generator) if self.order else torch.randperm(self.images, generator=generator).tolist()
         for number in range(len(self)):
             start = (number * self.world + self.rank) * self.batch_size
-            places = range(start, start + self.batch_size)
-            yield [(epoch, order[place // self.repeats], place % self.repeats) for place in places]
+            yield [self._key(epoch, order, place) for place in range(start, start + self.batch_size)]
+
+    def _key(self, epoch: int, order: list[int], place: int) -> Key:
+        """What stands at a place: 2 R images come R times, and each time their halves meet turned by one more."""
+        block, within = divmod(place, 2 * self.repeats**2)
+        repeat, within = divmod(within, 2 * self.repeats)
+        pair, second = divmod(within, 2)
+        image = 2 * self.repeats * block + 2 * ((pair + second * repeat) % self.repeats) + second
+        return epoch, order[image % self.images], repeat
 
 
 @dataclass

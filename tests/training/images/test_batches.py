@@ -44,10 +44,17 @@ def test_every_epoch_and_seed_has_its_order():
     assert len(set(orders)) == 4
 
 
-def test_repeats_stand_side_by_side_and_are_told_apart():
-    keys = steps(40, 8, repeats=3)[0]
-    assert [repeat for _, _, repeat in keys] == [0, 1, 2, 0, 1, 2, 0, 1]
-    assert len({index for _, index, _ in keys}) == 3
+@pytest.mark.parametrize("repeats", [2, 3, 4])
+def test_repeats_meet_in_a_step_and_each_is_mixed_with_another_image(repeats):
+    images = 8 * repeats**2
+    keys = steps(images, 2 * repeats**2, repeats=repeats)
+    for step in keys:
+        assert len(set(step)) == len(step)
+        assert len({index for _, index, _ in step}) == len(step) // repeats
+        pairs = {frozenset((one[1], other[1])) for one, other in zip(step[::2], step[1::2], strict=True)}
+        assert len(pairs) == len(step) // 2, "no two alike"
+        assert all(len(pair) == 2 for pair in pairs), "none with itself"
+    assert len(keys) == 4
 
 
 class WithHoles:
