@@ -115,6 +115,22 @@ def test_a_damaged_checkpoint_is_passed_over(tiny, tmp_path, weights, capsys, da
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
+def test_weights_that_are_not_those_that_were_saved_are_refused(tiny, tmp_path, monkeypatch, raises_sentence):
+    """As transformers' Trainer leaves the encoder of a ViT unloaded, without a word."""
+    recipe = tiny({"arguments": {"output_dir": str(tmp_path / "run")}})
+    train(recipe)
+    (tmp_path / "run" / "metrics.json").unlink()
+    load = trainer.load_weights
+
+    def all_but_one_bit(model, folder):
+        load(model, folder)
+        model.classifier.bias.data.view(torch.int32)[0] ^= 1
+
+    monkeypatch.setattr(trainer, "load_weights", all_but_one_bit)
+    with raises_sentence(TrainingRefusedError, "checkpoint-9 are not those that were saved"):
+        train(recipe, resume=True)
+
+
 class TestChanges:
     @pytest.fixture
     def run(self, tiny, tmp_path):
