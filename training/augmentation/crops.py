@@ -52,7 +52,7 @@ class Crop:
 
     def __call__(self, full: tuple[int, int]) -> float:
         self._full = full
-        left, top, right, bottom = self._box(full)
+        left, top, right, bottom = self.box(full)
         width, height = self._resized(full)
         return max(min((right - left) / width, (bottom - top) / height) / _SPARE, 1.0)
 
@@ -60,7 +60,7 @@ class Crop:
         """(3, height, width) uint8 of an RGB image, as large as it is or reduced."""
         full = self._full or image.size
         width, height = self._resized(full)
-        box = self._box(full)
+        box = self.box(full)
         if image.size != full:
             box = _scaled(box, image.width / full[0], image.height / full[1], image.size)
         if box != (0, 0, *image.size):
@@ -68,7 +68,8 @@ class Crop:
         pixels = resize(to_tensor(image), (height, width))
         return self._offset(pixels) if self.settings.crop == "simple" else pixels
 
-    def _box(self, full: tuple[int, int]) -> Box:
+    def box(self, full: tuple[int, int]) -> Box:
+        """What is cut out of an image of this (width, height)."""
         if self.settings.crop == "resized":
             return _resized_crop_box(full, self.settings, self.drawn)
         return (0, 0, *full)
@@ -98,37 +99,16 @@ def draw_crops(size: tuple[int, int], settings: Augmentation, seed: int, keys: t
     return [Crop(size, settings, numbers) for numbers in drawn]
 
 
-def crop_batch(
-    images: list[Image.Image], size: tuple[int, int], settings: Augmentation, seed: int, keys: torch.Tensor
-) -> torch.Tensor:
-    """Images of any sizes -> (B, 3, height, width) uint8.
-
-    Args:
-        images: RGB.
-        size: (height, width).
-        settings: Its `crop` says how.
-    """
-    crops = draw_crops(size, settings, seed, keys)
-    return torch.stack([crop.cut(image) for crop, image in zip(crops, images, strict=True)])
-
-
-def resized_crop_boxes(
-    sizes: list[tuple[int, int]], settings: Augmentation, seed: int, keys: torch.Tensor
-) -> list[Box]:
-    """Random resized crops (Szegedy et al. 2015, arXiv 1409.4842) as (left, top, right, bottom).
+def _resized_crop_box(full: tuple[int, int], settings: Augmentation, drawn: list[float]) -> Box:
+    """A random resized crop (Szegedy et al. 2015, arXiv 1409.4842).
 
     Area and logarithm of the ratio are uniform; the first of ten attempts that fits is taken, or else the largest
     crop in the middle whose ratio is allowed.
 
     Args:
-        sizes: (width, height) of each image.
-        keys: (B, 3), see `uniform`.
+        full: (width, height) of the image.
+        drawn: Four uniform numbers for each attempt.
     """
-    drawn = uniform(seed, Purpose.CROP, keys, 4 * _ATTEMPTS).tolist()
-    return [_resized_crop_box(size, settings, numbers) for size, numbers in zip(sizes, drawn, strict=True)]
-
-
-def _resized_crop_box(full: tuple[int, int], settings: Augmentation, drawn: list[float]) -> Box:
     low, high = settings.crop_scale
     logs = math.log(settings.crop_ratio[0]), math.log(settings.crop_ratio[1])
     for attempt in range(_ATTEMPTS):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ...data import BadImageError, open_images
+from ...data import open_images
 from ...data.folder_source import FolderSource
 from ...data.label_sets import LabelSets
 from ...data.parquet_source import ParquetSource
@@ -267,6 +267,3 @@ def _bytes_of(labels: Any) -> bytes:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-__all__ = ["ArraySplit", "BadImageError", "SourceSplit", "Split", "Splits", "held_out_indices", "open_splits"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qkvit.training.augmentation import operations as op
-from qkvit.training.augmentation.crops import crop_batch, resized_crop_boxes
+from qkvit.training.augmentation.crops import draw_crops
 from qkvit.training.augmentation.mixing import mix, symmetric_beta
 from qkvit.training.augmentation.pipeline import Augmenter
 from qkvit.training.augmentation.policies import OPERATIONS, erase
@@ -34,6 +34,17 @@ HALF = (0.5, 0.5, 0.5)
 
 def keys_of(indices, epoch=0):
     return torch.tensor([[epoch, index, 0] for index in indices])
+
+
+def crop_batch(images, size, settings, seed, keys):
+    return torch.stack(
+        [crop.cut(image) for crop, image in zip(draw_crops(size, settings, seed, keys), images, strict=True)]
+    )
+
+
+def resized_crop_boxes(sizes, seed=0, **settings):
+    crops = draw_crops((8, 8), Augmentation(crop="resized", **settings), seed, keys_of(range(len(sizes))))
+    return [crop.box(size) for crop, size in zip(crops, sizes, strict=True)]
 
 
 def pictures(count, size=(24, 20)):
@@ -83,14 +94,14 @@ def test_without_augmentation_an_image_is_only_resized_and_normalised():
 
 @given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=8), st.integers(0, 2**32 - 1))
 def test_crops_lie_within_the_image(sizes, seed):
-    boxes = resized_crop_boxes(sizes, Augmentation(), seed, keys_of(range(len(sizes))))
+    boxes = resized_crop_boxes(sizes, seed)
     for (width, height), (left, top, right, bottom) in zip(sizes, boxes, strict=True):
         assert 0 <= left < right <= width
         assert 0 <= top < bottom <= height
 
 
 def test_crops_have_the_areas_and_ratios_of_the_recipe():
-    boxes = resized_crop_boxes([(400, 300)] * 4000, Augmentation(crop_scale=(0.2, 0.6)), 0, keys_of(range(4000)))
+    boxes = resized_crop_boxes([(400, 300)] * 4000, crop_scale=(0.2, 0.6))
     left, top, right, bottom = (np.array(side, dtype=float) for side in zip(*boxes, strict=True))
     area, ratio = (right - left) * (bottom - top) / 120_000, (right - left) / (bottom - top)
     assert area.min() > 0.19
