@@ -33,7 +33,17 @@ from .processes.sharded_trainer import said_of_sharing
 from .processes.world import as_launched, check_world, device_arguments
 from .recipe import Recipe
 from .report import results_table, write_report
-from .run_folder import METRICS, check_new, check_resume, find_checkpoint, read_metrics, read_record, write_record
+from .run_folder import (
+    METRICS,
+    check_new,
+    check_resume,
+    claimed,
+    find_checkpoint,
+    is_new,
+    read_metrics,
+    read_record,
+    write_record,
+)
 from .trainer import RecipeTrainer
 from .watching.progress import TrainingProgress
 from .watching.reporters import check_reporters
@@ -133,7 +143,7 @@ class Run:
     def train(self, *, resume: bool = False, allow: tuple[str, ...] = ()) -> dict[str, Any]:
         """Train, measure, save."""
         check_world(self.recipe.processes, self.args.world_size, self.args.n_gpu, self.name)
-        fresh = not (resume and self.output.is_dir() and any(self.output.iterdir()))
+        fresh = not resume or is_new(self.output)
         if fresh and self.args.should_save:
             check_new(self.output)
         self._barrier()
@@ -148,7 +158,7 @@ class Run:
             if finished is not None:
                 self._say(f"The run in {self.output} is finished; there is nothing to go on with.")
                 return finished
-        with _quiet():
+        with _quiet(), contextlib.ExitStack() as held:
             model, processor = self._model(splits)
             if self.recipe.optimisation.find_batch_size:
                 self._find_batch_size(model, teacher, resumed=not fresh)
@@ -158,6 +168,7 @@ class Run:
             trainer.teacher = teacher and teacher.prepare(processor, trainer.accelerator.autocast)
             self._barrier()
             if self.args.should_save:
+                held.enter_context(claimed(self.output))
                 if not fresh:
                     checkpoint = find_checkpoint(self.output)
                 write_record(self.output, self.recipe, data, self.args.world_size, dataclasses.asdict(plan))

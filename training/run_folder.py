@@ -1,11 +1,14 @@
 """The folder of a run: what it was asked for, with what it was made, and whether it may go on."""
 
+import fcntl
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +21,8 @@ from .errors import TrainingRefusedError
 from .recipe import Recipe
 
 RECIPE, RECORD, METRICS = "recipe.yaml", "run.json", "metrics.json"
+_RUNNING = ".running"  # locked by the run that works in a folder
+_BEFORE = (_RUNNING, f".{RECORD}.part", RECORD, f".{RECIPE}.part")  # written in this order, before RECIPE
 
 # What may change when a run goes on, because the weights do not depend on it.
 HARMLESS = frozenset(
@@ -46,15 +51,43 @@ EVALUATIONS = frozenset(f"arguments.{name}" for name in ("eval_strategy", "eval_
 SAVING = frozenset(f"arguments.{name}" for name in ("save_strategy", "save_steps"))
 
 
+def is_new(output: Path) -> bool:
+    """Whether a folder is not there, or holds no more than a run leaves that is killed before it has begun."""
+    return not output.exists() or (output.is_dir() and all(path.name in _BEFORE for path in output.iterdir()))
+
+
 def check_new(output: Path) -> None:
     """Refuse a folder that holds a run, or other things."""
-    if output.is_dir() and any(output.iterdir()):
+    if output.is_dir() and not is_new(output):
         what = "a run" if (output / RECORD).is_file() else "other things"
         raise TrainingRefusedError(
             f"{output} holds {what} already; pass --resume to go on, or --set output_dir=ANOTHER"
         )
     if output.exists() and not output.is_dir():
         raise TrainingRefusedError(f"{output} is a file; pass --set output_dir=ANOTHER")
+
+
+@contextmanager
+def claimed(output: Path) -> Iterator[None]:
+    """Inside, no other run works in the folder; `TrainingRefusedError` where one does.
+
+    The lock ends with its process, however that ends, and is not handed on to worker processes.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    mark = output / _RUNNING
+    with mark.open("w", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise TrainingRefusedError(
+                f"another run is at work in {output}; wait for its end, or pass --set output_dir=ANOTHER"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
 
 
 def write_record(output: Path, recipe: Recipe, data: dict[str, Any], world: int, plan: dict[str, Any]) -> None:

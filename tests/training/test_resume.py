@@ -182,6 +182,47 @@ def test_a_folder_in_use_is_refused(tiny, tmp_path, raises_sentence):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "dear"
 
 
+def test_a_folder_in_which_a_run_is_at_work_is_refused(recipe, tmp_path, weights, raises_sentence):
+    """Until that run ends, by `kill -9` too; its workers do not keep the folder."""
+    running, wait = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        update = WeightAverage.on_step_end
+
+        def on_step_end(self, args, state, control, **kwargs):
+            update(self, args, state, control, **kwargs)
+            if state.global_step == 5:
+                os.write(running[1], b".")
+                os.read(wait[0], 1)
+
+        WeightAverage.on_step_end = on_step_end
+        try:
+            torch.set_num_threads(1)
+            train(recipe("run", {"arguments": {"dataloader_num_workers": 1}}))
+        finally:
+            os._exit(70)
+    try:
+        os.read(running[0], 1)
+        with raises_sentence(TrainingRefusedError, "another run is at work in"):
+            train(recipe("run"), resume=True)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    train(recipe("run"), resume=True)
+    train(recipe("whole"))
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("left", [(), (".running", ".run.json.part"), ("run.json", ".recipe.yaml.part")])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_was_killed_before_it_began_can_be_started(tiny, tmp_path, left, resume):
+    (tmp_path / "run").mkdir()
+    for name in left:
+        (tmp_path / "run" / name).write_text("{}" if name == "run.json" else "")
+    recipe = tiny({"arguments": {"output_dir": str(tmp_path / "run"), "max_steps": 2}})
+    assert train(recipe, resume=resume)["steps"] == 2
+
+
 def test_a_finished_run_is_not_trained_on(tiny, tmp_path, capsys):
     recipe = tiny({"arguments": {"output_dir": str(tmp_path / "run")}})
     metrics = train(recipe)
