@@ -10,13 +10,15 @@
 """
 
 import math
+import re
 
 import pytest
 import torch
 from transformers import get_scheduler
 
-from qkvit.training import Recipe
+from qkvit.training import Recipe, train
 from qkvit.training.optimisation.lamb import Lamb
+from qkvit.training.recipe import BUILT_IN, SHIPPED
 from qkvit.training.run import training_arguments
 from qkvit.training.trainer import schedule_steps
 
@@ -126,3 +128,17 @@ def test_lamb_sees_no_factor_of_the_loss_where_epsilon_and_clipping_have_it_too(
             optimizer.step()
         ended.append(weight.detach())
     torch.testing.assert_close(*ended)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+def test_the_head_of_a_recipe_has_its_source_its_result_and_the_cost_that_a_dry_run_reckons(name):
+    text = (SHIPPED / f"{name}.yaml").read_text()
+    head = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
+    assert head.startswith("Source: ")
+    assert re.search(r"(Result|Result here|Expected): ", head)
+    found = re.search(r"Cost: ([\d.]+) ([MG])FLOPs forward an image.*?, ([\d.]+) ([TPE])FLOPs in all", head)
+    units = {"M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+    plan = train(name, [] if name in BUILT_IN else ["data.source=nowhere/none"], dry_run=True)
+    assert plan["flops"] == pytest.approx(float(found[1]) * units[found[2]], rel=0.005)
+    in_all = plan["training_flops"] * plan["steps"] * plan["global_batch"]
+    assert in_all == pytest.approx(float(found[3]) * units[found[4]], rel=0.005)
