@@ -26,7 +26,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run and exit: 0 success, 2 a request that cannot be met, 1 a loss that is not finite, 143 stopped by SIGTERM."""
+    """Run and exit: 0 success; 2 a request that cannot be met, a bad image or a full disk; 143 stopped by SIGTERM; 1 a
+    loss that is not finite, and all else."""
     options = parser().parse_args(arguments)
     from .train import train
 
