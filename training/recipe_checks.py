@@ -1,8 +1,24 @@
 """What a recipe may hold: ranges of its values, and which of them go together."""
 
+import math
 from typing import Any
 
 from .errors import TrainingRefusedError
+
+# At least 0, and finite.
+_AMOUNTS = (
+    *(f"augmentation.{name}" for name in ("mixup", "cutmix", "brightness", "contrast", "saturation", "crop_padding")),
+    *(f"augmentation.{name}" for name in ("randaugment_operations", "randaugment_spread")),
+    *(f"optimisation.{name}" for name in ("warmup_epochs", "cooldown_epochs")),
+    *(f"arguments.{name}" for name in ("learning_rate", "weight_decay", "max_grad_norm", "num_train_epochs")),
+)
+# At least 1.
+_COUNTS = (
+    "processes",
+    *(f"data.{name}" for name in ("images", "repeats", "shuffle_window", "known_images", "known_classes")),
+    *(f"arguments.{name}" for name in ("per_device_train_batch_size", "per_device_eval_batch_size")),
+    "arguments.gradient_accumulation_steps",
+)
 
 
 def check(recipe: Any) -> None:
@@ -32,23 +48,23 @@ def _check_ranges(recipe: Any) -> None:
     for name, value in shares.items():
         if value is not None and not 0 <= value <= 1:
             raise TrainingRefusedError(f"{name}={value} is outside [0, 1]; write a number in it")
-    for name in ("mixup", "cutmix", "brightness", "contrast", "saturation", "randaugment_spread"):
-        if getattr(recipe.augmentation, name) < 0:
-            raise TrainingRefusedError(
-                f"augmentation.{name}={getattr(recipe.augmentation, name)} is negative; write 0 or more"
-            )
+    for name in _AMOUNTS:
+        value = _value(recipe, name)
+        if value is not None and not 0 <= value < math.inf:
+            reason = "negative" if value < 0 else "no finite number"
+            raise TrainingRefusedError(f"{name}={value} is {reason}; write 0 or more")
     if recipe.optimisation.attention_health_steps < 0:
         raise TrainingRefusedError(
             f"optimisation.attention_health_steps={recipe.optimisation.attention_health_steps} is negative; write 0"
             " (never) or more"
         )
-    for name, count in (
-        ("data.repeats", recipe.data.repeats),
-        ("data.shuffle_window", recipe.data.shuffle_window),
-        ("processes", recipe.processes),
-    ):
+    for name in _COUNTS:
+        count = _value(recipe, name)
         if count is not None and count < 1:
             raise TrainingRefusedError(f"{name}={count} is less than 1; write 1 or more")
+    if recipe.arguments.get("max_steps") == 0:
+        raise TrainingRefusedError("arguments.max_steps=0 would train for num_train_epochs; write 1 or more, or -1")
+    _check_pixels(recipe.data)
     for name in ("crop_scale", "crop_ratio"):
         low, high = getattr(recipe.augmentation, name)
         if not 0 < low <= high:
@@ -69,6 +85,31 @@ def _check_ranges(recipe: Any) -> None:
         raise TrainingRefusedError(
             f"per_device_train_batch_size={batch} is odd, and mixup and cutmix mix pairs of a batch; write an even"
             " number"
+        )
+
+
+def _value(recipe: Any, name: str) -> Any:
+    """Of a field; None where the recipe does not say it."""
+    section, _, field = name.rpartition(".")
+    if section == "arguments":
+        return recipe.arguments.get(field)
+    return getattr(getattr(recipe, section) if section else recipe, field)
+
+
+def _check_pixels(data: Any) -> None:
+    size = data.image_size
+    sides = size if isinstance(size, list) else [1 if size is None else size] * 2
+    if len(sides) != 2 or min(sides) < 1:
+        raise TrainingRefusedError(f"data.image_size={size} is no size; write pixels, or [height, width]")
+    for name in ("mean", "std"):
+        values = getattr(data, name)
+        if values is not None and len(values) != 3:
+            raise TrainingRefusedError(f"data.{name}={values} is not of three channels; write three numbers")
+    if data.std is not None and not min(data.std) > 0:
+        raise TrainingRefusedError(f"data.std={data.std} holds a number that is not above 0; write others")
+    if data.evaluation_crop is not None and not 0 < data.evaluation_crop <= 1:
+        raise TrainingRefusedError(
+            f"data.evaluation_crop={data.evaluation_crop} is outside (0, 1]; write a number in it"
         )
 
 

@@ -39,6 +39,18 @@ def test_shipped_recipes_are_whole_and_come_back(name):
         ({"arguments": {"per_device_train_batch_size": 7}, "augmentation": {"mixup": 1}}, ["odd"]),
         ({"arguments": {"seed": -1}}, ["seed"]),
         ({"processes": 0}, ["processes=0"]),
+        ({"data": {"images": -3}}, ["data.images=-3"]),
+        ({"data": {"image_size": 0}}, ["data.image_size=0"]),
+        ({"data": {"image_size": [8]}}, ["data.image_size=[8]"]),
+        ({"data": {"mean": [0.5]}}, ["data.mean=[0.5]"]),
+        ({"data": {"std": [1, 0, 1]}}, ["data.std"]),
+        ({"data": {"evaluation_crop": 0}}, ["data.evaluation_crop=0"]),
+        ({"augmentation": {"mixup": float("nan")}}, ["augmentation.mixup=nan"]),
+        ({"augmentation": {"randaugment_operations": -1}}, ["augmentation.randaugment_operations=-1"]),
+        ({"optimisation": {"warmup_epochs": -1}}, ["optimisation.warmup_epochs=-1"]),
+        ({"arguments": {"learning_rate": -1e-3}}, ["arguments.learning_rate=-0.001"]),
+        ({"arguments": {"gradient_accumulation_steps": 0}}, ["arguments.gradient_accumulation_steps=0"]),
+        ({"arguments": {"max_steps": 0}}, ["arguments.max_steps=0"]),
     ],
 )
 def test_a_wrong_recipe_is_one_sentence_that_names_it(values, words):
