@@ -31,6 +31,7 @@ PUBLISHED = {
 
 FIELDS = {
     "vit-s16-in1k-90ep": {
+        "augmentation.crop": "resized",
         "augmentation.crop_scale": (0.05, 1.0),
         "augmentation.flip": 0.5,
         "augmentation.randaugment_operations": 2,
@@ -41,16 +42,23 @@ FIELDS = {
         "model.config.position_embedding": "sincos2d",
         "model.config.pooling": "mean",
         "model.config.use_class_token": False,
+        "model.config.pooler_act": "tanh",
         "data.evaluation_crop": 224 / 256,
     },
     "deit3-b16-in1k": {
+        "augmentation.crop": "resized",
+        "augmentation.crop_scale": (0.08, 1.0),
+        "augmentation.flip": 0.5,
         "augmentation.mixup": 0.8,
         "augmentation.cutmix": 1.0,
         "augmentation.three_augment": True,
         "augmentation.brightness": 0.3,
+        "augmentation.contrast": 0.3,
+        "augmentation.saturation": 0.3,
         "augmentation.erasing": 0.0,
         "augmentation.mixed_labels": "present",
         "data.repeats": 3,
+        "data.evaluation_crop": 1.0,
         "model.config.image_size": 192,
         "model.config.drop_path_rate": 0.2,
         "model.config.layer_scale_init_value": 1e-4,
@@ -61,6 +69,9 @@ FIELDS = {
         "arguments.adam_epsilon": 1e3 * 1e-8,
     },
     "mae-finetune-b16": {
+        "augmentation.crop": "resized",
+        "augmentation.crop_scale": (0.08, 1.0),
+        "augmentation.flip": 0.5,
         "augmentation.mixup": 0.8,
         "augmentation.cutmix": 1.0,
         "augmentation.erasing": 0.25,
@@ -71,7 +82,9 @@ FIELDS = {
         "optimisation.layer_decay": 0.65,
         "model.config.drop_path_rate": 0.1,
         "model.config.pooling": "mean",
+        "model.config.norm_position": "after_pooling",
         "model.config.label_smoothing": 0.1,
+        "data.evaluation_crop": 224 / 256,
         "arguments.adam_beta2": 0.999,
     },
 }
