@@ -3,10 +3,12 @@
     python benchmarks/kill_test.py --kills 20 --output kills.json
 
 Every run has mixup, CutMix, an average of the weights, dropout and accumulation, and saves every three steps, so that
-kills also hit the saving. A run is killed up to five times before it may end. Nothing is timed.
+kills also hit the saving. A run is killed up to five times before it may end. Counted are kills of runs that had a
+checkpoint; those before the first one only make a run begin anew. Nothing is timed.
 """
 
 import argparse
+import datetime
 import json
 import os
 import random
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import torch
 import transformers  # imported before processes are forked, once for all of them
+from throughput import cpu_name
 
 import qkvit
 from qkvit.training import run as _run  # noqa: F401
@@ -122,8 +125,7 @@ def one_case(case: dict, kills: int, chance: random.Random, scratch: Path) -> di
             had = any(folder.glob("checkpoint-*"))
             if not kill(start(recipe, folder, processes, resume=True), chance.uniform(0.1, 0.8) * lasts):
                 break
-            counts["kills"] += 1
-            counts["killed before a checkpoint"] += not had and not any(folder.glob("checkpoint-*"))
+            counts["kills" if had or any(folder.glob("checkpoint-*")) else "killed before a checkpoint"] += 1
         finished = (folder / "metrics.json").exists() or wait(start(recipe, folder, processes, resume=True))
         if not finished:
             counts["failed"] += 1
@@ -147,7 +149,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the counts as JSON, after each case")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    versions = {"qkvit": qkvit.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    facts = {
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+        "device": f"1 thread, {cpu_name()}",
+        "versions": {"qkvit": qkvit.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
     results = []
     for name in options.cases:
         processes, workers = (int(number) for number in name.split("x"))
@@ -158,7 +165,7 @@ def main() -> None:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         if options.output:
-            options.output.write_text(json.dumps({"versions": versions, "cases": results}, indent=2) + "\n")
+            options.output.write_text(json.dumps(facts | {"cases": results}, indent=2) + "\n")
     sys.exit(any(case["different"] or case["failed"] for case in results))
 
 
