@@ -103,12 +103,12 @@ def few_threads(most: int) -> Iterator[None]:
 
 
 def _run(folder: Path, *, seed: int, quick: bool) -> dict[str, Any]:
-    from .training.images import digits
+    from .training.images import mnist5k
 
     record = _provenance(seed, quick)
     stopwatch = Stopwatch()
     _say("Reading 5,000 handwritten digits.")
-    train, held_out = digits.load_digits()
+    train, held_out = mnist5k.load_digits()
     stopwatch.lap("data")
 
     model, recipe, metrics = train_model(folder, seed=seed, settings=QUICK if quick else [])
@@ -127,8 +127,8 @@ def _run(folder: Path, *, seed: int, quick: bool) -> dict[str, Any]:
     stopwatch.lap("pictures and facts")
     return record | {
         "data": {
-            "source": digits.SOURCE,
-            "split": f"stratified, seed {digits.SPLIT_SEED}",
+            "source": mnist5k.SOURCE,
+            "split": f"stratified, seed {mnist5k.SPLIT_SEED}",
             "trained on": recipe["data"]["images"] or len(train),
             "held out": len(held_out),
         },
@@ -204,7 +204,7 @@ def classify(model: Any, digits: Any, batch_size: int = 250) -> Any:
     """The model's logits for digits: (count, 10)."""
     import torch
 
-    from .training.images.digits import pixel_values
+    from .training.images.mnist5k import pixel_values
 
     with torch.no_grad():
         batches = torch.from_numpy(digits.images).split(batch_size)
@@ -274,7 +274,7 @@ def look_inside(model: Any, held_out: Any, folder: Path, provenance: str) -> Non
 
     from .analysis.head_facts import head_facts, uniform_facts
     from .analysis.token_layout import TokenLayout
-    from .training.images.digits import pixel_values
+    from .training.images.mnist5k import pixel_values
 
     layout = TokenLayout.from_config(model.config)
     shown = held_out[[held_out.labels.tolist().index(digit) for digit in SHOWN_DIGITS]]
@@ -297,7 +297,7 @@ def draw_layers(model: Any, shown: Any, layout: Any, folder: Path, provenance: s
 
     from .analysis.attention_pictures import draw_attention
     from .analysis.qkv_pictures import draw_qkv
-    from .training.images.digits import pixel_values
+    from .training.images.mnist5k import pixel_values
 
     images = torch.from_numpy(shown.images)
     with torch.no_grad():

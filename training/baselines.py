@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .images.digits import Digits
+from .images.mnist5k import Digits
 
 
 def logistic_regression_accuracy(train: Digits, held_out: Digits) -> float:

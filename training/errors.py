@@ -2,7 +2,7 @@
 
 
 class TrainingRefusedError(ValueError):
-    """A run cannot start as it was asked for; the message says why and what to do. Nothing has been written."""
+    """A run cannot start, or go on, as it was asked for; the message says why and what to do. Nothing was lost."""
 
 
 class TrainingStoppedError(RuntimeError):

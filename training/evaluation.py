@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
 from .images.bad_images import Unusable, usable
-from .images.multi_label import MultiLabelScores
+from .multi_label import MultiLabelScores
 
 
 @torch.no_grad()

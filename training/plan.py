@@ -9,8 +9,8 @@ from transformers import TrainingArguments
 
 from .cost import forward_flops, memory_estimate, training_flops
 from .images.progressive import Progression
+from .optimisation.schedule import schedule_steps
 from .recipe import Recipe
-from .trainer import schedule_steps
 
 
 @dataclass

@@ -47,7 +47,7 @@ from .run_folder import (
 from .trainer import RecipeTrainer
 from .watching.progress import TrainingProgress
 from .watching.reporters import check_reporters
-from .watching.watch import StopOnRequest
+from .watching.stops import StopOnRequest
 
 # In the place of transformers' own; a recipe's `arguments` go before.
 DEFAULTS: dict[str, Any] = {

@@ -4,7 +4,6 @@ What is drawn in a step follows from (seed, step, micro-batch) and the images' k
 before. So a checkpoint holds weights, optimiser, schedule and average, and no random state.
 """
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -26,6 +25,7 @@ from .images.batches import EpochBatches, EvaluationImages, TrainingImages, as_i
 from .optimisation.distillation import Teacher
 from .optimisation.dropout_by_image import DropoutByImage
 from .optimisation.optimizers import make_optimizer
+from .optimisation.schedule import schedule_steps
 from .optimisation.weight_average import WeightAverage
 from .processes.sharded import load_whole_state_dict, unsharded_class
 from .processes.sharded_trainer import ShardedTrainer
@@ -33,7 +33,7 @@ from .recipe import Optimisation
 from .watching.attention_health import AttentionHealth
 from .watching.best import EarlyStopping, best_checkpoints
 from .watching.meter import Meter
-from .watching.watch import first_not_finite
+from .watching.stops import first_not_finite
 
 
 class RecipeTrainer(ShardedTrainer):
@@ -329,23 +329,6 @@ class _Epochs(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.batches.set_epoch(self.next)
         self.next += 1
-
-
-def schedule_steps(
-    args: TrainingArguments, optimisation: Optimisation, steps: int, steps_per_epoch: int
-) -> tuple[int, dict[str, Any]]:
-    """Steps of the warm-up, and what else the schedule wants to know."""
-    warmup = args.get_warmup_steps(steps)
-    if optimisation.warmup_epochs is not None:
-        warmup = round(optimisation.warmup_epochs * steps_per_epoch)
-    given = args.lr_scheduler_kwargs
-    options = dict(json.loads(given) if isinstance(given, str) else given or {})
-    if str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) == "warmup_stable_decay":
-        cooldown = 0.2 * steps
-        if optimisation.cooldown_epochs is not None:
-            cooldown = optimisation.cooldown_epochs * steps_per_epoch
-        options.setdefault("num_decay_steps", round(cooldown))
-    return min(warmup, steps), options
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from qkvit import QKViTConfig, QKViTForImageClassification
 from qkvit.errors import UserError
 from qkvit.quickstart import check_packages, check_saved_model, classify
-from qkvit.training.images.digits import Digits
+from qkvit.training.images.mnist5k import Digits
 
 
 @pytest.fixture(scope="module")

@@ -277,7 +277,7 @@ class TestMultiLabelMetrics:
     @given(st.integers(0, 2**31), st.integers(1, 30), st.integers(2, 5))
     def test_they_are_those_of_scikit_learn(self, seed, images, labels):
         metrics = pytest.importorskip("sklearn.metrics")
-        from qkvit.training.images.multi_label import multi_label_metrics
+        from qkvit.training.multi_label import multi_label_metrics
 
         random = np.random.default_rng(seed)
         logits = random.normal(size=(images, labels)).round(1).astype(np.float32)  # with ties

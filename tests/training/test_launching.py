@@ -19,7 +19,7 @@ from qkvit.training.processes.sharded_trainer import layer_classes, settle_fsdp
 from qkvit.training.processes.world import as_launched, check_world
 from qkvit.training.run import training_arguments
 from qkvit.training.trainer import RecipeTrainer
-from qkvit.training.watching.watch import StopOnRequest
+from qkvit.training.watching.stops import StopOnRequest
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "training" / "accelerate").glob("*.yaml"))
 

@@ -18,9 +18,9 @@ from transformers import get_scheduler
 
 from qkvit.training import Recipe, train
 from qkvit.training.optimisation.lamb import Lamb
+from qkvit.training.optimisation.schedule import schedule_steps
 from qkvit.training.recipe import BUILT_IN, SHIPPED
 from qkvit.training.run import training_arguments
-from qkvit.training.trainer import schedule_steps
 
 # steps an epoch, epochs, global batch, base rate, warm-up steps, lowest rate, weight decay, clipping, images
 PUBLISHED = {

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from qkvit.training import TrainingRefusedError, checkpoints, train, trainer
+from qkvit.training.images.sources import ArraySplit
 from qkvit.training.optimisation.weight_average import WeightAverage
 
 
@@ -164,6 +165,12 @@ class TestChanges:
         content = json.loads(record.read_text())
         content["data"]["train"] = "99 images, 0123456789abcdef"
         record.write_text(json.dumps(content))
+        with raises_sentence(TrainingRefusedError, "data (train)", "--allow data"):
+            train(run, resume=True)
+
+    def test_other_pixels_under_the_same_labels_are_refused(self, run, raises_sentence, monkeypatch):
+        stored = ArraySplit.stored
+        monkeypatch.setattr(ArraySplit, "stored", lambda split, index: bytes(reversed(stored(split, index))))
         with raises_sentence(TrainingRefusedError, "data (train)", "--allow data"):
             train(run, resume=True)
 

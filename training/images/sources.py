@@ -3,12 +3,13 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from ...data import open_images
+from ...data import BadImageError, open_images
 from ...data.folder_source import FolderSource
 from ...data.label_sets import LabelSets
 from ...data.parquet_source import ParquetSource
@@ -18,6 +19,7 @@ from ..recipe import BUILT_IN, Data
 from .window_order import WindowOrder
 
 HELD_OUT_SEED = 0  # not the run's: whatever a run's seed is, the same images are held out
+SAMPLED = 64  # images of a split that are read to recognise it
 
 
 class Split(Protocol):
@@ -29,6 +31,10 @@ class Split(Protocol):
 
     def image(self, index: int) -> Image.Image:
         """RGB; raises `BadImageError`."""
+        ...
+
+    def stored(self, index: int) -> bytes:
+        """As it is stored, to recognise it; nothing where it cannot be read."""
         ...
 
     def name(self, index: int) -> str:
@@ -48,6 +54,9 @@ class ArraySplit:
 
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(self.images[index]).convert("RGB")
+
+    def stored(self, index: int) -> bytes:
+        return self.images[index].tobytes()
 
     def name(self, index: int) -> str:
         return f"image {index}"
@@ -82,6 +91,14 @@ class SourceSplit:
         place = int(self.indices[index])
         return self.source.decode(self.source.encoded(place), place, reduce).image
 
+    def stored(self, index: int) -> bytes:
+        """As it is stored, to recognise it; nothing where it cannot be read."""
+        try:
+            file = self.source.encoded(int(self.indices[index])).file
+            return file.read_bytes() if isinstance(file, Path) else file or b""
+        except (OSError, BadImageError):
+            return b""
+
     def name(self, index: int) -> str:
         name = self.source.name_of(int(self.indices[index]))
         split = self.source.split if isinstance(self.source, FolderSource) else None
@@ -109,12 +126,13 @@ class Splits:
         return isinstance(self.train.labels, LabelSets)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What has to be the same when a run goes on: how many images, their labels in order, the classes."""
+        """What has to be the same when a run goes on: the classes, how many images, their labels in order, and of 64
+        images across each split (one, where each would cost a row group) what is stored."""
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         return {
             "classes": _digest("\n".join(self.class_names).encode()),
             **{
-                name: f"{len(part)} images, {_digest(_bytes_of(part.labels))}"
+                name: f"{len(part)} images, {_digest(_bytes_of(part.labels))}, {_sample_digest(part)}"
                 for name, part in parts.items()
                 if part is not None
             },
@@ -149,7 +167,7 @@ def open_splits(data: Data) -> Splits:
 def _built_in(data: Data) -> Splits:
     try:
         if data.source == "mnist5k":
-            from .digits import load_digits
+            from .mnist5k import load_digits
 
             train, held_out = load_digits()
             parts = [ArraySplit(train.images, train.labels), ArraySplit(held_out.images, held_out.labels)]
@@ -263,6 +281,12 @@ def _strata(labels: Any) -> np.ndarray[Any, Any]:
 
 def _bytes_of(labels: Any) -> bytes:
     return labels.tobytes() if isinstance(labels, LabelSets) else np.asarray(labels, dtype=np.int64).tobytes()
+
+
+def _sample_digest(part: Split) -> str:
+    count = 1 if getattr(part, "order", None) is not None else SAMPLED
+    places: Any = np.unique(np.linspace(0, len(part) - 1, count).astype(np.int64)) if len(part) else []
+    return _digest(b"".join(hashlib.sha256(part.stored(int(place))).digest() for place in places))
 
 
 def _digest(content: bytes) -> str:

@@ -1,4 +1,4 @@
-"""What is looked at while a model is trained: a loss that is not finite, a request to stop."""
+"""What stops a run before its end: a loss that is not finite, a request."""
 
 import signal
 from typing import Any

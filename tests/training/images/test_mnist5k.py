@@ -9,7 +9,7 @@ from PIL import Image
 
 from qkvit.training import Recipe
 from qkvit.training.baselines import logistic_regression_accuracy, nearest_neighbour_accuracy
-from qkvit.training.images.digits import load_digits, pixel_values
+from qkvit.training.images.mnist5k import load_digits, pixel_values
 from qkvit.training.models import build_model, build_processor
 
 
