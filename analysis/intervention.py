@@ -122,9 +122,8 @@ class _EditSession(Session):
 
 def _check_replacements(place: Any, target: str, replacements: Any) -> None:
     if not isinstance(replacements, Sequence) or not replacements:
-        raise ValueError(
-            f"edits[{place!r}] is a {type(replacements).__name__}; pass a replacement such as Zero(), or several"
-        )
+        kind = "a class" if isinstance(replacements, type) else f"a {type(replacements).__name__}"
+        raise ValueError(f"edits[{place!r}] is {kind}; pass a replacement such as Zero(), or several")
     for replacement in replacements:
         if not isinstance(replacement, Replacement):
             raise ValueError(

@@ -6,6 +6,7 @@ h chosen heads, n chosen tokens (rows) and m chosen key tokens.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ MAPS = ("scores", "attention")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Replacement:
+class Replacement(ABC):
     """The heads and tokens that are replaced; the subclasses say by what.
 
     Args:
@@ -70,11 +71,11 @@ class Replacement:
             edited[:, places[1][:, None], places[2]] = new
         return edited
 
+    @abstractmethod
     def replace(
         self, part: torch.Tensor, indices: list[torch.Tensor | None], whole: torch.Size, key: tuple[int, ...]
     ) -> torch.Tensor:
         """The new part, of a shape that expands to the old one."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -255,7 +255,7 @@ def test_gradients_go_around_an_edit_and_through_a_function(tiny_model, pixels):
         ({((0, 9), "key"): Zero()}, "asks for layer 9"),
         ({(0, "keys"): Zero()}, "edits has the tensor 'keys'"),
         ({0: Zero()}, "edits has the key 0"),
-        ({(0, "key"): Zero}, "edits[(0, 'key')] is a type"),
+        ({(0, "key"): Zero}, "edits[(0, 'key')] is a class"),
         ({(0, "key"): [lambda key: key]}, "has a function"),
         ({(0, "key"): []}, "is a list"),
         ({(0, "key"): Zero(key_tokens=0)}, "has key_tokens, which scores and attention alone have"),

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from qkvit.training import report, train
+from qkvit.training.optimisation.weight_average import WeightAverage
 from qkvit.training.watching import meter
 
 TINY: dict[str, Any] = {
@@ -105,29 +106,26 @@ def busy() -> dict[str, Any]:
 
 
 @pytest.fixture
-def in_a_child(_warm) -> Callable[..., int]:
+def in_a_child(run_in_processes) -> Callable[..., int]:
     """`in_a_child(function)`: the exit status of a process that runs it, or minus its signal."""
+    return lambda function: run_in_processes(1, function)[0]
 
-    def run(function: Callable[[], Any]) -> int:
-        sys.stdout.flush()
-        child = os.fork()
-        if not child:
-            status = 70
-            try:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                torch.set_num_threads(1)
-                function()
-                status = 0
-            except SystemExit as leaving:
-                status = int(leaving.code or 0)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        _, status = os.waitpid(child, 0)
-        return os.waitstatus_to_exitcode(status)
 
-    return run
+@pytest.fixture(scope="session")
+def kill_at_step() -> Callable[[int], None]:
+    """`kill_at_step(3)`: this process ends without notice when step 3 is done."""
+
+    def kill(step: int) -> None:
+        update = WeightAverage.on_step_end
+
+        def on_step_end(self, args, state, control, **kwargs):
+            update(self, args, state, control, **kwargs)
+            if state.global_step == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        WeightAverage.on_step_end = on_step_end
+
+    return kill
 
 
 @pytest.fixture

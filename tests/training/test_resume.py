@@ -13,18 +13,6 @@ from qkvit.training.images.sources import ArraySplit
 from qkvit.training.optimisation.weight_average import WeightAverage
 
 
-def kill_at_step(step):
-    """End this process without notice when `step` is done."""
-    update = WeightAverage.on_step_end
-
-    def on_step_end(self, args, state, control, **kwargs):
-        update(self, args, state, control, **kwargs)
-        if state.global_step == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    WeightAverage.on_step_end = on_step_end
-
-
 def kill_while_saving(name, step):
     """End this process in the middle of saving: before the hashes are written, or before the folder is renamed."""
     original = getattr(trainer, name)
@@ -54,7 +42,7 @@ def resumed_after(in_a_child, recipe, dies):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_run_ends_with_the_same_bits(recipe, in_a_child, weights, tmp_path, workers):
+def test_a_killed_run_ends_with_the_same_bits(recipe, in_a_child, kill_at_step, weights, tmp_path, workers):
     loading = {"arguments": {"dataloader_num_workers": workers}}
     assert in_a_child(lambda: train(recipe("whole"))) == 0
     steps = random.Random(workers).sample(range(1, 9), 2)

@@ -14,7 +14,6 @@ from torch.distributed.tensor import DTensor
 
 from qkvit.training import TrainingRefusedError, TrainingStoppedError, train
 from qkvit.training.checkpoints import newest_whole
-from qkvit.training.optimisation.weight_average import WeightAverage
 from qkvit.training.trainer import RecipeTrainer
 
 
@@ -129,23 +128,11 @@ def test_each_image_is_counted_once_also_where_a_process_has_none_left(one, two)
         assert metrics[0][name]["loss"] == pytest.approx(metrics[1][name]["loss"], abs=1e-5)
 
 
-def killed_at(step):
-    """Both processes end without notice after `step`."""
-    update = WeightAverage.on_step_end
-
-    def on_step_end(self, args, state, control, **kwargs):
-        update(self, args, state, control, **kwargs)
-        if state.global_step == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    WeightAverage.on_step_end = on_step_end
-
-
-def test_a_killed_sharded_run_ends_with_the_same_bits(recipe, run_in_processes, two, weights):
+def test_a_killed_sharded_run_ends_with_the_same_bits(recipe, run_in_processes, kill_at_step, two, weights):
     made, folder = recipe("killed", 2)
 
     def first():
-        killed_at(12)
+        kill_at_step(12)
         train(made)
 
     assert run_in_processes(2, first, sharding_on_a_cpu) == [-signal.SIGKILL] * 2
@@ -155,14 +142,16 @@ def test_a_killed_sharded_run_ends_with_the_same_bits(recipe, run_in_processes, 
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)], ids=["gathered", "cut"])
-def test_a_checkpoint_does_not_know_how_it_was_sharded(recipe, run_in_processes, one, weights, before, after):
+def test_a_checkpoint_does_not_know_how_it_was_sharded(
+    recipe, run_in_processes, kill_at_step, one, weights, before, after
+):
     """It goes on, with another number of processes and with FSDP or without, to the losses of the whole run."""
     name = f"from-{before}-to-{after}"
     made, folder = recipe(name, before)
     patches = {1: None, 2: sharding_on_a_cpu}
 
     def first():
-        killed_at(12)
+        kill_at_step(12)
         train(made)
 
     assert run_in_processes(before, first, patches[before]) == [-signal.SIGKILL] * before
