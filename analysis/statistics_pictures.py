@@ -14,7 +14,8 @@ from .collected import Collected
 from .weights import WeightStatistics
 
 INK, FAINT, GREY = "#1a1a1a", "#8a8a8a", "#e4e4e4"
-CLASS, REGISTERS, OUTLIERS, HEADS = "#2166ac", "#7b3294", "#d6604d", "#1b7837"
+CLASS, REGISTERS, OUTLIERS, HEADS, RANDOM = "#2166ac", "#7b3294", "#d6604d", "#1b7837", "#b8860b"
+DOTTED = (0, (1.2, 1.2))
 DOTS_PER_INCH = 150
 MAX_PANELS_IN_A_ROW = 5
 
@@ -91,12 +92,19 @@ def draw_weight_maps(statistics: WeightStatistics, path: str | Path, *, title: s
 
 
 def draw_distance(collected: Collected, path: str | Path, *, title: str, provenance: str = "") -> None:
-    """Write the attention distance of every head against depth, as figure 7 of Dosovitskiy et al. 2021 (2010.11929)."""
+    """Write the attention distance of every head against depth, as figure 7 of Dosovitskiy et al. 2021 (2010.11929).
+
+    With a control, its mean over heads is a dotted line, here and in `draw_sinks`.
+    """
     distance, error = collected.mean("distance"), collected.half_interval("distance")
     figure, axes = _plot(collected.layers, title, rows=1, right=0.85)
-    _dots(axes[0], collected.layers, distance, HEADS, "head, with 95 % interval", error)
-    axes[0].plot(collected.layers, distance.nanmean(dim=1), color=INK, linewidth=1.5, label="mean of the heads")
+    _dots(axes[0], collected.layers, distance, HEADS, "head, 95 % interval", error)
+    axes[0].plot(collected.layers, distance.nanmean(dim=1), color=INK, linewidth=1.5, label="mean of heads")
     top = distance.nan_to_num(0).max().item()
+    if collected.control is not None:
+        random = collected.control.mean("distance").nanmean(dim=1)
+        axes[0].plot(collected.layers, random, color=RANDOM, linewidth=1.5, linestyle=DOTTED, label="random weights")
+        top = max(top, random.nan_to_num(0).max().item())
     if collected.grid is not None:
         rows, columns, _ = collected.grid
         uniform = mean_distance((rows, columns))
@@ -127,6 +135,11 @@ def draw_sinks(collected: Collected, path: str | Path, *, title: str, provenance
         numbers = collected.mean(name)
         _dots(axes[0], [layer + shift for layer in collected.layers], numbers, colour, None)
         axes[0].plot(collected.layers, numbers.mean(dim=1), color=colour, linewidth=1.8, label=label)
+        if collected.control is not None:
+            random = collected.control.mean(name).mean(dim=1)
+            axes[0].plot(collected.layers, random, color=colour, linewidth=1.5, linestyle=DOTTED)
+    if collected.control is not None:
+        axes[0].plot([], [], color=FAINT, linewidth=1.5, linestyle=DOTTED, label="random weights")
     axes[0].set_ylim(0, None)
     axes[0].set_ylabel("share of attention\n(dot: a head, line: mean)", fontsize=9)
     _legend(axes[0])
@@ -136,6 +149,10 @@ def draw_sinks(collected: Collected, path: str | Path, *, title: str, provenance
         low, high = (numbers - error).clamp_min(0), numbers + error
         panel.fill_between(collected.layers, low, high, color=OUTLIERS, alpha=0.2, linewidth=0, label="95 % interval")
         panel.plot(collected.layers, numbers, color=OUTLIERS, linewidth=1.8, marker="o", markersize=3)
+        if collected.control is not None:
+            random = collected.control.mean(name)
+            panel.plot(collected.layers, random, color=OUTLIERS, linewidth=1.5, linestyle=DOTTED)
+            error = torch.maximum(error, random - numbers)  # room for the higher of both
         panel.set_ylabel(words[name], fontsize=8)
         top = 1.05 * (numbers + error).max().item()
         panel.set_ylim(*((0, max(top, 0.5)) if name == "outliers" else (1, max(top, 1.1))))
@@ -371,7 +388,16 @@ def _dots(
 
 
 def _legend(panel: Any) -> None:
-    panel.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=3, handlelength=1.6)
+    panel.legend(
+        fontsize=7.5,
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 0.99),
+        ncols=4,
+        handlelength=1.6,
+        handletextpad=0.6,
+        columnspacing=1.0,
+    )
 
 
 # ---- figures

@@ -78,7 +78,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         said = error.format_message().rstrip(".")
         if not said:  # the help has been printed
             sys.exit(2)
-        _leave(f"error: {said}; see qkvit --help", 2)
+        command = getattr(getattr(error, "ctx", None), "command_path", "qkvit")
+        _leave(f"error: {said}; see {command} --help", 2)
     sys.exit(result if isinstance(result, int) else 0)
 
 

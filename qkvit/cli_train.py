@@ -1,33 +1,21 @@
-"""`qkvit train`: the options of a training run; what it does is in `training/`."""
+"""`qkvit train`: the command of `training/`, with this command line's errors."""
 
-from typing import Annotated
+import functools
+import sys
+from typing import Any
 
 import typer
 
 from .errors import UserError
+from .training import TrainingRefusedError, TrainingStoppedError, command
 
 
-def train(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe such as digits.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any field of the recipe or of TrainingArguments."),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan: steps, operations, memory.")] = False,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option("--allow", metavar="FIELD", help="May differ from the run that is resumed."),
-    ] = None,
-) -> None:
-    """Train a model as a recipe says; with several processes: torchrun ... -m qkvit.training.train RECIPE."""
-    from .training import TrainingRefusedError, TrainingStoppedError
-    from .training import train as run
-
+@functools.wraps(command.train)
+def train(**options: Any) -> None:
     try:
-        run(recipe, settings, resume=resume, dry_run=dry_run, allow=allow or [])
+        command.train(**options)
     except TrainingRefusedError as error:
         raise UserError(str(error)) from error
     except TrainingStoppedError as error:
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(getattr(error, "code", 1)) from error
+        sys.exit(error.code)

@@ -190,7 +190,7 @@ def train_model(folder: Path, *, seed: int, settings: list[str]) -> tuple[Any, d
         metrics = run.train()
     except TrainingStoppedError as error:  # SIGTERM: the run has saved a checkpoint, in a folder that goes with it
         print("\nstopped", file=sys.stderr)
-        sys.exit(getattr(error, "code", 1))
+        sys.exit(error.code)
     (folder / "recipe.yaml").write_text(Recipe.load(told).to_yaml(), encoding="utf-8")
     (folder / "pictures").mkdir()
     (scratch / "curves.png").replace(folder / "pictures" / "training.png")

@@ -51,13 +51,13 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def prune(output: Path, limit: int | None, keep: Iterable[Path] = (), best: str | None = None) -> None:
+def prune(output: Path, limit: int | None, keep: Iterable[Path] = (), best: Path | None = None) -> None:
     """Remove old checkpoints.
 
     Args:
         limit: How many stay: the newest, `best` and the next newest. `None` or 0: all.
         keep: Stay beside them.
-        best: The path of one.
+        best: One of them.
 
     Example:
 
@@ -73,7 +73,7 @@ def prune(output: Path, limit: int | None, keep: Iterable[Path] = (), best: str 
     if not limit or limit < 0:
         return
     found = checkpoints(output)
-    kept = [path for place, path in enumerate(found) if not place or str(path) == best]
+    kept = [path for place, path in enumerate(found) if not place or path == best]
     kept += [path for path in found if path not in kept][: max(limit - len(kept), 0)]
     for path in found:
         if path not in kept and path not in set(keep):

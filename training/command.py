@@ -1,49 +1,57 @@
-"""The command `python -m qkvit.training.train`, for launchers that start several processes."""
+"""The options of a training run: for `qkvit train`, and for `python -m qkvit.training.train`, which launchers start."""
 
-import argparse
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
-from .errors import TrainingRefusedError, TrainingStoppedError
+import typer
+
+from .errors import TrainingInterruptedError, TrainingRefusedError, TrainingStoppedError
 from .processes.last_words import leave, leave_broken
 from .processes.world import end_together, processes
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        leave(f"{message}; see --help", 2)
+MODULE = "python -m qkvit.training.train"
 
 
-def parser() -> argparse.ArgumentParser:
-    """What can be said on the command line."""
-    made = _Parser(prog="python -m qkvit.training.train", description="Train a model as a recipe says.")
-    made.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
-    made.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="any field")
-    made.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")
-    made.add_argument("--dry-run", action="store_true", help="only plan")
-    made.add_argument("--allow", action="append", default=[], metavar="FIELD", help="may differ from the resumed run")
-    return made
+def train(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe such as digits.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any field of the recipe or of TrainingArguments."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan: steps, operations, memory.")] = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option("--allow", metavar="FIELD", help="May differ from the run that is resumed."),
+    ] = None,
+) -> None:
+    """Train a model as a recipe says; with several processes: torchrun ... -m qkvit.training.train RECIPE."""
+    from .train import train as run
+
+    try:
+        run(recipe, settings, resume=resume, dry_run=dry_run, allow=allow or [])
+    except KeyboardInterrupt as stop:  # typer would leave out where the run can go on
+        raise TrainingInterruptedError(str(stop) or "stopped by ctrl-C") from None
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run and exit: 0 success; 2 a request that cannot be met, a bad image or a full disk; 143 stopped by SIGTERM; 1 a
-    loss that is not finite, and all else."""
-    options = parser().parse_args(arguments)
-    from .train import train
-
+    """Run and exit: 0 success; 2 a request that cannot be met, a bad image or a full disk; 130 and 143 stopped by
+    ctrl-C and by SIGTERM; 1 a loss that is not finite, and all else."""
+    app = typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.command()(train)
     try:
-        train(
-            options.recipe,
-            options.settings,
-            resume=options.resume,
-            dry_run=options.dry_run,
-            allow=options.allow,
-        )
+        app(arguments, standalone_mode=False, prog_name=MODULE)
     except TrainingRefusedError as error:
         leave(str(error), 2)
     except TrainingStoppedError as error:
-        leave(str(error), getattr(error, "code", 1))
+        leave(str(error), error.code)
     except Exception as error:
+        if hasattr(error, "format_message"):  # what typer refuses; its classes are not public
+            leave(f"{error.format_message().rstrip('.')}; see {MODULE} --help", 2)
         if processes() == 1:
             raise
         leave_broken(error)

@@ -91,7 +91,7 @@ def activation_bytes(model: nn.Module, size: tuple[int, int]) -> int:
 
 
 def memory_estimate(
-    model: nn.Module, size: tuple[int, int], batch_size: int, *, averaged: bool, moments: int = 2
+    model: nn.Module, size: tuple[int, int], batch_size: int, *, averaged: bool, moments: int
 ) -> dict[str, int]:
     """Bytes in float32 on one process, by what they are for.
 
@@ -101,14 +101,14 @@ def memory_estimate(
     Args:
         batch_size: Of a process.
         averaged: Whether an average of the weights is kept.
-        moments: Numbers that the optimiser keeps for each trained weight.
+        moments: Numbers that the optimiser keeps.
     """
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {
         "weights": 4 * total,
         "gradients": 4 * trained,
-        "optimizer": 4 * moments * trained,
+        "optimizer": 4 * moments,
         "average": 4 * total if averaged else 0,
         "activations": batch_size * activation_bytes(model, size),
     }

@@ -19,6 +19,7 @@ def draw_curves(path: Path, log: list[dict[str, Any]]) -> bool:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         return False
     layers = sorted({name for entry in log for name in entry if _ENTROPY.fullmatch(name)})
@@ -35,6 +36,7 @@ def draw_curves(path: Path, log: list[dict[str, Any]]) -> bool:
         _entropies(figure, panels[3], log, layers)
     for panel in panels:
         panel.set_xlabel("step")
+        panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)
     figure.savefig(path, dpi=130)

@@ -9,8 +9,9 @@ from transformers import TrainingArguments
 
 from .cost import forward_flops, memory_estimate, training_flops
 from .images.progressive import Progression
+from .optimisation.parameter_groups import parameter_groups
 from .optimisation.schedule import schedule_steps
-from .recipe import Recipe
+from .recipe import Optimisation, Recipe
 
 
 @dataclass
@@ -82,7 +83,11 @@ def make_plan(
         flops=forward_flops(model, size),
         training_flops=training_flops(model, size),
         memory=memory_estimate(
-            model, size, batch, averaged=recipe.optimisation.average_decay is not None, moments=_moments(args)
+            model,
+            size,
+            batch,
+            averaged=recipe.optimisation.average_decay is not None,
+            moments=kept_numbers(model, recipe.optimisation, args),
         ),
         processes=processes,
         global_batch=global_batch,
@@ -98,9 +103,15 @@ def make_plan(
     )
 
 
-def _moments(args: TrainingArguments) -> int:
+def kept_numbers(model: nn.Module, settings: Optimisation, args: TrainingArguments) -> int:
+    """How many numbers the optimiser keeps: its moments of all trained weights."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if settings.optimizer == "muon":  # one for a matrix, AdamW's two for the rest
+        groups = parameter_groups(model, settings, args.learning_rate, args.weight_decay)
+        matrices = [parameter for group in groups if group["matrices"] for parameter in group["params"]]
+        return 2 * trained - sum(parameter.numel() for parameter in matrices)
     name: Any = getattr(args.optim, "value", args.optim)
-    return 1 if name in ("sgd", "lion_32bit", "adafactor") else 2
+    return trained if name in ("sgd", "lion_32bit", "adafactor") else 2 * trained
 
 
 def _bytes(count: float) -> str:

@@ -16,9 +16,9 @@ from transformers import PrinterCallback, ProgressCallback, TrainerState, Traini
 from transformers.utils import logging
 
 from .augmentation.pipeline import Augmenter
-from .checkpoints import ASIDE
+from .checkpoints import ASIDE, newest_whole, step_of
 from .disk_errors import check_space
-from .errors import TrainingRefusedError, TrainingStoppedError
+from .errors import TrainingRefusedError, TrainingStoppedError, TrainingTerminatedError
 from .images.bad_images import gathered, read_list
 from .images.batches import EvaluationImages, TrainingImages
 from .images.progressive import ProgressiveCost, with_progression
@@ -176,7 +176,7 @@ class Run:
             start = time.perf_counter()
             self._fit(trainer, checkpoint, plan)
             if stop.stopped:
-                raise _TerminatedError(
+                raise TrainingTerminatedError(
                     f"stopped by SIGTERM after step {trainer.state.global_step}, which is saved: go on with --resume"
                 )
             return self._finish(trainer, splits, plan, time.perf_counter() - start)
@@ -252,15 +252,22 @@ class Run:
                 trainer.bare_model.to(self.args.device)
                 trainer._load_from_checkpoint(str(checkpoint))
                 trainer.state = state
-                if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+                if self.args.load_best_model_at_end and trainer.best_checkpoint is not None:
                     trainer._load_best_model()
                 return
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except torch.OutOfMemoryError as error:
             raise TrainingStoppedError(out_of_memory(self.args)) from error
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(self._interrupted(trainer.state.global_step)) from None
         finally:
             self.progress.close()  # what is said next begins a line
+
+    def _interrupted(self, step: int) -> str:
+        found, _ = newest_whole(self.output)
+        where = "from the beginning" if found is None else f"after step {step_of(found)}"
+        return f"stopped by ctrl-C in step {step + 1}; --resume goes on {where}, from the newest checkpoint"
 
     def _finish(self, trainer: RecipeTrainer, splits: Splits, plan: Plan, seconds: float) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
@@ -334,10 +341,6 @@ class Run:
     def _say(self, text: str) -> None:
         if self.args.process_index == 0:
             self.say(text)
-
-
-class _TerminatedError(TrainingStoppedError):
-    code = 143
 
 
 def _bare(measured: dict[str, float], prefix: str) -> dict[str, float]:

@@ -59,10 +59,12 @@ def is_new(output: Path) -> bool:
 def check_new(output: Path) -> None:
     """Refuse a folder that holds a run, or other things."""
     if output.is_dir() and not is_new(output):
-        what = "a run" if (output / RECORD).is_file() else "other things"
-        raise TrainingRefusedError(
-            f"{output} holds {what} already; pass --resume to go on, or --set output_dir=ANOTHER"
-        )
+        what, way = "other things", "pass"
+        if (output / METRICS).is_file():
+            what = "a finished run"
+        elif (output / RECORD).is_file():
+            what, way = "a run", "pass --resume to go on, or"
+        raise TrainingRefusedError(f"{output} holds {what} already; {way} --set output_dir=ANOTHER")
     if output.exists() and not output.is_dir():
         raise TrainingRefusedError(f"{output} is a file; pass --set output_dir=ANOTHER")
 

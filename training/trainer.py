@@ -35,6 +35,8 @@ from .watching.best import EarlyStopping, best_checkpoints
 from .watching.meter import Meter
 from .watching.stops import first_not_finite
 
+_NAMED = 4  # images of a batch that are called by their names in a sentence
+
 
 class RecipeTrainer(ShardedTrainer):
     """Trains a classifier as a recipe says.
@@ -170,10 +172,13 @@ class RecipeTrainer(ShardedTrainer):
     def _stop_not_finite(self, loss: float, pixels: torch.Tensor, keys: torch.Tensor, seed: int) -> None:
         torch.manual_seed(seed)
         place = first_not_finite(self.model, pixels)
+        indices = sorted(set(keys[:, 1].tolist()))
+        names = [self.train_dataset.split.name(index) for index in indices[:_NAMED]]
+        others = "" if len(names) == len(indices) else f" and {len(indices) - len(names)} more"
         sentence = (
-            f"the loss is {loss} in step {self.state.global_step + 1}, first in {place}, with the images"
-            f" {keys[:, 1].tolist()} of the training split: lower learning_rate, raise the warm-up or clip gradients"
-            " (max_grad_norm), and look at the images"
+            f"the loss is {loss} in step {self.state.global_step + 1}, first in {place}, with the images {indices} of"
+            f" the training split ({', '.join(names)}{others}): lower learning_rate, raise the warm-up or clip"
+            " gradients (max_grad_norm), and look at the images"
         )
         raise TrainingStoppedError(self.said_by_one(None if math.isfinite(loss) else sentence))
 
@@ -279,7 +284,7 @@ class RecipeTrainer(ShardedTrainer):
 
     def _remove_old(self, output: Path) -> None:
         keep = best_checkpoints(output, self.state.log_history, self.optimisation.keep_best, self.args)
-        prune(output, self.args.save_total_limit, keep, self.state.best_model_checkpoint)
+        prune(output, self.args.save_total_limit, keep, self.best_checkpoint)
 
     def _save_rng_state(self, output_dir: str) -> None:
         pass  # each step seeds itself
@@ -301,7 +306,13 @@ class RecipeTrainer(ShardedTrainer):
             self.average.load(folder)
 
     def _load_best_model(self) -> None:
-        load_weights(self.bare_model, Path(str(self.state.best_model_checkpoint)))
+        load_weights(self.bare_model, Path(str(self.best_checkpoint)))
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """Where it is now: the state has the path that it had when it was written, and a run may be moved."""
+        best = self.state.best_model_checkpoint
+        return None if best is None else Path(str(self.args.output_dir)) / Path(best).name
 
     def _barrier(self) -> None:
         if self.args.world_size > 1:

@@ -1,6 +1,7 @@
 """The pictures are drawn for every size of model, with what there is; their scales hold what they show."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,14 @@ from qkvit.analysis.tally import Batch, Tally
 
 pytest.importorskip("matplotlib")
 
-from qkvit.analysis.statistics_pictures import HEAD_PANELS, draw_all, draw_weight_maps, mean_distance
+from qkvit.analysis.statistics_pictures import (
+    HEAD_PANELS,
+    draw_all,
+    draw_distance,
+    draw_sinks,
+    draw_weight_maps,
+    mean_distance,
+)
 
 
 def collected_from(layers, heads, grid=(4, 6), prefix=1, without=(), value=None):
@@ -48,6 +56,21 @@ def test_every_size_of_model_is_drawn(tmp_path, layers, heads):
         assert max(size_of(path)) < 4000
         with Image.open(path) as picture:
             assert picture.info["Description"] == "a test"
+
+
+def test_random_weights_have_a_line_in_every_picture_over_depth(tmp_path, monkeypatch):
+    drawn = []
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    monkeypatch.setattr(figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
+    plain = collected_from(range(3), 2)
+    for collected in (plain, replace(plain, control=collected_from(range(3), 2, value=0.25))):
+        draw_distance(collected, tmp_path / "a.png", title="a")
+        draw_sinks(collected, tmp_path / "b.png", title="b")
+    flat = [[line for line in each.axes[0].lines if set(line.get_ydata()) == {0.25}] for each in drawn]
+    assert [len(lines) for lines in flat] == [0, 0, 1, 3]
+    for each in drawn[2:]:
+        assert "random weights" in [text.get_text() for text in each.axes[0].get_legend().get_texts()]
+    assert [len(axes.lines) for axes in drawn[3].axes[1:]] == [2, 2]
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan])

@@ -178,6 +178,24 @@ def test_a_run_that_is_ended_while_it_trains_leaves_nothing(capsys, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_in_a_training_run_says_where_it_goes_on(capsys, monkeypatch):
+    from qkvit.training.run import Run
+
+    def interrupted(self, **_):
+        raise KeyboardInterrupt("stopped by ctrl-C in step 2; --resume goes on from the beginning")
+
+    monkeypatch.setattr(Run, "train", interrupted)
+    code, _, errors = leave(capsys, "train", "digits")
+    assert (code, errors) == (130, "error: stopped by ctrl-C in step 2; --resume goes on from the beginning\n")
+
+
+def test_an_option_that_is_not_there_sends_one_to_the_help_of_its_command(capsys):
+    code, _, errors = leave(capsys, "train", "digits", "--rezume")
+    assert code == 2
+    assert "--rezume" in errors
+    assert errors.endswith("; see qkvit train --help\n")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A whole run, with few steps."""

@@ -126,6 +126,11 @@ class TestRefused:
         monkeypatch.setenv("WORLD_SIZE", "1")
         check_world(None, 1)
 
+    def test_an_address_that_a_cluster_set_is_none_of_accelerates(self, monkeypatch):
+        for name, value in {"MASTER_ADDR": "node-1.cluster", "ACCELERATE_MIXED_PRECISION": "no"}.items():
+            monkeypatch.setenv(name, value)
+        check_world(None, 1)
+
     @pytest.mark.parametrize(
         ("name", "value", "settings", "words"),
         [

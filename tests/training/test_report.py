@@ -30,6 +30,14 @@ def test_a_panel_more_where_attention_was_looked_at(tmp_path):
     assert widths[1] > widths[0] == widths[2] > 1000
 
 
+def test_a_short_run_has_whole_steps_below_its_curves(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    drawn = []
+    monkeypatch.setattr(figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
+    assert draw_curves(tmp_path / "curves.png", LOG)
+    assert all(float(tick).is_integer() for panel in drawn[0].axes for tick in panel.get_xticks())
+
+
 def test_results_name_the_run_and_show_the_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "draw_curves", lambda path, log: True)
     metrics = {"validation": {"loss": 0.1, "accuracy": 0.975, "images": 359}, "steps": 1200, "bad_images": {}}

@@ -218,11 +218,13 @@ def test_a_run_that_was_killed_before_it_began_can_be_started(tiny, tmp_path, le
     assert train(recipe, resume=resume)["steps"] == 2
 
 
-def test_a_finished_run_is_not_trained_on(tiny, tmp_path, capsys):
+def test_a_finished_run_is_not_trained_on(tiny, tmp_path, capsys, raises_sentence):
     recipe = tiny({"arguments": {"output_dir": str(tmp_path / "run")}})
     metrics = train(recipe)
     assert train(recipe, resume=True) == metrics
     assert "is finished" in capsys.readouterr().out
+    with raises_sentence(TrainingRefusedError, "holds a finished run already; pass --set output_dir=ANOTHER"):
+        train(recipe)
 
 
 def test_resuming_where_nothing_is_starts(tiny, tmp_path):

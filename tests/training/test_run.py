@@ -130,6 +130,27 @@ def test_a_loss_that_is_not_finite_names_step_images_and_layer(tiny, tmp_path, m
     assert "in step 4, first in qkvit.layers.1.mlp.up_proj" in message
     listed = message[message.index("[") + 1 : message.index("]")].split(", ")
     assert len(listed) == 8
+    assert f"(image {listed[0]}, image {listed[1]}, image {listed[2]}, image {listed[3]} and 4 more)" in message
+
+
+def test_ctrl_c_says_where_the_run_can_go_on(tiny, tmp_path, monkeypatch):
+    forward = RecipeTrainer._forward
+
+    def interrupted(self, model, pixels, keys):
+        if self.state.global_step == stop_at:
+            raise KeyboardInterrupt
+        return forward(self, model, pixels, keys)
+
+    monkeypatch.setattr(RecipeTrainer, "_forward", interrupted)
+    recipe = tiny({"arguments": {"output_dir": str(tmp_path / "run"), "save_strategy": "steps", "save_steps": 2}})
+    stop_at = 1
+    with pytest.raises(KeyboardInterrupt, match="in step 2; --resume goes on from the beginning"):
+        train(recipe)
+    stop_at = 5
+    with pytest.raises(KeyboardInterrupt, match="in step 6; --resume goes on after step 4"):
+        train(recipe, resume=True)
+    stop_at = None
+    assert train(recipe, resume=True)["steps"] == 9
 
 
 class TestWorld:

@@ -72,9 +72,9 @@ def accelerate_started_one() -> bool:
     """Whether this is the one process of an `accelerate launch --cpu` for more of them.
 
     Their number does not reach this process. But accelerate sets the address of a process group for more than one
-    alone, and of the group's processes it says nothing.
+    alone, to this machine, and of the group's processes it says nothing. (A cluster's own address names a machine.)
     """
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("MASTER_ADDR") == "127.0.0.1"
     return launched and not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"} & os.environ.keys()
 
 

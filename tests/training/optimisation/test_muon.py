@@ -13,6 +13,7 @@ from qkvit.training import TrainingRefusedError, train
 from qkvit.training.optimisation.muon import MuonWithAdamW
 from qkvit.training.optimisation.optimizers import make_optimizer
 from qkvit.training.optimisation.parameter_groups import parameter_groups, set_trainable
+from qkvit.training.plan import kept_numbers
 from qkvit.training.recipe import Optimisation
 
 MUON = Optimisation(optimizer="muon")
@@ -28,6 +29,16 @@ def step(model, optimizer, seed):
 @pytest.fixture
 def args(tmp_path):
     return TrainingArguments(output_dir=str(tmp_path), use_cpu=True, learning_rate=0.01, weight_decay=0.1)
+
+
+def test_the_plan_counts_the_numbers_that_the_optimiser_keeps(tiny_model, args):
+    model = tiny_model()
+    optimizer = make_optimizer(model, MUON, args)
+    step(model, optimizer, seed=0)
+    state = [each for kept in optimizer.state.values() for each in kept.values()]
+    numbers = sum(each.numel() for each in state if isinstance(each, torch.Tensor) and each.ndim)
+    assert kept_numbers(model, MUON, args) == numbers
+    assert kept_numbers(model, Optimisation(), args) == 2 * model.num_parameters(only_trainable=True)
 
 
 def test_matrices_of_layers_and_nothing_else_are_muons(tiny_model):
