@@ -89,6 +89,7 @@ DEV = [
     "pytest-xdist>=3.6",
     "ruff>=0.15",
     "setuptools>=77",
+    'triton>=3.6; platform_system == "Linux"',
 ]
 
 

@@ -9,6 +9,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Triton kernels run on the CPU, interpreted. Triton reads this when it is imported, which transformers' models do.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import transformers
 from hypothesis import HealthCheck, settings
 

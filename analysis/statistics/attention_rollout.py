@@ -17,6 +17,7 @@ from ..attention_layers import attention_layers, unwrapped
 from ..recording import Recording, record
 from ..token_layout import TokenLayout
 from .blockwise import full_precision, numbers_for, pieces, plan_for
+from .fused_gpu import fused_row_product, suits
 from .groups import Backend, backend_for
 from .inputs import added_mask, check_query_and_key, checked_mask, piece_of_mask
 
@@ -191,7 +192,8 @@ def _start_row(start: int | torch.Tensor | None, layout: TokenLayout | None, que
 
 
 def _step_of(backend: Backend | None, device: torch.device) -> Callable[[_Layer, torch.Tensor], torch.Tensor]:
-    return _reference_step if backend_for(backend, device) == "reference" else _blockwise_step
+    steps = {"reference": _reference_step, "cpu": _blockwise_step, "gpu": _gpu_step}
+    return steps[backend_for(backend, device)]
 
 
 def _reference_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
@@ -200,6 +202,12 @@ def _reference_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
     if layer.mask is not None:
         scores = scores + added_mask(layer.mask, torch.float64)
     return (row.double()[:, None] @ scores.softmax(dim=-1).mean(dim=1))[:, 0]
+
+
+def _gpu_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
+    if suits(layer.query, mask=layer.mask):
+        return fused_row_product(layer.query, layer.key, layer.mask, layer.scaling, row)
+    return _blockwise_step(layer, row)
 
 
 def _blockwise_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
@@ -214,6 +222,8 @@ def _blockwise_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
                 query = layer.query[image, some].to(row.dtype) * layer.scaling  # (g, N, D)
                 key = layer.key[image, some].to(row.dtype).transpose(1, 2).contiguous()  # (g, D, N)
                 for part in pieces(tokens, plan.queries):
+                    if row.device.type == "cpu" and not row[image, part].any():
+                        continue  # at the last layer, all but the row that is asked for
                     shape = (len(query), part.stop - part.start, tokens)
                     scores, weights = (it[: shape[0] * shape[1] * shape[2]].view(shape) for it in room)
                     torch.bmm(query[:, part], key, out=scores)  # (g, t, N)

@@ -1,5 +1,6 @@
 """What can be asked for: groups of statistics with their fields, and backends."""
 
+import os
 from collections.abc import Iterable
 from typing import Literal
 
@@ -58,8 +59,15 @@ def asked_groups(statistics: str | Iterable[str] | None, has_value: bool) -> fro
     return asked
 
 
+def interpreted() -> bool:
+    """Whether Triton's interpreter stands in for a GPU: TRITON_INTERPRET=1 in the environment from the start."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def backend_for(name: str | None, device: torch.device) -> str:
     """The backend of that name, if it reads tensors on the device; `None` asks for the device's own.
+
+    With Triton's interpreter (TRITON_INTERPRET=1), "gpu" reads tensors on the CPU.
 
     Raises:
         ValueError: there is no such backend, or it is another device's.
@@ -69,6 +77,6 @@ def backend_for(name: str | None, device: torch.device) -> str:
         return own
     if name not in ("reference", "cpu", "gpu"):
         raise ValueError(f"there is no backend {name!r}; choose from reference, cpu, gpu")
-    if name not in ("reference", own):
+    if name not in ("reference", own) and not (name == "gpu" and interpreted()):
         raise ValueError(f'backend="{name}" cannot read tensors on {device}; move them, or pass backend="{own}"')
     return name

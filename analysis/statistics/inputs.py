@@ -102,7 +102,7 @@ def checked_mask(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor
     if mask.dtype == torch.bool:
         sees = mask.any(dim=-1)
     elif mask.is_floating_point():
-        sees = mask.amax(dim=-1) > _hidden(mask)
+        sees = mask.amax(dim=-1) > hidden_from(mask)
     else:
         raise ValueError(
             f"attention_mask is {mask.dtype}; pass bool (True: may be seen) or numbers to add to the scores"
@@ -116,10 +116,10 @@ def added_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The mask (or a piece of it) as numbers to add to the scores: -inf for a key that may not be seen."""
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
-    return mask.to(dtype).masked_fill(mask <= _hidden(mask), -torch.inf)
+    return mask.to(dtype).masked_fill(mask <= hidden_from(mask), -torch.inf)
 
 
-def _hidden(mask: torch.Tensor) -> float:
+def hidden_from(mask: torch.Tensor) -> float:
     """Up to this number, a key is hidden: masks are made with the least number of their type as well as with -inf."""
     return torch.finfo(mask.dtype).min / 2
 

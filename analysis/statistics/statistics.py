@@ -10,6 +10,7 @@ import torch
 
 from ..token_layout import TokenLayout
 from .blockwise import blockwise_statistics, cpu_plan, gpu_plan
+from .fused_gpu import fused_statistics, suits
 from .groups import Backend, asked_groups, backend_for
 from .inputs import AttentionInputs
 from .reference import reference_statistics
@@ -136,8 +137,8 @@ def attention_statistics(
 ) -> AttentionStatistics:
     """Exact statistics of softmax(scaling * Q K^T + mask), without a tensor of N x N numbers.
 
-    Computed in float32 (float64 for float64 inputs) from the inputs as they are, in one pass over blocks of queries;
-    without gradients. Peak memory beside the inputs grows linearly with N.
+    Computed in float32 (float64 for float64 inputs) from the inputs as they are, block by block; without gradients.
+    Peak memory beside the inputs grows linearly with N.
 
     Args:
         query, key: (B, H, N, D), as they enter the product: after bias, norm and rotary positions.
@@ -151,8 +152,9 @@ def attention_statistics(
             scores.
         statistics: Groups to compute, of "entropy", "maximum", "received", "masses", "place", "distance", "similarity"
             and "values". `None`: all that can be had. The first five are the cheap ones, `qkvit.analysis.FUSED`.
-        backend: "cpu" and "gpu" are the same pass with blocks that fit a core's cache or a device's memory; "reference"
-            builds the maps in float64. `None`: by the device of the query.
+        backend: "cpu" goes over blocks that fit a core's cache; "gpu" runs Triton kernels, or, where they do not suit
+            (float64, no Triton, a GPU before compute capability 8.0), goes over blocks that fill the device;
+            "reference" builds the maps in float64. `None`: by the device of the query.
 
     Raises:
         ValueError: shapes, types or devices do not fit each other or the layout, a query may see no key, or there is no
@@ -207,6 +209,8 @@ def _cpu(inputs: AttentionInputs, groups: frozenset[str]) -> dict[str, torch.Ten
 
 
 def _gpu(inputs: AttentionInputs, groups: frozenset[str]) -> dict[str, torch.Tensor]:
+    if suits(inputs.query, inputs.value, inputs.mask, inputs.layout.num_prefix):
+        return fused_statistics(inputs, groups)
     return blockwise_statistics(inputs, groups, gpu_plan(inputs, groups))
 
 

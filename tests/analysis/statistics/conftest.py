@@ -1,8 +1,11 @@
 """What the tests of the statistics share: backends, random attention, and the comparison with float64."""
 
-from collections.abc import Callable
+import importlib.util
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,16 +17,27 @@ FLOORS = {"spread": 1e-15, "entropy": 1e-33, "output_share": 1e-6}
 SMALLEST_WEIGHT = 1e-35
 
 
+@pytest.fixture
+def kernels() -> Iterator[str]:
+    """The device on which the Triton kernels run: a GPU, or the CPU with the interpreter; skips where they cannot."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    # The interpreter computes with NumPy, also what no result is made of.
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All-NaN slice")
+        yield "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @pytest.fixture(params=["reference", "cpu", "gpu"])
 def backend(request) -> str:
-    if request.param == "gpu" and not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
+    if request.param == "gpu":
+        request.getfixturevalue("kernels")
     return request.param
 
 
 @pytest.fixture
 def device(backend) -> str:
-    return "cuda" if backend == "gpu" else "cpu"
+    return "cuda" if backend == "gpu" and torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(scope="session")

@@ -188,6 +188,7 @@ def test_what_is_recorded_can_be_measured(tiny_model, pixels):
         ({"attention_mask": torch.full((2, 1, 1, 15), -torch.inf)}, "without any key"),
     ],
 )
-def test_what_does_not_fit_is_refused(random_attention, raises_sentence, changes, message):
+def test_what_does_not_fit_is_refused(random_attention, raises_sentence, monkeypatch, changes, message):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with raises_sentence(ValueError, message):
         ask(random_attention(LAYOUT), **changes)

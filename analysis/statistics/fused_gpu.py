@@ -1,0 +1,318 @@
+"""The fused GPU path: `blockwise_statistics` by Triton kernels that keep every tile of scores on the chip.
+
+Three kernels: rows are read in one pass over the keys; columns are summed in a second one, over the queries; products
+of heads take a third. What grows with N beside inputs and results are a few numbers for each row.
+
+Shapes: B images, H heads, N tokens, X tokens before the patches, D width of a head, D_V of a value.
+"""
+
+import contextlib
+import importlib.util
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+
+from ..token_layout import TokenLayout
+from .blockwise import full_precision
+from .groups import interpreted
+from .inputs import AttentionInputs, hidden_from
+from .values import norms_and_shares, projected_norms
+
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+WIDEST_HEAD, MOST_PREFIX_TOKENS = 256, 128
+
+
+def suits(
+    query: torch.Tensor, value: torch.Tensor | None = None, mask: torch.Tensor | None = None, prefix: int = 0
+) -> bool:
+    """Whether the kernels can take it: an NVIDIA GPU from compute capability 8.0 on, Triton at hand, not float64."""
+    return (
+        query.dtype in TYPES
+        and all(it is None or it.device == query.device for it in (value, mask))
+        and all(it is None or it.shape[-1] <= WIDEST_HEAD for it in (query, value))
+        and prefix <= MOST_PREFIX_TOKENS
+        and _is_capable(query.device)
+        and _has_triton()
+    )
+
+
+@lru_cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _is_capable(device: torch.device) -> bool:
+    if device.type == "cpu":
+        return interpreted()
+    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    return is_nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+class Launch(NamedTuple):
+    """A kernel with all that it is given."""
+
+    kernel: str
+    programs: int
+    arguments: Mapping[str, Any]
+    num_warps: int
+
+    def function(self) -> Any:
+        """The kernel itself. Imports Triton."""
+        from . import triton_columns, triton_kernels
+
+        return getattr(triton_kernels if self.kernel == "row_kernel" else triton_columns, self.kernel)
+
+    def run(self) -> None:
+        device = self.arguments["query"].device
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            self.function()[(self.programs,)](**self.arguments, num_warps=self.num_warps, num_stages=NUM_STAGES)
+
+
+class Tile(NamedTuple):
+    """How many queries and keys a program takes at once, and its threads, 32 in a warp."""
+
+    queries: int
+    keys: int
+    num_warps: int
+
+
+def tile_for(device: torch.device, width: int) -> Tile:
+    """A tile that leaves registers for all sums: no spills at a width of 64, next to none at 128 and 256.
+
+    `benchmarks/compile_kernels.py` shows what each kernel takes.
+    """
+    if device.type == "cpu":
+        return Tile(16, 16, 4)  # interpreted: small, so that tests see several
+    if width <= 64:
+        return Tile(32, 32, 4)
+    return Tile(32, 32, 8) if width <= 128 else Tile(32, 16, 8)
+
+
+NUM_STAGES = 2
+CHUNK = 16  # numbers of a vector that a product of float32 takes at a time
+
+
+class Attention(NamedTuple):
+    """What all kernels are given."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    mask: torch.Tensor | None
+    scaling: float
+    prefix: int
+
+    @property
+    def rows(self) -> torch.Size:
+        """(B, H, N)."""
+        return self.query.shape[:3]
+
+    def tile(self, width: int = 0) -> Tile:
+        """For heads of this width too."""
+        return tile_for(self.query.device, max(self.query.shape[3], width))
+
+    def arguments(self, tile: Tile) -> dict[str, Any]:
+        query, key = _readable(self.query), _readable(self.key)
+        mask = query if self.mask is None else self.mask
+        of_mask = [0] * 4 if self.mask is None else [mask.stride(d) if mask.shape[d] > 1 else 0 for d in range(4)]
+        is_bool = mask.dtype == torch.bool
+        width = _padded(query.shape[3])
+        return {
+            "query": query,
+            "key": key,
+            "mask": mask.view(torch.uint8) if is_bool else mask,
+            "scaling": float(self.scaling),
+            "hidden": 0.0 if self.mask is None or is_bool else _in_32_bits(hidden_from(mask)),
+            "heads": query.shape[1],
+            "tokens": query.shape[2],
+            "plane": self.rows.numel(),
+            **_strides("q", query.stride()[:3]),
+            **_strides("k", key.stride()[:3]),
+            **dict(zip(("m_image", "m_head", "m_query", "m_key"), of_mask, strict=True)),
+            "PREFIX": self.prefix,
+            "MASK": 0 if self.mask is None else 1 if is_bool else 2,
+            "D": query.shape[3],
+            "WIDEN": query.dtype == torch.bfloat16
+            and query.device.type == "cpu",  # the interpreter has no such product
+            "BLOCK_M": tile.queries,
+            "BLOCK_N": tile.keys,
+            "BLOCK_D": width,
+            "CHUNK": CHUNK if query.dtype == torch.float32 else width,
+        }
+
+
+def _strides(name: str, strides: tuple[int, ...]) -> dict[str, int]:
+    return dict(zip((f"{name}_image", f"{name}_head", f"{name}_token"), strides, strict=True))
+
+
+def _readable(tensor: torch.Tensor) -> torch.Tensor:
+    """Vectors without gaps, and offsets within an image and head that 32 bits hold."""
+    is_dense = tensor.stride(-1) == 1 and tensor.shape[2] * tensor.stride(2) < 2**31
+    return tensor if is_dense else tensor.contiguous()
+
+
+def _padded(size: int) -> int:
+    """A power of two, as large as the products' least."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def _in_32_bits(number: float) -> float:
+    return number if number >= torch.finfo(torch.float32).min else -torch.inf
+
+
+def planes(groups: frozenset[str], layout: TokenLayout) -> list[str]:
+    """The fields of rows, in the order in which `row_kernel` writes them."""
+    masses = ["prefix", "patches", "self"]
+    masses += ["class_token"] if layout.class_token is not None else []
+    masses += ["registers"] if layout.num_register_tokens else []
+    found = {
+        "entropy": ["entropy"],
+        "maximum": ["maximum"],
+        "place": ["spread"],
+        "masses": [*(f"on_{kind}" for kind in masses), "on_neighbours"],
+        "distance": ["distance"],
+        "values": ["weighted_sum", *(f"weighted_on_{kind}" for kind in masses)],
+    }
+    return [name for group, names in found.items() if group in groups for name in names]
+
+
+def fused_statistics(inputs: AttentionInputs, groups: frozenset[str]) -> dict[str, torch.Tensor]:
+    """The fields of `groups`, as `blockwise_statistics` gives them. `suits` must hold."""
+    attention = Attention(inputs.query, inputs.key, inputs.mask, inputs.scaling, inputs.layout.num_prefix)
+    with full_precision(inputs.query.device):
+        norms = None
+        if "values" in groups:
+            assert inputs.value is not None
+            norms = projected_norms(inputs.value.to(torch.float32), inputs.output_projection)
+        launch, results = row_launch(attention, groups, inputs, norms)
+        launch.run()
+        state = launch.arguments["state"]
+        if norms is not None:
+            results["value_norm"] = norms
+            outputs = launch.arguments["output"] if launch.arguments["OUTPUT"] else inputs.output
+            assert outputs is not None
+            norms_of_heads, shares = norms_and_shares(outputs, inputs.output_projection)
+            results |= {"output_norm": norms_of_heads, "output_share": shares}
+        if groups & {"received", "values"}:
+            sums = column_sums(attention, state)
+            if "received" in groups:
+                results["received"] = sums[0]
+            if norms is not None:
+                results["weighted_received"] = sums[1] * norms
+        if "similarity" in groups:
+            results["products"] = products_of_heads(attention, state)
+    return results
+
+
+def row_launch(
+    attention: Attention,
+    groups: frozenset[str],
+    inputs: AttentionInputs | None = None,
+    norms: torch.Tensor | None = None,
+) -> tuple[Launch, dict[str, torch.Tensor]]:
+    """`row_kernel` and the results that it fills; without `inputs`, its "state" alone.
+
+    The state is (2 or 1, 2 or 3, B, H, N): of patches and, where there are any, of the tokens before them, the largest
+    score and one or two factors; see `row_kernel`.
+    """
+    value = None if inputs is None else inputs.value
+    width = 1 if value is None else value.shape[3]
+    tile = attention.tile(width)
+    given = attention.arguments(tile)
+    query, rows = given["query"], attention.rows
+    names: list[str] = []
+    columns, class_token, registers = rows[2], False, 0
+    if inputs is not None:
+        layout = inputs.layout
+        names, columns = planes(groups, layout), layout.grid[1]
+        class_token, registers = layout.class_token is not None, layout.num_register_tokens
+    value = query if value is None else _readable(value)
+    has_output = inputs is not None and inputs.output is not None and inputs.output.dtype == torch.float32
+    needs_output = norms is not None and not has_output
+    factors = 2 if norms is not None else 1 if inputs is None or groups & {"received", "similarity"} else 0
+
+    def room(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(*shape, dtype=dtype, device=query.device)
+
+    buffers = {
+        "rows": room(len(names), *rows),
+        "centres": room(*rows, 2) if "place" in groups else query,
+        "tokens_of_largest": room(*rows, dtype=torch.int64) if "maximum" in groups else query,
+        "state": room(2 if attention.prefix else 1, 1 + factors, *rows) if factors else query,
+        "output": room(*rows, width) if needs_output else query,
+    }
+    arguments = given | {
+        **buffers,
+        "value": value,
+        "norms": query if norms is None else norms.contiguous(),
+        **_strides("v", value.stride()[:3]),
+        "columns": columns,
+        "CLASS": int(class_token),
+        "REGISTERS": registers,
+        **{name.upper(): int(name in groups) for name in ("entropy", "maximum", "place", "masses", "distance")},
+        "VALUES": int(norms is not None),
+        "OUTPUT": int(needs_output),
+        "STATE": factors,
+        "D_V": width,
+        "BLOCK_X": _padded(attention.prefix),
+        "BLOCK_V": _padded(width),
+    }
+    results = dict(zip(names, buffers["rows"].unbind(), strict=True))
+    if "place" in groups:
+        results["centre"] = buffers["centres"]
+    if "maximum" in groups:
+        results["argmaximum"] = buffers["tokens_of_largest"]
+    programs = rows[0] * rows[1] * -(-rows[2] // tile.queries)
+    return Launch("row_kernel", programs, arguments, tile.num_warps), results
+
+
+def column_launch(attention: Attention, state: torch.Tensor) -> Launch:
+    """`column_kernel`; its "sums" are (factors, B, H, N)."""
+    tile = attention.tile()
+    given = attention.arguments(tile)
+    blocks = -(-attention.prefix // tile.keys) + -(-(attention.rows[2] - attention.prefix) // tile.keys)
+    arguments = given | {"state": state, "sums": torch.empty_like(state[0, 1:]), "STATE": state.shape[1] - 1}
+    programs = attention.rows[0] * attention.rows[1] * blocks
+    return Launch("column_kernel", programs, arguments, tile.num_warps)
+
+
+def column_sums(attention: Attention, state: torch.Tensor) -> torch.Tensor:
+    """sum_i f_i exp(s_ij - m_i) with the factors f of the state: (factors, B, H, N)."""
+    launch = column_launch(attention, state)
+    launch.run()
+    return launch.arguments["sums"]
+
+
+def product_launch(attention: Attention, state: torch.Tensor) -> Launch:
+    """`product_kernel`; its "products" are (B, blocks of queries, H, H)."""
+    tile = attention.tile()
+    given = attention.arguments(tile)
+    images, heads, tokens = attention.rows
+    blocks = -(-tokens // tile.queries)
+    arguments = given | {
+        "state": state,
+        "found_products": state.new_empty(images, blocks, heads, heads),
+        "STATE": state.shape[1] - 1,
+        "BLOCK_H": _padded(heads),
+    }
+    return Launch("product_kernel", images * blocks * heads, arguments, tile.num_warps)
+
+
+def products_of_heads(attention: Attention, state: torch.Tensor) -> torch.Tensor:
+    """sum_ij p_ij q_ij for every two heads p and q of an image: (B, H, H)."""
+    launch = product_launch(attention, state)
+    launch.run()
+    return launch.arguments["found_products"].sum(dim=1)
+
+
+def fused_row_product(
+    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float, row: torch.Tensor
+) -> torch.Tensor:
+    """r A, with A the mean over heads of the attention maps: (B, N) -> (B, N). A step of rollout."""
+    attention = Attention(query, key, mask, scaling, prefix=0)
+    launch, _ = row_launch(attention, frozenset())
+    launch.run()
+    state = launch.arguments["state"]
+    state[:, 1] *= row[:, None] / query.shape[1]
+    return column_sums(attention, state)[0].sum(dim=1)
