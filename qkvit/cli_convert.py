@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from .errors import UserError
+from .hub_names import say_if_on_hub
 
 
 def convert(
@@ -31,6 +32,7 @@ def convert(
         raise UserError("--layout names the tensors of another family, and needs --to with its name")
     try:
         check_free(destination, force)
+        say_if_on_hub(source)
         typer.echo(f"{source} becomes {'a QKViT model' if to is None else f'a {to!r} checkpoint'} in {destination}")
         if to is not None:
             _export(source, destination, dtype, to, layout, force)

@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 from .errors import UserError
 from .evaluation_labels import match_labels
 from .finished_folder import check_target, finished_folder
+from .hub_names import say_if_on_hub
 from .metrics import compute
 from .quickstart import check_packages, quiet_libraries
+from .seen_images import said_of_seen_images
 from .tables import table
 from .version import __version__
 
@@ -93,6 +95,8 @@ def run_evaluation(
     check_packages(NEEDED)
     check_target(output, marker=RECORD, force=force, what="qkvit evaluate")
     torch.manual_seed(seed)
+    for name in (model_name, data_name):
+        say_if_on_hub(name)
     with quiet_libraries(), finished_folder(output) as folder:
         model, processor = load_classifier(model_name, _device(device))
         with plain_errors():
@@ -100,8 +104,12 @@ def run_evaluation(
             source = open_images(data_name, split=split, on_bad_image=choice)
         indices = _indices(source, model.config, by_index)
         print(f"{len(source):,} images of {len(indices)} classes, by {model_name} on {model.device}", flush=True)
+        seen = said_of_seen_images(model_name, data_name, split)
+        if seen is not None:
+            print(f"Note: {seen}.", flush=True)
         predictions = predict(model, processor, source, indices, batch_size=batch_size, num_workers=num_workers)
         record = _provenance(options, model, processor, source, predictions.seconds)
+        record["data"]["seen in training"] = seen
         record["metrics"] = measure(predictions)
         _write(folder, record, predictions, source.class_names or (), indices, model.config)
     print(_farewell(record, output))

@@ -29,6 +29,7 @@ from typing import Any
 
 from .errors import UserError
 from .finished_folder import check_target, finished_folder
+from .hub_names import say_if_on_hub
 from .quickstart import check_packages, quiet_libraries
 from .version import __version__
 
@@ -101,6 +102,9 @@ def run_statistics(request: Request) -> None:
     with quiet_libraries(), _processes(request.device) as (rank, device):
         check_target(request.output, marker=RECORD, force=request.force, what="qkvit statistics")
         start = time.perf_counter()
+        for name in (request.model, request.data):
+            if rank == 0 and name is not None:
+                say_if_on_hub(name)
         model = load_model(request.model, device)
         record = _provenance(request, model)
         collected = None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -233,3 +234,14 @@ def test_an_earlier_result_is_replaced_with_force_alone(capsys, finished, saved,
     assert_refused(capsys, arguments, "--force")
     code, *_ = leave(capsys, *arguments, "--force")
     assert code == 0
+
+
+def test_a_models_own_training_images_are_said_to_be_that(capsys, saved, images, tmp_path):
+    model = tmp_path / "run"
+    shutil.copytree(saved, model)
+    (model / "recipe.yaml").write_text(f"data: {{source: {images}, train_split: test, held_out: 0.25}}")
+    code, said, _ = leave(capsys, model, "--data", images, "--split", "test", "-o", tmp_path / "out")
+    assert code == 0
+    assert "was trained on 75 % of these images" in said
+    record = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert "was trained on 75 %" in record["data"]["seen in training"]
