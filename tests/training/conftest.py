@@ -113,7 +113,7 @@ def in_a_child(run_in_processes) -> Callable[..., int]:
 
 @pytest.fixture(scope="session")
 def kill_at_step() -> Callable[[int], None]:
-    """`kill_at_step(3)`: this process ends without notice when step 3 is done."""
+    """`kill_at_step(3)`: this process ends without notice when step 3 is done, of a recipe with `average_decay`."""
 
     def kill(step: int) -> None:
         update = WeightAverage.on_step_end
