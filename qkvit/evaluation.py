@@ -24,9 +24,10 @@ from .evaluation_labels import match_labels
 from .finished_folder import check_target, finished_folder
 from .hub_names import say_if_on_hub
 from .metrics import compute
-from .quickstart import check_packages, quiet_libraries
+from .packages import check_packages
 from .seen_images import said_of_seen_images
 from .tables import table
+from .training.quiet import quiet_libraries
 from .version import __version__
 
 NEEDED = {"datasets": "datasets", "evaluate": "evaluate", "matplotlib": "matplotlib", "pyarrow": "pyarrow"}

@@ -30,7 +30,8 @@ from typing import Any
 from .errors import UserError
 from .finished_folder import check_target, finished_folder
 from .hub_names import say_if_on_hub
-from .quickstart import check_packages, quiet_libraries
+from .packages import check_packages
+from .training.quiet import quiet_libraries
 from .version import __version__
 
 # pandas and pyarrow come with datasets.

@@ -10,7 +10,6 @@ The folder it writes:
     run.json           what was run, with which versions, and what came out
 """
 
-import importlib.util
 import json
 import os
 import platform
@@ -26,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from . import load_without_qkvit
-from .errors import UserError
 from .finished_folder import check_target, finished_folder
+from .packages import check_packages
 from .quickstart_report import accuracy_table, facts_table, farewell, write_facts
+from .training.quiet import quiet_libraries
 from .version import __version__
 
 # Module -> package.
@@ -63,30 +63,6 @@ def run_quickstart(output: Path, *, seed: int = 0, force: bool = False, quick: b
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(farewell(output, record))
     return record
-
-
-def check_packages(needed: dict[str, str]) -> None:
-    """Refuse to start when a package that is needed later is missing; `needed` is module -> package."""
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        packages = " ".join(needed[name] for name in missing)
-        raise UserError(f"{', '.join(missing)} cannot be imported; run: pip install {packages}")
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep transformers' notices and small progress bars off the screen; its errors stay."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 @contextmanager

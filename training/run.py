@@ -3,9 +3,8 @@
 import contextlib
 import dataclasses
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
-from transformers.utils import logging
 
 from .augmentation.pipeline import Augmenter
 from .checkpoints import ASIDE, newest_whole, step_of
@@ -31,6 +29,7 @@ from .optimisation.parameter_groups import set_trainable
 from .plan import Plan, make_plan
 from .processes.sharded_trainer import said_of_sharing
 from .processes.world import as_launched, check_world, device_arguments
+from .quiet import quiet_libraries
 from .recipe import Recipe
 from .report import results_table, write_report
 from .run_folder import (
@@ -70,7 +69,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     values.setdefault("disable_tqdm", True)
     with as_launched(values):
         try:
-            with _quiet():
+            with quiet_libraries():
                 args = TrainingArguments(**values)
         except (ValueError, TypeError, ImportError, RuntimeError) as error:
             reason = " ".join(str(error).split())
@@ -112,7 +111,7 @@ class Run:
             images, names = data.known_images, [str(index) for index in range(data.known_classes)]
             several = self.recipe.model.config.get("problem_type") == "multi_label_classification"
             self._say(f"{error}. Planned with what the recipe says of it.")
-        with _quiet():
+        with quiet_libraries():
             start = None if self._is_new() else self.recipe.model.start
             planned = dataclasses.replace(self.recipe, model=dataclasses.replace(self.recipe.model, start=start))
             model = build_model(planned, names, multi_label=several)
@@ -148,7 +147,7 @@ class Run:
             check_new(self.output)
         self._barrier()
         splits = open_splits(self.recipe.data)
-        with _quiet():
+        with quiet_libraries():
             teacher = open_teacher(self.recipe.distillation, splits.class_names, multi_label=splits.multi_label)
         data, checkpoint = splits.fingerprint() | (teacher.fingerprint() if teacher else {}), None
         if not fresh:
@@ -158,7 +157,7 @@ class Run:
             if finished is not None:
                 self._say(f"The run in {self.output} is finished; there is nothing to go on with.")
                 return finished
-        with _quiet(), contextlib.ExitStack() as held:
+        with quiet_libraries(), contextlib.ExitStack() as held:
             model, processor = self._model(splits)
             if self.recipe.optimisation.find_batch_size:
                 self._find_batch_size(model, teacher, resumed=not fresh)
@@ -345,17 +344,3 @@ class Run:
 
 def _bare(measured: dict[str, float], prefix: str) -> dict[str, float]:
     return {name.removeprefix(f"{prefix}_"): value for name, value in measured.items()}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-        sys.stderr.flush()

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from qkvit import QKViTConfig, QKViTForImageClassification
-from qkvit.errors import UserError
-from qkvit.quickstart import check_packages, check_saved_model, classify
+from qkvit.quickstart import check_saved_model, classify
 from qkvit.training.images.mnist5k import Digits
 
 
@@ -48,9 +47,3 @@ def test_a_model_that_does_not_load_is_an_error(saved, tmp_path):
     _, digits, logits = saved
     with pytest.raises(RuntimeError, match="does not load in a process without qkvit"):
         check_saved_model(tmp_path, digits.images, digits.labels, logits)
-
-
-def test_packages_that_are_there_are_not_asked_for():
-    check_packages({"torch": "torch", "json": "json"})
-    with pytest.raises(UserError, match="not_a_package cannot be imported"):
-        check_packages({"torch": "torch", "not_a_package": "its-name"})
