@@ -46,8 +46,7 @@ def measure(source: str, destination: str, what: str) -> None:
     import torch
 
     import qkvit
-    from qkvit.modeling.conversion import load_own
-    from qkvit.modeling.conversion_stream import convert_folder
+    from qkvit.modeling.conversion import convert_folder, load_own
 
     torch.set_grad_enabled(False)
     before, start = peak(), time.perf_counter()

@@ -132,7 +132,7 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
     # How a saved model gets its code: set by the installed package (modeling/shipping.py), None in code that came
     # with a model, whose flat files transformers copies by itself.
     ship_code: ClassVar[Callable[..., None] | None] = None
-    # The sentence about a checkpoint that `qkvit convert` reads, likewise (modeling/conversion_refusals.py).
+    # The sentence about a checkpoint that `qkvit convert` reads, likewise (modeling/conversion/refusals.py).
     how_to_convert: ClassVar[Callable[[dict[str, Any], str], str | None] | None] = None
 
     hidden_size: int = 768

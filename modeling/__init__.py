@@ -16,7 +16,7 @@ from .shipping import ship_code
 def _how_to_convert(config: dict[str, Any], where: str) -> str | None:
     if config.get("model_type") == QKViTConfig.model_type:
         return None
-    from .conversion_refusals import how_to_convert  # with all families, which only this needs
+    from .conversion.refusals import how_to_convert  # with all families, which only this needs
 
     return how_to_convert(config, where)
 

@@ -11,22 +11,17 @@ from .registration import register
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .modeling.conversion import convert
-    from .modeling.conversion_export import export
+    from .modeling.conversion import convert, export
 
 register()
 
 
 def __getattr__(name: str) -> Any:
     """`convert` and `export`, loaded when they are first used."""
-    if name == "convert":
+    if name in ("convert", "export"):
         from .modeling import conversion
 
-        return conversion.convert
-    if name == "export":
-        from .modeling import conversion_export
-
-        return conversion_export.export
+        return getattr(conversion, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -25,7 +25,7 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace the model that is in the folder.")] = False,
 ) -> None:
     """Turn a ViT checkpoint of transformers or timm into a QKViT model with the same numbers, or back."""
-    from .modeling.conversion_stream import convert_folder
+    from .modeling.conversion import convert_folder
     from .modeling.whole_folder import check_free, whole_folder
 
     if layout is not None and to is None:
@@ -52,8 +52,7 @@ def convert(
 
 def _export(source: str, destination: Path, dtype: str | None, to: str, layout: str | None, force: bool) -> None:
     """Write another family's checkpoint from a QKViT folder, or from one of a third family."""
-    from .modeling.conversion import convert, load_own, model_type_of
-    from .modeling.conversion_export import export
+    from .modeling.conversion import convert, export, load_own, model_type_of
 
     own = model_type_of(source) == "qkvit"
     model = load_own(source, dtype) if own else convert(source, dtype=dtype)

@@ -120,7 +120,7 @@ def test_an_import_against_the_order_is_reported(tmp_path, file, statement, expe
 
 def test_imports_along_the_order_are_not_reported(tmp_path):
     files = {
-        "modeling/families/a.py": """
+        "modeling/conversion/a.py": """
             import torch
             from . import sibling
             from ..attention import attend

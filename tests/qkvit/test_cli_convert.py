@@ -100,7 +100,7 @@ def test_force_replaces_an_earlier_result(capsys, source, tmp_path):
 
 def test_ctrl_c_leaves_nothing(source, tmp_path):
     program = (
-        "import time, qkvit.modeling.conversion_stream as stream, qkvit.cli\n"
+        "import time, qkvit.modeling.conversion.stream as stream, qkvit.cli\n"
         "write = stream.write_safetensors\n"
         "def slow(*arguments):\n"
         "    write(*arguments)\n"
