@@ -9,6 +9,7 @@ The model is QKViT small/16 with 12 layers, one image, float32, at 197, 1,025 an
     everything    the forward pass with all statistics of every layer, values included, and rollout
     sparing       as everything, but rollout keeps four layers at a time and runs the model again for each four
     eager         transformers' ViT of the same size, attn_implementation="eager", output_attentions=True
+    blockwise     on a GPU alone (--device cuda): as everything, block by block in place of the Triton kernels
 
 Ratios are of times in the same round, medians and quartiles over the rounds. "with forward" counts the pass that the
 statistics ride on; "alone" is without it. Memory is the peak of what torch allocates beyond weights and input
@@ -29,6 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
@@ -36,6 +38,7 @@ import transformers
 import qkvit
 from qkvit.analysis import FUSED, TokenLayout, attention_statistics, model_rollout, record, rollout
 from qkvit.analysis.recording import Recording
+from qkvit.analysis.statistics import fused_gpu
 
 PATCH_SIZE, SIZE = 16, "small"
 STEPS = ("plain", "cheap", "everything", "sparing", "eager")
@@ -61,6 +64,10 @@ class Bench:
 
     def everything(self) -> None:
         rollout(self._statistics(None, with_values=True, kept=("query", "key")), layout=self.layout)
+
+    def blockwise(self) -> None:
+        with mock.patch.object(fused_gpu, "_has_triton", return_value=False):
+            self.everything()
 
     def sparing(self) -> None:
         self._statistics(None, with_values=True, kept=())
@@ -138,6 +145,8 @@ def spread(values: list[float]) -> list[float]:
 def time_row(bench: Bench, rounds: int, free_memory: float) -> dict[str, Any]:
     """Milliseconds of each step and their ratios, from rounds in which all take turns."""
     steps = {name: getattr(bench, name) for name in STEPS}
+    if bench.device == "cuda":
+        steps["blockwise"] = bench.blockwise
     if 2.5 * bench.maps_bytes > free_memory:
         del steps["eager"]
     else:
@@ -161,6 +170,9 @@ def time_row(bench: Bench, rounds: int, free_memory: float) -> dict[str, Any]:
     row["cheap alone / plain"] = ratio("cheap", "plain", less="plain")
     row["everything with forward / plain"] = ratio("everything", "plain")
     row["sparing with forward / plain"] = ratio("sparing", "plain")
+    if "blockwise" in steps:
+        row["everything alone / plain"] = ratio("everything", "plain", less="plain")
+        row["blockwise alone / plain"] = ratio("blockwise", "plain", less="plain")
     if "eager" in steps:
         row["everything with forward / eager"] = ratio("everything", "eager")
         row["everything alone / eager"] = ratio("everything", "eager", less="plain")

@@ -81,6 +81,17 @@ def test_any_strides_and_widths_are_read(random_attention, assert_as_exact, kern
     assert_as_exact(fused_gpu.fused_statistics(strided, ALL), exact)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_least_number_of_its_type_hides_a_key(random_attention, assert_as_exact, kernels, dtype):
+    """Also where it hides all patches, or all tokens before them: no weight is left to say where it is."""
+    mask = torch.zeros(1, 1, LAYOUT.num_tokens, LAYOUT.num_tokens, dtype=dtype)
+    mask[..., 4, LAYOUT.patches] = mask[..., 5, : LAYOUT.num_prefix] = torch.finfo(dtype).min
+    inputs = dataclasses.replace(random_attention(LAYOUT, batch=1, heads=1), output_projection=None, mask=mask)
+    exact = reference_statistics(inputs, ALL)
+    assert exact["spread"].isnan().sum() == 1
+    assert_as_exact(fused_gpu.fused_statistics(moved(inputs, kernels), ALL), exact)
+
+
 @pytest.mark.parametrize("steps", [1.0, -1.0, 0.01])
 def test_a_largest_score_that_comes_late_leaves_the_sums_exact(assert_as_exact, kernels, steps):
     """Scores that rise from key to key: each block has a new largest one, and all sums are moved to it."""
