@@ -126,7 +126,7 @@ OPERATIONS: dict[str, dict[str, Operation]] = {
 
 
 def auto_augment(images: torch.Tensor, policy: str, seed: int, keys: torch.Tensor) -> torch.Tensor:
-    """Apply a pair of operations, drawn for each image.
+    """Apply a pair of operations, drawn for each image, in place.
 
     Args:
         images: (B, 3, height, width) in [0, 1].
@@ -137,7 +137,7 @@ def auto_augment(images: torch.Tensor, policy: str, seed: int, keys: torch.Tenso
 
     ```python
     >>> images, keys = torch.rand(2, 3, 8, 8), torch.tensor([[0, 5, 0], [0, 6, 0]])
-    >>> changed = auto_augment(images, "imagenet", 0, keys)
+    >>> changed = auto_augment(images.clone(), "imagenet", 0, keys)
     >>> changed[1:].equal(auto_augment(images[1:], "imagenet", 0, keys[1:]))
     True
 
@@ -151,11 +151,9 @@ def auto_augment(images: torch.Tensor, policy: str, seed: int, keys: torch.Tenso
         applied = drawn[:, 1 + 2 * step] < torch.tensor(chances)[pair]
         strength = (torch.tensor(magnitudes)[pair] / 10).to(images.device)
         sign = torch.where(drawn[:, 2 + 2 * step] < 0.5, -1.0, 1.0).to(images.device)
-        changed = images.clone()
         for name in dict.fromkeys(names):
             of_name = torch.tensor([each == name for each in names])[pair]
             chosen = (applied & of_name).nonzero().flatten().to(images.device)
             if len(chosen):
-                changed[chosen] = operations[name](images[chosen], strength[chosen], sign[chosen])
-        images = changed
-    return images.clamp(0, 1)
+                images[chosen] = operations[name](images[chosen], strength[chosen], sign[chosen])
+    return images.clamp_(0, 1)

@@ -22,29 +22,37 @@ def grey(images: torch.Tensor) -> torch.Tensor:
 
     ```
     """
-    weights = images.new_tensor(_LUMA).view(1, 3, 1, 1)
-    return (images * weights).sum(1, keepdim=True)
+    red, green, blue = images.split(1, dim=1)
+    return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 
-def blend(one: torch.Tensor, other: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """`share` of `one` and the rest of `other`, kept in [0, 1]; a share above 1 goes beyond `one`."""
+def blend(
+    one: torch.Tensor, other: torch.Tensor | float, share: torch.Tensor, *, inplace: bool = False
+) -> torch.Tensor:
+    """`share` of `one` and the rest of `other`, kept in [0, 1]; a share above 1 goes beyond `one`.
+
+    Args:
+        inplace: Into `one`: fresh memory for a batch costs more than the arithmetic.
+    """
     share = share.view(-1, 1, 1, 1)
-    return (share * one + (1 - share) * other).clamp(0, 1)
+    mixed = one.mul_(share) if inplace else one * share
+    return mixed.add_((1 - share) * other).clamp_(0, 1)
 
 
-def brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+def brightness(images: torch.Tensor, factor: torch.Tensor, *, inplace: bool = False) -> torch.Tensor:
     """0 is black, 1 leaves the image as it is."""
-    return blend(images, torch.zeros_like(images), factor)
+    return blend(images, 0.0, factor, inplace=inplace)
 
 
-def contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+def contrast(images: torch.Tensor, factor: torch.Tensor, *, inplace: bool = False) -> torch.Tensor:
     """0 is the mean grey, 1 leaves the image as it is."""
-    return blend(images, grey(images).mean((2, 3), keepdim=True), factor)
+    means = images.mean((2, 3), keepdim=True)  # the grey of the mean colour is the mean grey
+    return blend(images, grey(means), factor, inplace=inplace)
 
 
-def saturation(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+def saturation(images: torch.Tensor, factor: torch.Tensor, *, inplace: bool = False) -> torch.Tensor:
     """0 is grey, 1 leaves the image as it is."""
-    return blend(images, grey(images), factor)
+    return blend(images, grey(images), factor, inplace=inplace)
 
 
 def sharpness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:

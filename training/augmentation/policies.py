@@ -65,7 +65,8 @@ OPERATIONS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch
 
 
 def rand_augment(images: torch.Tensor, settings: Augmentation, seed: int, keys: torch.Tensor) -> torch.Tensor:
-    """RandAugment (Cubuk et al. 2020, arXiv 1909.13719): so many of 14 operations, each drawn anew for each image."""
+    """RandAugment (Cubuk et al. 2020, arXiv 1909.13719), in place: so many of 14 operations, each drawn anew for each
+    image."""
     count = settings.randaugment_operations
     drawn = uniform(seed, Purpose.RAND_AUGMENT, keys, 4 * count).unflatten(1, (count, 4)).to(images.device)
     for step in range(count):
@@ -73,45 +74,43 @@ def rand_augment(images: torch.Tensor, settings: Augmentation, seed: int, keys: 
         spread = settings.randaugment_spread * _normal(drawn[:, step, 1])
         strength = ((settings.randaugment_magnitude + spread) / _STRONGEST).clamp(0, 1)
         sign = torch.where(drawn[:, step, 2] < 0.5, -1.0, 1.0)
-        changed = images.clone()
         for number, operation in enumerate(OPERATIONS.values()):
-            chosen = which == number
-            if number and chosen.any():
-                changed[chosen] = operation(images[chosen], strength[chosen], sign[chosen])
-        images = changed
-    return images.clamp(0, 1)
+            chosen = (which == number).nonzero().flatten()
+            if number and len(chosen):
+                images[chosen] = operation(images[chosen], strength[chosen], sign[chosen])
+    return images.clamp_(0, 1)
 
 
 def three_augment(images: torch.Tensor, seed: int, keys: torch.Tensor) -> torch.Tensor:
-    """One of grey, solarised at one half, blurred by 0.1 to 2 pixels (DeiT III, arXiv 2204.07118)."""
+    """One of grey, solarised at one half, blurred by 0.1 to 2 pixels (DeiT III, arXiv 2204.07118), in place."""
     drawn = uniform(seed, Purpose.THREE_AUGMENT, keys, 2).to(images.device)
     which = (drawn[:, 0] * 3).long()
-    changed = images.clone()
-    changed[which == 0] = op.grey(images[which == 0]).expand(-1, 3, -1, -1)
-    changed[which == 1] = op.solarise(images[which == 1], torch.full_like(drawn[which == 1, 1], 128 / 255))
-    if (which == 2).any():
-        changed[which == 2] = op.blur(images[which == 2], 0.1 + 1.9 * drawn[which == 2, 1])
-    return changed
+    greyed, solarised, blurred = ((which == number).nonzero().flatten() for number in range(3))
+    images[greyed] = op.grey(images[greyed]).expand(-1, 3, -1, -1)
+    images[solarised] = op.solarise(images[solarised], torch.full_like(drawn[solarised, 1], 128 / 255))
+    if len(blurred):
+        images[blurred] = op.blur(images[blurred], 0.1 + 1.9 * drawn[blurred, 1])
+    return images
 
 
 def colour_jitter(images: torch.Tensor, settings: Augmentation, seed: int, keys: torch.Tensor) -> torch.Tensor:
-    """Brightness, contrast and saturation, in this order, each factor uniform in [1 - x, 1 + x]."""
+    """Brightness, contrast and saturation, in this order and in place, each factor uniform in [1 - x, 1 + x]."""
     factors = 2 * uniform(seed, Purpose.COLOUR, keys, 3).to(images.device) - 1
     widths = (settings.brightness, settings.contrast, settings.saturation)
     for width, operation, factor in zip(
         widths, (op.brightness, op.contrast, op.saturation), factors.unbind(1), strict=True
     ):
         if width:
-            images = operation(images, (1 + width * factor).clamp(min=0))
+            operation(images, (1 + width * factor).clamp(min=0), inplace=True)
     return images
 
 
 def erase(pixels: torch.Tensor, settings: Augmentation, seed: int, keys: torch.Tensor) -> torch.Tensor:
-    """Random erasing (Zhong et al. 2017, arXiv 1708.04896), of normalised pixels: 2 % to a third of the area.
+    """Random erasing (Zhong et al. 2017, arXiv 1708.04896), of normalised pixels, in place: 2 % to a third of the area.
 
     The logarithm of height / width is uniform between those of 0.3 and 1 / 0.3; a box that does not fit is cut.
     """
-    drawn = uniform(seed, Purpose.ERASE, keys, 5).to(pixels.device)
+    drawn = uniform(seed, Purpose.ERASE, keys, 5)
     height, width = pixels.shape[-2:]
     area = (0.02 + (1 / 3 - 0.02) * drawn[:, 1]) * height * width
     ratio = (math.log(0.3) * (2 * drawn[:, 2] - 1)).exp()
@@ -119,22 +118,16 @@ def erase(pixels: torch.Tensor, settings: Augmentation, seed: int, keys: torch.T
     wide = (area / ratio).sqrt().round().clamp(1, width)
     top = (drawn[:, 3] * (height - tall + 1)).floor()
     left = (drawn[:, 4] * (width - wide + 1)).floor()
-    rows = torch.arange(height, device=pixels.device).view(1, -1, 1)
-    columns = torch.arange(width, device=pixels.device).view(1, 1, -1)
-
-    def within(place: torch.Tensor, start: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-        start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
-        return (place >= start) & (place < start + length)
-
-    gone = within(rows, top, tall) & within(columns, left, wide) & (drawn[:, 0] < settings.erasing).view(-1, 1, 1)
-    if settings.erasing_fill == "mean":
-        return pixels.masked_fill(gone.unsqueeze(1), 0.0)
-    filled = pixels.clone()
-    for index in gone.flatten(1).any(1).nonzero().flatten().tolist():
-        generator = torch.Generator().manual_seed(seed_of(seed, Purpose.ERASE, *keys[index].tolist(), 1))
-        noise = torch.randn(pixels.shape[1:], generator=generator).to(pixels)
-        filled[index] = torch.where(gone[index], noise, pixels[index])
-    return filled
+    boxes = torch.stack([top, top + tall, left, left + wide], dim=1).long().tolist()
+    for index in (drawn[:, 0] < settings.erasing).nonzero().flatten().tolist():
+        first, last, begin, end = boxes[index]
+        box = pixels[index, :, first:last, begin:end]
+        if settings.erasing_fill == "mean":
+            box.zero_()
+        else:
+            generator = torch.Generator().manual_seed(seed_of(seed, Purpose.ERASE, *keys[index].tolist(), 1))
+            box.copy_(torch.randn(box.shape, generator=generator))
+    return pixels
 
 
 def _normal(numbers: torch.Tensor) -> torch.Tensor:

@@ -20,13 +20,13 @@ def images():
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_an_image_is_changed_the_same_in_every_batch_and_stays_an_image(images, policy):
-    whole = auto_augment(images, policy, 0, keys_of(50))
+    whole = auto_augment(images.clone(), policy, 0, keys_of(50))
     assert whole.min() >= 0
     assert whole.max() <= 1
     for part in (slice(0, 7), slice(7, 50)):
-        torch.testing.assert_close(auto_augment(images[part], policy, 0, keys_of(50)[part]), whole[part])
-    assert not torch.equal(whole, auto_augment(images, policy, 1, keys_of(50)))
-    assert not torch.equal(whole, auto_augment(images, policy, 0, keys_of(50, epoch=1)))
+        torch.testing.assert_close(auto_augment(images[part].clone(), policy, 0, keys_of(50)[part]), whole[part])
+    assert not torch.equal(whole, auto_augment(images.clone(), policy, 1, keys_of(50)))
+    assert not torch.equal(whole, auto_augment(images.clone(), policy, 0, keys_of(50, epoch=1)))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
