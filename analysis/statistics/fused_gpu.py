@@ -185,6 +185,8 @@ def fused_statistics(inputs: AttentionInputs, groups: frozenset[str]) -> dict[st
             norms = projected_norms(inputs.value.to(torch.float32), inputs.output_projection)
         launch, results = row_launch(attention, groups, inputs, norms)
         launch.run()
+        # Memory of its own for each field: one that is kept or saved does not take the others along.
+        results = {name: field.clone() for name, field in results.items()}
         state = launch.arguments["state"]
         if norms is not None:
             results["value_norm"] = norms
@@ -195,7 +197,7 @@ def fused_statistics(inputs: AttentionInputs, groups: frozenset[str]) -> dict[st
         if groups & {"received", "values"}:
             sums = column_sums(attention, state)
             if "received" in groups:
-                results["received"] = sums[0]
+                results["received"] = sums[0].clone()
             if norms is not None:
                 results["weighted_received"] = sums[1] * norms
         if "similarity" in groups:

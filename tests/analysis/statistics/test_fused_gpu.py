@@ -66,6 +66,12 @@ def test_a_larger_image_is_exact_too(random_attention, assert_as_exact, kernels)
     assert_as_exact(fused_gpu.fused_statistics(moved(inputs, kernels), ALL), reference_statistics(inputs, ALL))
 
 
+def test_a_field_that_is_kept_keeps_no_other(random_attention, kernels):
+    found = fused_gpu.fused_statistics(moved(random_attention(LAYOUT, batch=1, heads=1), kernels), ALL)
+    for name, field in found.items():
+        assert field.untyped_storage().nbytes() == field.nbytes, name
+
+
 def test_any_strides_and_widths_are_read(random_attention, assert_as_exact, kernels):
     inputs = random_attention(LAYOUT, width=5, mask="pairs")
     value = torch.randn(2, 3, LAYOUT.num_tokens, 19)
