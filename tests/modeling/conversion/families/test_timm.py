@@ -103,7 +103,9 @@ CASES = [
     TimmCase("deit3_small_patch16_224", "LayerScale", {"no_embed_class": True, "layer_scale": True}),
     TimmCase("vit_medium_patch16_reg4_gap_256", "registers", REGISTERS),
     TimmCase(
-        "vit_base_patch14_reg4_dinov2", "registers", {"reg_tokens": 2, "layer_scale": True, "no_embed_class": True}
+        "vit_base_patch14_reg4_dinov2",
+        "class token and registers",
+        {"reg_tokens": 2, "layer_scale": True, "no_embed_class": True},
     ),
     TimmCase("vit_base_patch16_224", "registers with positions", {"reg_tokens": 2}, {"reg_tokens": 2}),
     TimmCase("vit_base_patch16_clip_quickgelu_224", "clip", CLIP),
