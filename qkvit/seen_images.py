@@ -4,11 +4,13 @@ from pathlib import Path
 
 import yaml
 
+from .training.recipe import BUILT_IN
+
 RECIPE = "recipe.yaml"
 
 
 def said_of_seen_images(model: str, data: str, split: str | None) -> str | None:
-    """A sentence, where the recipe that `qkvit train` left beside the model names the same images; else None.
+    """A sentence, where the recipe that `qkvit train` left beside the model names the same source and split; else None.
 
     Example:
 
@@ -16,22 +18,24 @@ def said_of_seen_images(model: str, data: str, split: str | None) -> str | None:
     >>> Path("run").mkdir()
     >>> _ = Path("run", "recipe.yaml").write_text("data: {source: photos, held_out: 0.2}")
     >>> said_of_seen_images("run", "photos", None)
-    'run was trained on 80 % of these images: what it makes of those that were held out is in run/metrics.json'
+    'run/recipe.yaml trains on 80 % of photos: what the model makes of the images held out is in run/metrics.json'
     >>> said_of_seen_images("run", "others", None)
 
     ```
     """
-    try:
-        of_data = yaml.safe_load((Path(model) / RECIPE).read_text(encoding="utf-8"))["data"]
-        same = of_data["source"] == data or Path(of_data["source"]).resolve() == Path(data).resolve()
-        trained, validation = of_data.get("train_split"), of_data.get("validation_split")
-        held_out = 0.0 if validation is not None else float(of_data["held_out"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return None
-    if not same or split not in (None, trained):
-        return None
-    results = Path(model) / "metrics.json"
-    if validation is not None:
-        return f"{model} was trained on these images: what it makes of the split {validation!r} is in {results}"
-    share = "some" if of_data.get("images") is not None else f"{100 * (1 - held_out):g} %"
-    return f"{model} was trained on {share} of these images: what it makes of those that were held out is in {results}"
+    for folder in (Path(model), Path(model).parent):  # a checkpoint and averaged weights are in the run's folder
+        try:
+            of_data = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))["data"]
+            source, trained, validation = of_data["source"], of_data.get("train_split"), of_data.get("validation_split")
+            share = "some" if of_data.get("images") is not None else f"{100 * (1 - float(of_data['held_out'])):g} %"
+            is_same = source not in BUILT_IN and (source == data or Path(source).resolve() == Path(data).resolve())
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+            continue
+        if not is_same or split not in (None, trained):
+            return None
+        of_what, elsewhere = (f"{share} of {data}", "images held out")
+        if validation is not None:
+            of_what, elsewhere = f"{data}", f"split {validation!r}"
+        results = folder / "metrics.json"
+        return f"{folder / RECIPE} trains on {of_what}: what the model makes of the {elsewhere} is in {results}"
+    return None

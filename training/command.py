@@ -26,9 +26,9 @@ def train(
     ] = None,
 ) -> None:
     """Train a model as a recipe says; with several processes: torchrun ... -m qkvit.training.train RECIPE."""
-    from .train import train as run
-
     try:
+        from .train import train as run
+
         run(recipe, settings, resume=resume, dry_run=dry_run, allow=allow or [])
     except KeyboardInterrupt as stop:  # typer would leave out where the run can go on
         raise TrainingInterruptedError(str(stop) or "stopped by ctrl-C") from None
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     )
     app.command()(train)
     try:
-        app(arguments, standalone_mode=False, prog_name=MODULE)
+        result = app(arguments, standalone_mode=False, prog_name=MODULE)
     except TrainingRefusedError as error:
         leave(str(error), 2)
     except TrainingStoppedError as error:
@@ -56,4 +56,4 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             raise
         leave_broken(error)
     end_together()
-    sys.exit(0)
+    sys.exit(result if isinstance(result, int) else 0)

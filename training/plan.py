@@ -104,14 +104,14 @@ def make_plan(
 
 
 def kept_numbers(model: nn.Module, settings: Optimisation, args: TrainingArguments) -> int:
-    """How many numbers the optimiser keeps: its moments of all trained weights."""
+    """How many numbers the optimiser keeps, its moments of all trained weights; of Adafactor, at the most."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if settings.optimizer == "muon":  # one for a matrix, AdamW's two for the rest
         groups = parameter_groups(model, settings, args.learning_rate, args.weight_decay)
         matrices = [parameter for group in groups if group["matrices"] for parameter in group["params"]]
         return 2 * trained - sum(parameter.numel() for parameter in matrices)
     name: Any = getattr(args.optim, "value", args.optim)
-    return trained if name in ("sgd", "lion_32bit", "adafactor") else 2 * trained
+    return {"sgd": 0, "lion_32bit": trained, "adafactor": trained}.get(str(name), 2 * trained)
 
 
 def _bytes(count: float) -> str:

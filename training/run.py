@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
 
 from .augmentation.pipeline import Augmenter
-from .checkpoints import ASIDE, newest_whole, step_of
+from .checkpoints import ASIDE, checkpoints, step_of
 from .disk_errors import check_space
 from .errors import TrainingRefusedError, TrainingStoppedError, TrainingTerminatedError
 from .images.bad_images import gathered, read_list
@@ -173,12 +173,14 @@ class Run:
                 write_record(self.output, self.recipe, data, self.args.world_size, dataclasses.asdict(plan))
             checkpoint = self._agree(checkpoint)
             start = time.perf_counter()
-            self._fit(trainer, checkpoint, plan)
-            if stop.stopped:
-                raise TrainingTerminatedError(
-                    f"stopped by SIGTERM after step {trainer.state.global_step}, which is saved: go on with --resume"
-                )
-            return self._finish(trainer, splits, plan, time.perf_counter() - start)
+            with self._interruptible():
+                self._fit(trainer, checkpoint, plan)
+                if stop.stopped:
+                    raise TrainingTerminatedError(
+                        f"stopped by SIGTERM after step {trainer.state.global_step}, which is saved: go on with"
+                        " --resume"
+                    )
+                return self._finish(trainer, splits, plan, time.perf_counter() - start)
 
     def _model(self, splits: Splits) -> tuple[nn.Module, Any]:
         set_seed(self.args.seed)
@@ -258,15 +260,18 @@ class Run:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except torch.OutOfMemoryError as error:
             raise TrainingStoppedError(out_of_memory(self.args)) from error
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(self._interrupted(trainer.state.global_step)) from None
         finally:
             self.progress.close()  # what is said next begins a line
 
-    def _interrupted(self, step: int) -> str:
-        found, _ = newest_whole(self.output)
-        where = "from the beginning" if found is None else f"after step {step_of(found)}"
-        return f"stopped by ctrl-C in step {step + 1}; --resume goes on {where}, from the newest checkpoint"
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Inside, ctrl-C says where the run can go on."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            written = checkpoints(self.output)  # whether the newest is whole, is looked at when it is gone on from
+            where = f"after step {step_of(written[0])}" if written else "from the beginning"
+            raise KeyboardInterrupt(f"stopped by ctrl-C; with --resume it goes on {where}") from None
 
     def _finish(self, trainer: RecipeTrainer, splits: Splits, plan: Plan, seconds: float) -> dict[str, Any]:
         metrics: dict[str, Any] = {}

@@ -222,8 +222,6 @@ def _blockwise_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
                 query = layer.query[image, some].to(row.dtype) * layer.scaling  # (g, N, D)
                 key = layer.key[image, some].to(row.dtype).transpose(1, 2).contiguous()  # (g, D, N)
                 for part in pieces(tokens, plan.queries):
-                    if row.device.type == "cpu" and not row[image, part].any():
-                        continue  # at the last layer, all but the row that is asked for
                     shape = (len(query), part.stop - part.start, tokens)
                     scores, weights = (it[: shape[0] * shape[1] * shape[2]].view(shape) for it in room)
                     torch.bmm(query[:, part], key, out=scores)  # (g, t, N)

@@ -41,7 +41,7 @@ def gpu_plan(inputs: AttentionInputs, groups: frozenset[str]) -> Plan:
     return Plan(images, heads, max(1, min(tokens, GPU_NUMBERS // (images * heads * tokens))))
 
 
-CPU_NUMBERS, GPU_NUMBERS = 2**21, 2**25
+CPU_NUMBERS, GPU_NUMBERS = 2**20, 2**25
 FEWEST_QUERIES = 64
 
 

@@ -8,7 +8,7 @@ Shapes: B images, H heads, N tokens, X tokens before the patches, D width of a h
 
 import contextlib
 import importlib.util
-from collections.abc import Mapping
+import warnings
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -40,7 +40,20 @@ def suits(
 
 @lru_cache
 def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    """Whether Triton is there and works: on a GPU it needs a C compiler too, which not every container has."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    if interpreted():
+        return True
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"Triton does not work here ({reason}): statistics go over blocks instead, slower", stacklevel=2)
+        return False
+    return True
 
 
 def _is_capable(device: torch.device) -> bool:
@@ -55,7 +68,7 @@ class Launch(NamedTuple):
 
     kernel: str
     programs: int
-    arguments: Mapping[str, Any]
+    arguments: dict[str, Any]
     num_warps: int
 
     def function(self) -> Any:
@@ -79,7 +92,7 @@ class Tile(NamedTuple):
 
 
 def tile_for(device: torch.device, width: int) -> Tile:
-    """A tile that leaves registers for all sums: no spills at a width of 64, next to none at 128.
+    """A tile that leaves registers for all sums: without a mask no spills at a width of 64, next to none at 128.
 
     `benchmarks/compile_kernels.py` shows what each kernel takes.
     """
@@ -187,6 +200,7 @@ def fused_statistics(inputs: AttentionInputs, groups: frozenset[str]) -> dict[st
         launch.run()
         # Memory of its own for each field: one that is kept or saved does not take the others along.
         results = {name: field.clone() for name, field in results.items()}
+        launch.arguments.pop("rows")
         state = launch.arguments["state"]
         if norms is not None:
             results["value_norm"] = norms

@@ -96,7 +96,9 @@ def product_kernel(
 ):  # fmt: skip
     """sum_ij p_ij q_ij for BLOCK_M queries i of one image, with p a head's map and q that of each head up to it.
 
-    Writes into `products` (images, blocks of queries, heads, heads), on both sides of the diagonal.
+    The scores of the other heads are computed anew for each head: the cost grows with the square of the heads.
+
+    Writes into `found_products` (images, blocks of queries, heads, heads), on both sides of the diagonal.
     """
     blocks = tl.cdiv(tokens, BLOCK_M)
     last = tl.program_id(0) % heads
@@ -115,7 +117,8 @@ def product_kernel(
             q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
             MASK, D, WIDEN, BLOCK_D, CHUNK,
         )  # fmt: skip
-        for head in range(last + 1):
+        found += tl.where(numbers == last, tl.sum(tl.sum(p * p, axis=1), axis=0), 0.0)
+        for head in range(last):
             other = _weights(
                 query, key, mask, of_kind, i, j, exists, there, image, head, image * heads + head,
                 scaling, hidden, tokens, plane,

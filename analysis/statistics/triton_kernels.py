@@ -183,7 +183,7 @@ def row_kernel(
 
     blind = largest == float("-inf")  # may see no patch
     level = tl.where(blind, 0.0, largest)
-    total = others + tl.where(blind, 0.0, 1.0)
+    total = others + tl.where(blind, 0.0, 1.0) + (level - level)  # of infinite scores, NaN
     divisor = tl.where(total == 0, 1.0, total)
     is_prefix = i < PREFIX
     entropy = _log1p(others) + falls / divisor
@@ -203,7 +203,7 @@ def row_kernel(
         level_x = tl.where(blind_x, 0.0, largest_x)
         u = tl.exp(scores - level_x[:, None])
         others_x = tl.sum(tl.where(x[None, :] == best_x[:, None], 0.0, u), axis=1)
-        total_x = others_x + tl.where(blind_x, 0.0, 1.0)
+        total_x = others_x + tl.where(blind_x, 0.0, 1.0) + (level_x - level_x)
         divisor_x = tl.where(total_x == 0, 1.0, total_x)
         log_odds = (level - level_x) + (tl.log(divisor) - tl.log(divisor_x))
         # Nothing on one side: all is on the other, unless that is NaN.

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-PIECE = 2**20  # numbers: all heads' parts of a few tokens, H times as large as the layer's output for them
+PIECE = 2**21  # numbers: all heads' parts of a few tokens, H times as large as the layer's output for them
 
 
 def projected_norms(vectors: torch.Tensor, projection: torch.Tensor | None) -> torch.Tensor:

@@ -182,11 +182,11 @@ def test_ctrl_c_in_a_training_run_says_where_it_goes_on(capsys, monkeypatch):
     from qkvit.training.run import Run
 
     def interrupted(self, **_):
-        raise KeyboardInterrupt("stopped by ctrl-C in step 2; --resume goes on from the beginning")
+        raise KeyboardInterrupt("stopped by ctrl-C; with --resume it goes on from the beginning")
 
     monkeypatch.setattr(Run, "train", interrupted)
     code, _, errors = leave(capsys, "train", "digits")
-    assert (code, errors) == (130, "error: stopped by ctrl-C in step 2; --resume goes on from the beginning\n")
+    assert (code, errors) == (130, "error: stopped by ctrl-C; with --resume it goes on from the beginning\n")
 
 
 def test_an_option_that_is_not_there_sends_one_to_the_help_of_its_command(capsys):

@@ -242,6 +242,6 @@ def test_a_models_own_training_images_are_said_to_be_that(capsys, saved, images,
     (model / "recipe.yaml").write_text(f"data: {{source: {images}, train_split: test, held_out: 0.25}}")
     code, said, _ = leave(capsys, model, "--data", images, "--split", "test", "-o", tmp_path / "out")
     assert code == 0
-    assert "was trained on 75 % of these images" in said
+    assert f"trains on 75 % of {images}" in said
     record = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert "was trained on 75 %" in record["data"]["seen in training"]
+    assert "trains on 75 %" in record["data"]["seen in training"]

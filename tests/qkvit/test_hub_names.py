@@ -14,6 +14,10 @@ from qkvit.hub_names import say_if_on_hub
         ("google/vit-base-patch16-224", ""),
         ("mnist", ""),
         ("hf://datasets/runs/x", ""),
+        ("runs/{000..009}.tar", ""),
+        ("./runs/mymodle", ""),
+        ("runs/sub/mymodle", ""),
+        ("/runs/mymodle", ""),
     ],
 )
 def test_a_name_in_a_folder_that_is_here(tmp_path, monkeypatch, capsys, name, said):

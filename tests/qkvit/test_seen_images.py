@@ -21,11 +21,15 @@ def model(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("data", "asked", "share"),
     [
-        ({"source": "photos", "held_out": 0.2}, ("photos", None), "80 % of these"),
-        ({"source": "photos", "held_out": 0.2}, ("./photos/", None), "80 % of these"),
-        ({"source": "photos", "held_out": 0.2, "images": 50}, ("photos", None), "some of these"),
-        ({"source": "photos", "train_split": "train", "held_out": 0.2}, ("photos", "train"), "80 % of these"),
-        ({"source": "photos", "validation_split": "test", "held_out": 0.2}, ("photos", None), "on these images"),
+        ({"source": "photos", "held_out": 0.2}, ("photos", None), "trains on 80 % of "),
+        ({"source": "photos", "held_out": 0.2}, ("./photos/", None), "trains on 80 % of "),
+        ({"source": "photos", "held_out": 0.2, "images": 50}, ("photos", None), "trains on some of "),
+        ({"source": "photos", "train_split": "train", "held_out": 0.2}, ("photos", "train"), "trains on 80 % of "),
+        (
+            {"source": "photos", "validation_split": "test", "held_out": 0.2},
+            ("photos", None),
+            "of the split 'test' is in",
+        ),
     ],
 )
 def test_the_same_images_are_said_to_be(model, data, asked, share):
@@ -39,12 +43,19 @@ def test_the_same_images_are_said_to_be(model, data, asked, share):
     [
         ({"source": "photos", "held_out": 0.2}, ("others", None)),
         ({"source": "photos", "train_split": "train", "held_out": 0.2}, ("photos", "test")),
+        ({"source": "digits", "held_out": 0.2}, ("digits", None)),
         ({"held_out": 0.2}, ("photos", None)),
         ({"source": "photos", "held_out": "much"}, ("photos", None)),
     ],
 )
 def test_of_others_nothing_is_said(model, data, asked):
     assert said_of_seen_images(model(**data), *asked) is None
+
+
+@pytest.mark.parametrize("inside", ["checkpoint-5", "averaged"])
+def test_a_model_inside_the_runs_folder_is_the_runs(model, inside):
+    said = said_of_seen_images(f"{model(source='photos', held_out=0.2)}/{inside}", "photos", None)
+    assert said == said_of_seen_images("run", "photos", None)
 
 
 def test_without_a_recipe_nothing_is_said(tmp_path):

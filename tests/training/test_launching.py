@@ -107,8 +107,9 @@ class TestRefused:
     def test_accelerate_that_starts_one_process_for_two(self, monkeypatch, raises_sentence):
         from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
-        for count, refused in ((1, False), (2, True)):
-            args = launch_options("--cpu", "--num_processes", str(count), "--num_machines", "1")
+        there = ("--main_process_ip", "localhost")
+        for count, address, refused in ((1, (), False), (1, there, False), (2, (), True), (2, there, True)):
+            args = launch_options("--cpu", "--num_processes", str(count), "--num_machines", "1", *address)
             with monkeypatch.context() as patch:
                 for name, value in prepare_simple_launcher_cmd_env(args)[1].items():
                     patch.setenv(name, value)
@@ -124,11 +125,6 @@ class TestRefused:
         for name, value in {"MASTER_ADDR": "a", "ACCELERATE_MIXED_PRECISION": "no", "RANK": "0"}.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("WORLD_SIZE", "1")
-        check_world(None, 1)
-
-    def test_an_address_that_a_cluster_set_is_none_of_accelerates(self, monkeypatch):
-        for name, value in {"MASTER_ADDR": "node-1.cluster", "ACCELERATE_MIXED_PRECISION": "no"}.items():
-            monkeypatch.setenv(name, value)
         check_world(None, 1)
 
     @pytest.mark.parametrize(

@@ -141,15 +141,22 @@ def test_ctrl_c_says_where_the_run_can_go_on(tiny, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return forward(self, model, pixels, keys)
 
+    def stopped(self, *_):
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(RecipeTrainer, "_forward", interrupted)
     recipe = tiny({"arguments": {"output_dir": str(tmp_path / "run"), "save_strategy": "steps", "save_steps": 2}})
     stop_at = 1
-    with pytest.raises(KeyboardInterrupt, match="in step 2; --resume goes on from the beginning"):
+    with pytest.raises(KeyboardInterrupt, match=r"^stopped by ctrl-C; with --resume it goes on from the beginning$"):
         train(recipe)
     stop_at = 5
-    with pytest.raises(KeyboardInterrupt, match="in step 6; --resume goes on after step 4"):
+    with pytest.raises(KeyboardInterrupt, match=r"^stopped by ctrl-C; with --resume it goes on after step 4$"):
         train(recipe, resume=True)
     stop_at = None
+    with monkeypatch.context() as patch:
+        patch.setattr(RecipeTrainer, "_measure", stopped)
+        with pytest.raises(KeyboardInterrupt, match=r"it goes on after step 9$"):
+            train(recipe, resume=True)
     assert train(recipe, resume=True)["steps"] == 9
 
 

@@ -20,7 +20,7 @@ PATIENCE = 3.0  # seconds; launchers look at their processes several times a sec
 def leave(message: str, code: int) -> NoReturn:
     """Exit with one sentence, said by one of the processes."""
     _wait_unless_first()
-    if not rank() or code not in (128 + signal.SIGTERM, 128 + signal.SIGINT):  # those reach all, and all stop
+    if not rank() or code != 128 + signal.SIGTERM:  # a launcher that was ended waits for all, who all stop
         print(f"error: {_who()}{message}", file=sys.stderr, flush=True)
     _exit(code)
 

@@ -51,7 +51,7 @@ def check_world(asked: int | None, real: int, gpus: int = 1, recipe: str = "RECI
         count = asked if asked is not None and asked > 1 else "N"
         raise TrainingRefusedError(
             "accelerate launch was asked for several processes and starts one without a GPU: start with"
-            f" {command(count, recipe)}, or with --num_processes 1"
+            f" {command(count, recipe)}, or with --num_processes 1 and without MASTER_ADDR in the environment"
         )
     launched = processes()
     wanted = asked if asked is not None else launched
@@ -72,9 +72,9 @@ def accelerate_started_one() -> bool:
     """Whether this is the one process of an `accelerate launch --cpu` for more of them.
 
     Their number does not reach this process. But accelerate sets the address of a process group for more than one
-    alone, to this machine, and of the group's processes it says nothing. (A cluster's own address names a machine.)
+    alone, and of the group's processes it says nothing. An address that a cluster has set looks the same.
     """
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("MASTER_ADDR") == "127.0.0.1"
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
     return launched and not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"} & os.environ.keys()
 
 

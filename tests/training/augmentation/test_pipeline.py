@@ -189,6 +189,33 @@ def test_erasing_takes_its_share_of_images_and_area(fill):
     assert (gone > 0).float().mean() == pytest.approx(0.25, abs=0.05)
     assert gone[gone > 0].mean() == pytest.approx((0.02 + 1 / 3) / 2, abs=0.03)
     assert gone.max() < 0.36
+    assert erased is pixels, "in place"
+    for each in (erased != 9).any(1)[gone > 0]:  # one box, and nothing outside of it
+        rows, columns = each.any(1).nonzero(), each.any(0).nonzero()
+        assert each[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].all()
+
+
+@pytest.mark.parametrize("operation", [op.brightness, op.contrast, op.saturation])
+def test_colours_are_changed_in_place_where_that_is_asked_for_and_nowhere_else(operation):
+    images, factor = torch.rand(3, 3, 5, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 1.0, 1.7])
+    kept = images.clone()
+    changed = operation(images, factor)
+    assert torch.equal(images, kept)
+    assert operation(images, factor, inplace=True) is images
+    assert torch.equal(images, changed)
+    assert not torch.equal(images, kept)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"brightness": 0.3, "erasing": 0.9}, {"randaugment_operations": 2}, {"three_augment": True}, {}]
+)
+def test_the_bytes_that_are_augmented_stay_as_they_are(settings):
+    images = torch.randint(256, (6, 3, 12, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    kept = images.clone()
+    Augmenter(Augmentation(flip=0.5, **settings), 0, (0.5,) * 3, (0.5,) * 3, 4)(
+        images, torch.zeros(6, dtype=torch.int64), keys_of(range(6))
+    )
+    assert torch.equal(images, kept)
 
 
 class TestMixing:
