@@ -143,6 +143,8 @@ class Run:
         """Train, measure, save."""
         check_world(self.recipe.processes, self.args.world_size, self.args.n_gpu, self.name)
         fresh = not resume or is_new(self.output)
+        if resume and fresh:
+            self._say(f"There is nothing to go on with in {self.output}; the run begins.")
         if fresh and self.args.should_save:
             check_new(self.output)
         self._barrier()

@@ -68,7 +68,16 @@ def rollout(
 
     ```
     """
-    layers = _layers(queries, keys, scaling, attention_mask)
+    if isinstance(queries, Recording) and sorted(queries.layers) != list(range(len(queries.layers))):
+        missing = sorted(set(range(max(queries.layers))) - set(queries.layers))
+        raise ValueError(
+            f"the recording has no layer {missing[0]}, and a rollout goes through all down to layer 0; record every"
+            " layer, or call model_rollout"
+        )
+    return _rolled_out(_layers(queries, keys, scaling, attention_mask), start, layout, backend)
+
+
+def _rolled_out(layers: list[_Layer], start: Any, layout: TokenLayout | None, backend: Backend | None) -> torch.Tensor:
     if not layers:
         raise ValueError("there are no layers to roll out; pass the queries and keys of one layer at least")
     step = _step_of(backend, layers[0].query.device)
@@ -124,7 +133,7 @@ def model_rollout(
     for end in range(len(numbers), 0, -size):
         group, behind = numbers[max(0, end - size) : end], numbers[end : end + 1]
         # No name for the recording: it would keep one group in memory while the model runs for the next.
-        row = rollout(_run_to(model, pixel_values, group, behind), start=row, layout=layout, backend=backend)
+        row = _rolled_out(_layers(_run_to(model, pixel_values, group, behind), None, None, None), row, layout, backend)
     return row
 
 

@@ -227,9 +227,10 @@ def test_a_finished_run_is_not_trained_on(tiny, tmp_path, capsys, raises_sentenc
         train(recipe)
 
 
-def test_resuming_where_nothing_is_starts(tiny, tmp_path):
+def test_resuming_where_nothing_is_starts_and_says_so(tiny, tmp_path, capsys):
     recipe = tiny({"arguments": {"output_dir": str(tmp_path / "new")}})
     assert train(recipe, resume=True)["steps"] == 9
+    assert f"There is nothing to go on with in {tmp_path / 'new'}" in capsys.readouterr().out
 
 
 def test_the_weights_of_another_family_are_loaded_whole(tiny, tmp_path, weights):

@@ -119,6 +119,15 @@ def test_what_does_not_fit_is_refused(random_attention, raises_sentence, change,
         rollout(**arguments)
 
 
+@pytest.mark.parametrize(("layers", "missing"), [(-1, 0), ([0, 2], 1), ([1, 2], 0)])
+def test_a_recording_with_gaps_is_refused(tiny_model, pixels, raises_sentence, layers, missing):
+    model = tiny_model()
+    with record(model, layers=layers, tensors=("query", "key")) as recording:
+        model(pixels)
+    with raises_sentence(ValueError, f"no layer {missing}", "model_rollout"):
+        rollout(recording, start=0)
+
+
 def test_layers_of_different_passes_are_refused(random_attention, raises_sentence):
     one, other = random_attention(LAYOUT), random_attention(TokenLayout(grid=(2, 2)))
     with raises_sentence(ValueError, "other numbers of images or tokens"):
