@@ -174,7 +174,8 @@ def _differences(ours: QKViTConfig, read: QKViTConfig, kind: str) -> list[str]:
     """The choices of our configuration that are lost, with what they would be."""
     kept, there = _choices(ours, kind), _choices(read, kind)
     lost = [name for name in kept if kept[name] != there[name]]
-    return [f"{name}={getattr(ours, name)!r} (there {getattr(read, name)!r})" for name in lost]
+    told = [name for name in lost if getattr(ours, name) != getattr(read, name)]  # not what only follows from another
+    return [f"{name}={getattr(ours, name)!r} (there {getattr(read, name)!r})" for name in told or lost]
 
 
 def _choices(config: QKViTConfig, kind: str) -> dict[str, Any]:
