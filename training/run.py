@@ -164,6 +164,8 @@ class Run:
             if self.recipe.optimisation.find_batch_size:
                 self._find_batch_size(model, teacher, resumed=not fresh)
             plan = self._plan(model, len(splits.train), len(splits.class_names))
+            if "logging_steps" not in self.recipe.arguments:  # a short run has curves too
+                self.args.logging_steps = min(int(self.args.logging_steps), max(1, plan.steps // 10))
             check_space(self.output, plan.memory)
             trainer, stop = self._trainer(model, processor, splits, plan)
             trainer.teacher = teacher and teacher.prepare(processor, trainer.accelerator.autocast)

@@ -133,6 +133,15 @@ def test_a_loss_that_is_not_finite_names_step_images_and_layer(tiny, tmp_path, m
     assert f"(image {listed[0]}, image {listed[1]}, image {listed[2]}, image {listed[3]} and 4 more)" in message
 
 
+def test_a_short_run_has_curves_unless_the_recipe_says_when_to_log(tiny, tmp_path):
+    for name, settings, logged in (("a", [], 9), ("b", ["logging_steps=4"], 2)):
+        recipe = tiny({"arguments": {"output_dir": str(tmp_path / name)}})
+        del recipe["arguments"]["logging_steps"]
+        train(recipe, settings)
+        state = json.loads((tmp_path / name / "checkpoint-8" / "trainer_state.json").read_text())
+        assert sum("loss" in entry for entry in state["log_history"]) == min(logged, 8)
+
+
 def test_ctrl_c_says_where_the_run_can_go_on(tiny, tmp_path, monkeypatch):
     forward = RecipeTrainer._forward
 
