@@ -34,7 +34,10 @@ def draw_curves(path: Path, log: list[dict[str, Any]]) -> bool:
     panels[2].yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     if layers:
         _entropies(figure, panels[3], log, layers)
+    steps = [entry["step"] for entry in log] or [0]
+    margin = max(0.5, 0.04 * (max(steps) - min(steps)))
     for panel in panels:
+        panel.set_xlim(min(steps) - margin, max(steps) + margin)
         panel.set_xlabel("step")
         panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         panel.spines[["top", "right"]].set_visible(False)

@@ -34,8 +34,10 @@ def test_a_short_run_has_whole_steps_below_its_curves(tmp_path, monkeypatch):
     figure = pytest.importorskip("matplotlib.figure").Figure
     drawn = []
     monkeypatch.setattr(figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
-    assert draw_curves(tmp_path / "curves.png", LOG)
-    assert all(float(tick).is_integer() for panel in drawn[0].axes for tick in panel.get_xticks())
+    assert draw_curves(tmp_path / "curves.png", [*LOG, {"step": 1, "attention_health/layer_00/entropy_share": 0.9}])
+    panels = drawn[0].axes[:4]
+    assert len({panel.get_xlim() for panel in panels}) == 1
+    assert all(float(tick).is_integer() for panel in panels for tick in panel.get_xticks())
 
 
 def test_results_name_the_run_and_show_the_picture(tmp_path, monkeypatch):
