@@ -125,6 +125,17 @@ def build(kind: Any, values: Any, where: str) -> Any:
     return kind(**{name: fit(value, hints[name], _join(where, name)) for name, value in values.items()})
 
 
+# What fields are called in other programs.
+ELSEWHERE = {
+    "batch_size": "per_device_train_batch_size",
+    "epochs": "num_train_epochs",
+    "lr": "learning_rate",
+    "steps": "max_steps",
+    "wd": "weight_decay",
+    "workers": "dataloader_num_workers",
+}
+
+
 def unknown(name: Any, known: Iterable[str], where: str = "") -> TrainingRefusedError:
     """The sentence about a name that there is not.
 
@@ -136,7 +147,9 @@ def unknown(name: Any, known: Iterable[str], where: str = "") -> TrainingRefused
 
     ```
     """
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.0)
+    names = list(known)
+    meant = ELSEWHERE.get(str(name))
+    near = [meant] if meant in names else difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
     return TrainingRefusedError(
         f"{_join(where, str(name))} is not known; did you mean {near[0] if near else 'another'}?"
     )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from qkvit.training import Recipe, TrainingRefusedError
 from qkvit.training.recipe import SHIPPED
+from qkvit.training.recipe_types import ELSEWHERE
 
 
 def load(values, *settings):
@@ -119,3 +120,9 @@ def test_a_broken_file_is_one_sentence(tmp_path, text):
 def test_whatever_is_in_the_file_nothing_but_a_sentence_comes_out(values):
     with contextlib.suppress(TrainingRefusedError):
         load(values)
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_name_from_another_program_is_answered_with_ours(name):
+    with pytest.raises(TrainingRefusedError, match=f"{name} is not known; did you mean {ELSEWHERE[name]}[?]"):
+        Recipe.load("digits", [f"{name}=1"])
