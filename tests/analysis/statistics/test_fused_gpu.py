@@ -109,7 +109,7 @@ def test_a_largest_score_that_comes_late_leaves_the_sums_exact(assert_as_exact, 
 
 @pytest.mark.parametrize("tensor", ["query", "key"])
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
-@pytest.mark.parametrize("token", [0, 5])
+@pytest.mark.parametrize("token", [0, 5, LAYOUT.num_tokens - 1])  # the last block too: no later one spreads it
 def test_nan_and_infinity_are_not_hidden(random_attention, kernels, tensor, token, number):
     inputs = random_attention(LAYOUT, batch=1, heads=2, mask="pairs")
     broken = getattr(inputs, tensor).clone()
