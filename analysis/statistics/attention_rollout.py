@@ -220,18 +220,20 @@ def _gpu_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
 
 
 def _blockwise_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
-    """r A: (B, N), a few queries at a time."""
+    """r A: (B, N), a few queries at a time; those of weight 0 in r are left out, all but one in the last layer."""
     batch, heads, tokens, _ = layer.query.shape
     plan = plan_for(heads, tokens, numbers_for(row.device), all_heads=False)
     room = [torch.empty(plan.heads * plan.queries * tokens, dtype=row.dtype, device=row.device) for _ in range(2)]
     taken = torch.zeros_like(row)
     with full_precision(row.device):
         for image in range(batch):
+            asked = row[image].nonzero()[:, 0]
             for some in pieces(heads, plan.heads):
                 query = layer.query[image, some].to(row.dtype) * layer.scaling  # (g, N, D)
                 key = layer.key[image, some].to(row.dtype).transpose(1, 2).contiguous()  # (g, D, N)
-                for part in pieces(tokens, plan.queries):
-                    shape = (len(query), part.stop - part.start, tokens)
+                for piece in pieces(len(asked), plan.queries):
+                    part = piece if len(asked) == tokens else asked[piece]  # a slice copies nothing
+                    shape = (len(query), piece.stop - piece.start, tokens)
                     scores, weights = (it[: shape[0] * shape[1] * shape[2]].view(shape) for it in room)
                     torch.bmm(query[:, part], key, out=scores)  # (g, t, N)
                     if layer.mask is not None:

@@ -96,8 +96,11 @@ def attend(
     total = largest - best_weight[..., 0].log()  # (g, t), logsumexp over the patches
     if blind is not None:
         total = total.masked_fill(blind, -torch.inf)
-    log_odds = total - prefix_scores.logsumexp(dim=-1)
-    prefix = prefix_scores.softmax(dim=-1) * torch.sigmoid(-log_odds)[..., None]
+    is_single = grid.prefix == 1  # a class token alone: no softmax among those before the patches
+    log_odds = total - (prefix_scores[..., 0] if is_single else prefix_scores.logsumexp(dim=-1))
+    prefix = torch.sigmoid(-log_odds)[..., None]
+    if not is_single:
+        prefix = prefix_scores.softmax(dim=-1) * prefix
     if mask is not None:
         prefix = prefix.masked_fill(log_odds[..., None] == torch.inf, 0)  # the tokens before the patches are all masked
     return Tile(
@@ -155,12 +158,15 @@ def entropy(tile: Tile) -> tuple[torch.Tensor, torch.Tensor]:
 def _entropy_of_mixture(tile: Tile, among_patches: torch.Tensor) -> torch.Tensor:
     off_patches = torch.sigmoid(-tile.log_odds)
     which = tile.on_patches * softplus(-tile.log_odds) + off_patches * softplus(tile.log_odds)
+    if tile.is_masked:
+        which = which.masked_fill(tile.log_odds.isinf(), 0)
+    mixture = which + tile.on_patches * among_patches
+    if tile.grid.prefix == 1:
+        return mixture
     among_prefix = small_entropy(tile.prefix_scores.double().softmax(dim=-1)).to(which.dtype)
     if tile.is_masked:
-        one_kind = tile.log_odds.isinf()
-        which = which.masked_fill(one_kind, 0)
         among_prefix = among_prefix.masked_fill(tile.log_odds == torch.inf, 0)
-    return which + tile.on_patches * among_patches + off_patches * among_prefix
+    return mixture + off_patches * among_prefix
 
 
 def small_entropy(weights: torch.Tensor) -> torch.Tensor:

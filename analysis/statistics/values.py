@@ -15,12 +15,22 @@ PIECE = 2**21  # numbers: all heads' parts of a few tokens, H times as large as 
 
 def projected_norms(vectors: torch.Tensor, projection: torch.Tensor | None) -> torch.Tensor:
     """||v W|| of each vector with its head's block W of the projection: (B, H, N, D) -> (B, H, N)."""
-    if projection is None:
-        return torch.linalg.vector_norm(vectors, dim=-1)
-    norms = torch.empty_like(vectors[..., 0])
-    for image, tokens, parts in _parts(vectors, projection):
-        norms[image, :, tokens] = torch.linalg.vector_norm(parts, dim=-1)
-    return norms
+    if projection is not None:
+        vectors = vectors @ head_factors(projection, vectors.shape[1]).to(vectors.dtype)
+    return torch.linalg.vector_norm(vectors, dim=-1)
+
+
+def head_factors(projection: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """L of each head with L L^T = W W^T, so that ||v L|| = ||v W||, with D columns in the place of C: (H, D, D).
+
+    Cholesky's factor in float64, whose rounding the square of W's condition number leaves small. The 1e-14 is for a W
+    without full rank: it changes a norm by less than 1e-7 of ||v|| ||W||.
+    """
+    blocks = _blocks(projection.double(), num_heads)
+    squares = blocks @ blocks.transpose(1, 2)  # (H, D, D)
+    diagonal = squares.diagonal(dim1=1, dim2=2)
+    diagonal += (1e-14 * diagonal.sum(dim=1, keepdim=True)).clamp_min(1e-300)
+    return torch.linalg.cholesky_ex(squares).L
 
 
 def norms_and_shares(outputs: torch.Tensor, projection: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,8 +56,8 @@ def norms_and_shares(outputs: torch.Tensor, projection: torch.Tensor | None) -> 
 
 def _parts(vectors: torch.Tensor, projection: torch.Tensor) -> Iterator[tuple[int, slice, torch.Tensor]]:
     """Every head's vectors times its block of the projection, some tokens at a time: (H, t, C)."""
-    batch, heads, tokens, width = vectors.shape
-    blocks = projection.to(vectors.dtype).unflatten(1, (heads, width)).permute(1, 2, 0)  # (H, D, C)
+    batch, heads, tokens, _ = vectors.shape
+    blocks = _blocks(projection.to(vectors.dtype), heads)
     step = max(1, PIECE // (heads * len(projection)))
     room = vectors.new_empty(heads * min(step, tokens) * len(projection))
     for image in range(batch):
@@ -55,3 +65,8 @@ def _parts(vectors: torch.Tensor, projection: torch.Tensor) -> Iterator[tuple[in
             piece = slice(start, min(start + step, tokens))
             parts = room[: heads * (piece.stop - start) * len(projection)].view(heads, -1, len(projection))
             yield image, piece, torch.bmm(vectors[image, :, piece], blocks, out=parts)
+
+
+def _blocks(projection: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Each head's block W of the projection: (C, H D) -> (H, D, C)."""
+    return projection.unflatten(1, (num_heads, -1)).permute(1, 2, 0)

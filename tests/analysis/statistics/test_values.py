@@ -1,0 +1,49 @@
+"""Norms after the output projection are those of the product itself, also where the projection loses directions."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as some
+
+from qkvit.analysis.statistics.values import head_factors, projected_norms
+
+
+@given(
+    heads=some.integers(1, 3),
+    width=some.sampled_from([1, 4, 32]),
+    columns=some.sampled_from([1, 8, 40]),
+    condition=some.sampled_from([1.0, 1e3, 1e6]),
+    seed=some.integers(0, 1000),
+)
+def test_norms_are_those_of_the_projected_vectors(heads, width, columns, condition, seed):
+    torch.manual_seed(seed)
+    projection = torch.randn(columns, heads * width) * torch.logspace(0, 0.5, heads * width)
+    vectors = torch.randn(2, heads, 5, width) * torch.linspace(1, condition, width)
+    blocks = projection.double().T.unflatten(0, (heads, width))
+    exact = (vectors.double() @ blocks).norm(dim=-1)
+    found = projected_norms(vectors, projection)
+    lost = 1e-6 * vectors.norm(dim=-1) * blocks.flatten(1).norm(dim=-1)[:, None]  # a direction that W has not
+    assert ((found - exact).abs() <= 1e-5 * exact + lost).all()
+
+
+def test_a_small_direction_keeps_its_norm():
+    """A square of W in float32 would lose it: 1e-4 squared is less than its rounding."""
+    projection = torch.diag(torch.tensor([1.0, 1e-4]))
+    vectors = torch.tensor([[[[0.0, 1.0]]]])
+    assert projected_norms(vectors, projection).item() == pytest.approx(1e-4, rel=1e-5)
+
+
+def test_a_head_without_weights_gives_nothing():
+    assert projected_norms(torch.ones(1, 2, 3, 4), torch.zeros(5, 8)).abs().max() < 1e-30
+
+
+def test_weights_that_are_not_numbers_are_not_hidden():
+    projection = torch.eye(4)
+    projection[0, 0] = torch.nan
+    norms = projected_norms(torch.ones(1, 2, 3, 2), projection)
+    assert norms[0, 0].isnan().all()
+    assert not norms[0, 1].isnan().any()
+
+
+def test_factors_are_square_whatever_the_width_of_the_model():
+    assert head_factors(torch.randn(64, 12), 3).shape == (3, 4, 4)
