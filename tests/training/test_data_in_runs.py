@@ -119,6 +119,17 @@ def test_what_the_images_lie_in_does_not_change_a_bit(recipe, folders, parquet, 
 STREAMED = {"data": {"streaming": True, "shuffle_window": 6}}
 
 
+def test_a_hub_id_is_streamed_from_its_parquet_files(recipe, parquet, weights, tmp_path, monkeypatch):
+    from qkvit.data import opening
+
+    files, asked = sorted(str(file) for file in parquet().glob("*.parquet")), []
+    monkeypatch.setattr(opening, "remote_parquet_files", lambda address: asked.append(address) or files)
+    train(recipe("me/colours", "hub", STREAMED))
+    train(recipe(tmp_path / "tables", "files", STREAMED))
+    assert set(asked) == {"hf://datasets/me/colours"}
+    assert weights(tmp_path / "hub") == weights(tmp_path / "files") != b""
+
+
 @pytest.mark.parametrize("count", [0, 2])
 def test_a_killed_run_on_parquet_in_place_ends_with_the_same_bits(
     recipe, parquet, in_a_child, weights, tmp_path, count

@@ -12,8 +12,8 @@ from PIL import Image
 from ...data import BadImageError, open_images
 from ...data.folder_source import FolderSource
 from ...data.label_sets import LabelSets
+from ...data.opening import kind_of
 from ...data.parquet_source import ParquetSource
-from ...data.table_source import StreamingSource
 from ..errors import TrainingRefusedError
 from ..recipe import BUILT_IN, Data
 from .window_order import WindowOrder
@@ -186,20 +186,22 @@ def _built_in(data: Data) -> Splits:
     return Splits(parts[0], parts[1], None, [str(digit) for digit in range(10)])
 
 
+def _address(data: Data) -> str:
+    """What to open. Of a Hub id that is streamed, its Parquet files: they have an index, which a stream of rows has not."""
+    is_id = data.streaming and "://" not in data.source and kind_of(data.source) == "hub"
+    return f"hf://datasets/{data.source}" if is_id else data.source
+
+
 def _opened(data: Data) -> Splits:
     def opened(split: str | None) -> Any:
         try:
-            source = open_images(data.source, split=split, label=data.label, streaming=data.streaming, multi_label=True)
+            address = _address(data)
+            source = open_images(address, split=split, label=data.label, streaming=data.streaming, multi_label=True)
         except ValueError as error:
             raise TrainingRefusedError(str(error)) from error
         if source.class_names is None:
             raise TrainingRefusedError(
                 f"{data.source} has no labels; pass class folders, or a table with a label column"
-            )
-        if isinstance(source, StreamingSource):
-            raise TrainingRefusedError(
-                f"{data.source} is streamed row by row, which has no index to train by: write"
-                f" data.source=hf://datasets/{data.source} (its Parquet files), or leave data.streaming out"
             )
         return source
 
