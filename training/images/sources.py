@@ -187,7 +187,7 @@ def _built_in(data: Data) -> Splits:
 
 
 def _address(data: Data) -> str:
-    """What to open. Of a Hub id that is streamed, its Parquet files: they have an index, which a stream of rows has not."""
+    """What to open. Of a Hub id that is streamed, its Parquet files: they have an index; a stream of rows has none."""
     is_id = data.streaming and "://" not in data.source and kind_of(data.source) == "hub"
     return f"hf://datasets/{data.source}" if is_id else data.source
 
