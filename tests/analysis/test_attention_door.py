@@ -17,7 +17,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from qkvit import QKViTForImageClassification, QKViTModel
 from qkvit.analysis import Apply, Noise, OtherImage, Zero, intervene, record
-from qkvit.analysis.attention_layers import attention_layers, unwrapped
+from qkvit.analysis.attention_layers import unwrapped
 from qkvit.analysis.recording import TENSORS
 
 EDITS = {(0, "key"): Zero(), (1, "attention"): OtherImage(heads=0), (2, "value"): Noise(seed=3, tokens=slice(1, None))}
@@ -276,95 +276,6 @@ def test_under_autocast_the_output_is_the_same_and_the_record_that_of_the_comput
         assert recording[layer].scores.dtype == torch.float32
 
 
-def gradients(model: nn.Module) -> list[torch.Tensor]:
-    return [torch.zeros(()) if parameter.grad is None else parameter.grad for parameter in model.parameters()]
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("where", ["inside", "after", "in another thread"])
-def test_gradient_checkpointing_computes_the_edited_layers_again(family_model, pixels, reentrant, where):
-    model = family_model("ViT").train()
-
-    def run(checkpointing: bool) -> tuple[list[torch.Tensor], int]:
-        model.zero_grad()
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-        with intervene(model, EDITS), record(model, keep="all") as recording:
-            model(pixels)  # another call: noise is drawn anew for each
-            loss = model(pixels).last_hidden_state.square().sum()
-            if where == "inside":
-                loss.backward()
-            elif where == "in another thread":
-                thread = threading.Thread(target=loss.backward)
-                thread.start()
-                thread.join()
-        if where == "after":
-            loss.backward()
-        return gradients(model), len(recording.calls[0])
-
-    expected, calls = run(checkpointing=False)
-    found, calls_again = run(checkpointing=True)
-    assert calls == calls_again == 2
-    assert sum(gradient.abs().sum() for gradient in found) > 0
-    for gradient, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(gradient, other)
-    assert model.config._attn_implementation == "sdpa"
-
-
-def test_an_explicit_record_survives_gradient_checkpointing(tiny_model, pixels):
-    model = tiny_model().train()
-    model.gradient_checkpointing_enable()
-    with record(model, 1, "attention", detach=False, explicit=True) as recording:
-        loss = model(pixels).logits.square().sum()
-    (gradient,) = torch.autograd.grad(loss, [recording[1].attention])
-    model.gradient_checkpointing_disable()
-    with record(model, 1, "attention", detach=False, explicit=True) as recording:
-        loss = model(pixels).logits.square().sum()
-    torch.testing.assert_close(torch.autograd.grad(loss, [recording[1].attention])[0], gradient)
-
-
-def test_checkpointing_that_is_enabled_inside_does_not_record_twice(tiny_model, pixels):
-    model = tiny_model().train()
-    with record(model, keep="all") as recording:
-        model.gradient_checkpointing_enable()
-        model(pixels).logits.sum().backward()
-        assert len(recording.calls[1]) == 1
-
-
-def test_checkpointing_that_is_enabled_inside_computes_the_same_edits_again(tiny_model, pixels):
-    model = tiny_model().train()
-    found = []
-    for checkpointing in (False, True):
-        model.zero_grad()
-        with intervene(model, EDITS):
-            if checkpointing:
-                model.gradient_checkpointing_enable()
-            model(pixels).logits.square().sum().backward()
-        found.append(gradients(model))
-    for gradient, other in zip(*found, strict=True):
-        torch.testing.assert_close(gradient, other)
-
-
-def test_a_recomputation_that_an_edit_cannot_reach_raises(tiny_model, pixels, raises_sentence):
-    model = tiny_model().train()
-    failures = []
-
-    def backward(loss: torch.Tensor) -> None:
-        try:
-            loss.backward()
-        except ValueError as error:
-            failures.append(error)
-
-    with intervene(model, {(0, "key"): Zero()}):
-        model.gradient_checkpointing_enable()
-        thread = threading.Thread(target=backward, args=(model(pixels).logits.sum(),))  # as on a GPU
-        thread.start()
-        thread.join()
-    (error,) = failures
-    with raises_sentence(ValueError, "enable gradient checkpointing before the context"):
-        raise error
-
-
 def test_a_trainer_and_a_data_parallel_model_are_unwrapped(tiny_model, pixels, tmp_path):
     model = tiny_model()
     arguments = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
@@ -403,59 +314,6 @@ def test_a_model_with_the_code_that_came_with_it_is_recorded_and_edited(tiny_mod
                 found = remote(pixels).logits
             with intervene(model, EDITS):
                 torch.testing.assert_close(found, model(pixels).logits)
-
-
-# ---- which layers
-
-
-@pytest.mark.parametrize("family", ["CLIP", "SigLIP"])
-def test_of_two_towers_the_one_that_sees_is_meant(two_towers, pixels, family):
-    model = two_towers(family)
-    words = torch.tensor([[0, 5, 6, 1], [0, 7, 8, 1]])
-    with torch.no_grad():
-        expected = model(input_ids=words, pixel_values=pixels)
-        with record(model) as recording, intervene(model, {(0, "value"): Zero()}):
-            found = model(input_ids=words, pixel_values=pixels)
-        with record(model.vision_model) as of_tower, intervene(model.vision_model, {(0, "value"): Zero()}):
-            model(input_ids=words, pixel_values=pixels)
-    assert torch.equal(found.text_embeds, expected.text_embeds)
-    assert not torch.equal(found.image_embeds, expected.image_embeds)
-    assert recording.layers == (0, 1, 2)
-    assert recording[0].query.shape[2] == (17 if family == "CLIP" else 16)
-    for layer in range(3):
-        assert torch.equal(recording[layer].query, of_tower[layer].query)
-
-
-def test_of_several_encoders_that_see_the_base_model_is_meant_or_the_choice_is_left_to_the_caller(
-    family_model, raises_sentence
-):
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one, self.other = family_model("ViT"), family_model("DINOv2")
-
-    with raises_sentence(ValueError, "Two has several encoders", "model.one, model.other"):
-        record(Two())
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    sizes |= {f"decoder_{name}": size for name, size in sizes.items()}
-    config = transformers.ViTMAEConfig(**sizes, image_size=16, patch_size=4)
-    model = transformers.ViTMAEForPreTraining(config)
-    assert list(attention_layers(model).values()) == list(attention_layers(model.vit).values())
-
-
-def test_a_model_without_the_interface_is_refused_by_name(raises_sentence):
-    for model in (
-        transformers.CvtModel(transformers.CvtConfig(embed_dim=[6, 6, 6])),
-        nn.TransformerEncoderLayer(8, 2),
-        nn.Linear(2, 2),
-    ):
-        for enter in (lambda model: record(model), lambda model: intervene(model, {(0, "key"): Zero()})):
-            with raises_sentence(
-                ValueError, f"{type(model).__name__} computes attention without transformers.Attention"
-            ):
-                enter(model)
-    with raises_sentence(ValueError, "model is a str; pass a transformers model"):
-        record("facebook/dinov2-small")
 
 
 # ---- compiled models
