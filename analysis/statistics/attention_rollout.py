@@ -16,10 +16,10 @@ import torch
 from ..attention_layers import attention_layers, unwrapped
 from ..recording import Recording, record
 from ..token_layout import TokenLayout
-from .blockwise import full_precision, numbers_for, pieces, plan_for
+from .blockwise import full_precision, numbers_for, plan_for
 from .fused_gpu import fused_row_product, suits
 from .groups import Backend, backend_for
-from .inputs import added_mask, check_query_and_key, checked_mask, piece_of_mask
+from .inputs import added_mask, check_query_and_key, checked_mask, piece_of_mask, pieces
 
 
 class _Layer(NamedTuple):

@@ -16,7 +16,7 @@ import torch
 
 from . import tile as tiles
 from .grid import grid_of
-from .inputs import AttentionInputs, added_mask, piece_of_mask
+from .inputs import AttentionInputs, added_mask, piece_of_mask, pieces
 from .values import norms_and_shares, projected_norms
 
 
@@ -233,18 +233,3 @@ class _Pass:
             self.results[name] = numbers.new_zeros(shape)
         place = self.results[name][images] if heads is None else self.results[name][images, heads]
         place += numbers.view(place.shape)
-
-
-def pieces(size: int, step: int) -> Iterator[slice]:
-    """Slices that cover 0 to size.
-
-    Example:
-
-    ```python
-    >>> list(pieces(5, 2))
-    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
-
-    ```
-    """
-    for start in range(0, size, step):
-        yield slice(start, min(start + step, size))

@@ -3,6 +3,7 @@
 Shapes: B images, H heads, N tokens, D width of a head, C width of the model.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -130,3 +131,18 @@ def piece_of_mask(mask: torch.Tensor, images: slice, heads: slice, queries: slic
         if mask.shape[dim] > 1:
             mask = mask[(slice(None),) * dim + (part,)]
     return mask
+
+
+def pieces(size: int, step: int) -> Iterator[slice]:
+    """Slices that cover 0 to size.
+
+    Example:
+
+    ```python
+    >>> list(pieces(5, 2))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+
+    ```
+    """
+    for start in range(0, size, step):
+        yield slice(start, min(start + step, size))

@@ -3,14 +3,18 @@
 A head's part of the layer's output for query i is sum_j p_ij v_j W, where W (D x C) is the head's block of the output
 projection; ||p_ij v_j W|| = p_ij ||v_j W|| says how much of token j arrives (Kobayashi et al. 2020, arXiv 2004.10102).
 
-Shapes: B images, H heads, N tokens, D width of a head, C width of the model, t tokens of a piece.
+Shapes: B images, H heads, N tokens, D width of a head, C width of the model; b images and t tokens of a piece.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
 
-PIECE = 2**21  # numbers: all heads' parts of a few tokens, H times as large as the layer's output for them
+from .inputs import pieces
+
+# Numbers of a piece, all heads' parts of a few tokens: they are H times as many as the layer's output for them.
+CPU_PIECE, GPU_PIECE = 2**21, 2**25
 
 
 def projected_norms(vectors: torch.Tensor, projection: torch.Tensor | None) -> torch.Tensor:
@@ -48,23 +52,26 @@ def norms_and_shares(outputs: torch.Tensor, projection: torch.Tensor | None) -> 
     else:
         norms = torch.empty_like(outputs[..., 0])
         along = norms.new_zeros(norms.shape[:2])
-        for image, tokens, parts in _parts(outputs, projection):
-            norms[image, :, tokens] = torch.linalg.vector_norm(parts, dim=-1)
-            along[image] += parts.flatten(1) @ parts.sum(dim=0).flatten()
+        for images, tokens, parts in _parts(outputs, projection):
+            norms[images, :, tokens] = torch.linalg.vector_norm(parts, dim=-1).transpose(0, 1)
+            of_images, output = parts.flatten(2).transpose(0, 1), parts.sum(dim=0).flatten(1)  # (b, H, t C), (b, t C)
+            along[images] += torch.bmm(of_images, output[..., None])[..., 0]
     return norms, along / along.sum(dim=-1, keepdim=True)
 
 
-def _parts(vectors: torch.Tensor, projection: torch.Tensor) -> Iterator[tuple[int, slice, torch.Tensor]]:
-    """Every head's vectors times its block of the projection, some tokens at a time: (H, t, C)."""
+def _parts(vectors: torch.Tensor, projection: torch.Tensor) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """Every head's vectors times its block of the projection, some images and tokens at a time: (H, b, t, C)."""
     batch, heads, tokens, _ = vectors.shape
     blocks = _blocks(projection.to(vectors.dtype), heads)
-    step = max(1, PIECE // (heads * len(projection)))
-    room = vectors.new_empty(heads * min(step, tokens) * len(projection))
-    for image in range(batch):
-        for start in range(0, tokens, step):
-            piece = slice(start, min(start + step, tokens))
-            parts = room[: heads * (piece.stop - start) * len(projection)].view(heads, -1, len(projection))
-            yield image, piece, torch.bmm(vectors[image, :, piece], blocks, out=parts)
+    rows = max(1, (CPU_PIECE if vectors.device.type == "cpu" else GPU_PIECE) // (heads * len(projection)))
+    at_once = max(1, min(batch, rows // tokens))
+    room = vectors.new_empty(heads * min(rows, at_once * tokens) * len(projection))
+    for images in pieces(batch, at_once):
+        for some in pieces(tokens, rows):
+            part = vectors[images, :, some].transpose(0, 1)  # (H, b, t, D)
+            shape = (*part.shape[:3], len(projection))
+            parts = room[: math.prod(shape)].view(heads, -1, len(projection))
+            yield images, some, torch.bmm(part.flatten(1, 2), blocks, out=parts).view(shape)
 
 
 def _blocks(projection: torch.Tensor, num_heads: int) -> torch.Tensor:

@@ -87,7 +87,7 @@ def test_no_operation_gives_a_tensor_of_n_by_n(random_attention, monkeypatch):
     layout = TokenLayout(grid=(20, 20), has_class_token=True)  # 401 tokens, 160,801 pairs
     inputs = random_attention(layout, batch=1, heads=2, width=8)
     monkeypatch.setattr("qkvit.analysis.statistics.blockwise.CPU_NUMBERS", 2**14)
-    monkeypatch.setattr("qkvit.analysis.statistics.values.PIECE", 2**14)
+    monkeypatch.setattr("qkvit.analysis.statistics.values.CPU_PIECE", 2**14)
     given = {"scaling": inputs.scaling}
     with _LargestTensor() as largest:
         attention_statistics(
