@@ -8,23 +8,20 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from .attention_door import Session
-from .attention_layers import chosen, unwrapped
-from .attention_product import AttentionCall
+from .attention_layers import unwrapped
 from .collected import Collected
-from .head_weights import output_projection
+from .collecting import Collecting
 from .progress_file import ProgressFile, remove_progress
-from .statistics import attention_statistics
-from .tally import VECTORS, Batch, Tally
+from .tally import Tally
 from .token_layout import TokenLayout
 
-OUTLIER = 5.0  # a patch that draws so many times the average attention is counted as an outlier
 SECONDS_BETWEEN_SAVES = 30.0
 
 
@@ -34,6 +31,7 @@ def collect(
     *,
     layers: int | Iterable[int] | None = None,
     statistics: str | Iterable[str] | None = None,
+    rollout: bool = False,
     class_names: Iterable[str] | None = None,
     layout: TokenLayout | None = None,
     forward: Callable[[Any, torch.Tensor], Any] | None = None,
@@ -55,9 +53,12 @@ def collect(
     | outlier_contrast | layer | rank of these patches by the standard deviation of their pixels, 0 to 1: 1/2 if the
       content does not matter, near 0 if they lie where nothing is to be seen; NaN without outliers |
     | token_norm_ratio | layer | largest over median norm of the patches' tokens as they enter the layer |
+    | rollout_on_class_token, rollout_on_registers, rollout_on_patches | layer | with `rollout`: what the last layer's
+      class token takes from the tokens that enter the layer; without class token, what the patches take on average |
+    | rollout_entropy | layer | entropy of this row over the tokens, in nats |
 
     Also mean and second moment of each head's queries, keys and values, over all tokens; and, where all images are of
-    one size, the mean attention that each place receives and how often it is an outlier.
+    one size, the mean attention that each place receives, how often it is an outlier, and the mean rollout.
 
     With torch.distributed initialised, each process passes the batches of its own share, as
     `batches(..., shard=(rank, world))` gives them; all of them get the result of the whole. A sampler that repeats
@@ -70,6 +71,8 @@ def collect(
             tuples of both; or tensors of pixel values.
         layers: Which layers, negative ones from the end. `None`: all.
         statistics: Groups of `attention_statistics`. `None`: all.
+        rollout: Attention rollout too. It needs queries and keys of many layers at once: of half of them, for which the
+            first half of the model runs a second time.
         class_names: Names of the labels 0, 1, ...; `None`: those of the data, or no statistics for each class.
         layout: What the tokens are. `None`: from the model's configuration and the size of the images.
         forward: Runs the model: a function of model and pixel values. `None`: `model(pixel_values=...)`.
@@ -102,7 +105,7 @@ def collect(
     names = class_names if class_names is not None else getattr(source, "class_names", None)
     names = None if names is None else tuple(names)
     asked = None if statistics is None else sorted([statistics] if isinstance(statistics, str) else statistics)
-    session = _Collecting(model, layers, asked, Tally(len(names or ())))
+    session = Collecting(model, layers, asked, Tally(len(names or ())), rollout)
     rank, world = _processes()
     file = None
     if progress_folder is not None:
@@ -112,6 +115,7 @@ def collect(
             "batches": {name: getattr(dataloader, name, None) for name in ("batch_size", "images", "seed")},
             "layers": session.chosen,
             "statistics": asked,
+            "rollout": rollout,
         }
         file = ProgressFile(progress_folder, identity, rank, world)
         session.tally = file.load() or session.tally
@@ -142,102 +146,10 @@ def check_weights(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-class _Collecting(Session):
-    """Takes the statistics of each layer while the model runs: one layer's queries and keys are there at a time."""
-
-    def __init__(self, model: Any, layers: Any, statistics: list[str] | None, tally: Tally) -> None:
-        super().__init__(model)
-        self.chosen = chosen(layers, self.modules)
-        self.statistics = statistics
-        self.tally = tally
-        self.layout = TokenLayout(grid=(1, 1))
-        self.batch = Batch(0, (1, 1, 0))
-        self.contrast: torch.Tensor | None = None
-
-    def begin(self, number: int, layout: TokenLayout, pixel_values: torch.Tensor) -> Batch:
-        """Another batch comes."""
-        self.layout = layout
-        self.batch = Batch(number, (*layout.grid, layout.num_prefix))
-        self.contrast = patch_contrast(pixel_values, layout)
-        return self.batch
-
-    def see(self, call: AttentionCall, seen: dict[str, torch.Tensor]) -> None:
-        layer = self.layers[call.module]
-        if layer not in self.chosen:
-            return
-        for name in VECTORS:
-            vectors = getattr(call, name).detach()
-            if not vectors.isfinite().all():
-                raise ValueError(
-                    f"layer {layer}: the {name} vectors hold NaN or infinity; look at the weights up to this layer and"
-                    " at the pixel values, or compute in float32"
-                )
-            self.batch.add_vectors(name, layer, vectors)
-        self._add_statistics(layer, call, seen["output"].detach())
-
-    def see_tokens(self, layer: int, tokens: torch.Tensor) -> None:
-        """What enters a layer: (B, N, C)."""
-        norms = tokens.detach()[:, self.layout.patches].float().norm(dim=-1)  # (B, P)
-        self.batch.values["token_norm_ratio", layer] = norms.amax(dim=1) / norms.median(dim=1).values
-
-    def _add_statistics(self, layer: int, call: AttentionCall, output: torch.Tensor) -> None:
-        needs_value = self.statistics is None or "values" in self.statistics
-        found = attention_statistics(
-            call.query.detach(),
-            call.key.detach(),
-            self.layout,
-            scaling=call.scaling,
-            value=call.value.detach() if needs_value else None,
-            output=output if needs_value else None,
-            output_projection=output_projection(layer, call.module) if needs_value else None,
-            attention_mask=call.plain_mask()(),
-            statistics=self.statistics,
-        )
-        self.batch.values |= {(name, layer): numbers for name, numbers in found.per_head().items()}
-        if found.received is not None:
-            self._add_received(layer, found.received)
-
-    def _add_received(self, layer: int, received: torch.Tensor) -> None:
-        together = received.mean(dim=1)  # (B, N)
-        patches = self.layout.patches
-        outlying = together[:, patches] > OUTLIER  # (B, P)
-        count = outlying.sum(dim=1)
-        self.batch.values["largest_received", layer] = received[:, :, patches].amax(dim=2)
-        self.batch.values["outliers", layer] = count.double()
-        on_outliers = (received[:, :, patches] * outlying[:, None]).sum(dim=2) / received.sum(dim=2)
-        self.batch.values["on_outliers", layer] = on_outliers
-        if self.contrast is not None:
-            self.batch.values["outlier_contrast", layer] = (self.contrast * outlying).sum(dim=1) / count  # 0 / 0: none
-        self.batch.add_map("received", layer, together)
-        self.batch.add_map("outliers", layer, outlying)
-
-
-def patch_contrast(pixel_values: torch.Tensor, layout: TokenLayout) -> torch.Tensor | None:
-    """Rank of each patch by the standard deviation of its pixels, from 0 to 1: (B, P); None for a single patch.
-
-    Example:
-
-    ```python
-    >>> image = torch.tensor([[[[1.0, 1.0, 0.0, 9.0, 0.0, 2.0]]]])
-    >>> patch_contrast(image, TokenLayout(grid=(1, 3)))
-    tensor([[0.0000, 1.0000, 0.5000]])
-
-    ```
-    """
-    rows, columns = layout.grid
-    height, width = pixel_values.shape[-2] // rows, pixel_values.shape[-1] // columns
-    if layout.num_patches < 2 or min(height, width) < 1:
-        return None
-    cut = pixel_values[..., : rows * height, : columns * width].float()
-    patches = cut.unflatten(-1, (columns, width)).unflatten(-3, (rows, height))  # (B, colours, rows, h, columns, w)
-    deviations = patches.var(dim=(3, 5), correction=0).mean(dim=1).flatten(1)  # (B, P)
-    return deviations.argsort(dim=1).argsort(dim=1).float() / (layout.num_patches - 1)
-
-
 def _run(
     model: nn.Module,
     dataloader: Iterable[Any],
-    session: _Collecting,
+    session: Collecting,
     layout: TokenLayout | None,
     forward: Callable[[Any, torch.Tensor], Any],
     file: ProgressFile | None,
@@ -254,7 +166,8 @@ def _run(
                 height, width = pixel_values.shape[-2:]
                 tokens = layout or TokenLayout.from_model(model, (height, width))
                 found = session.begin(number, tokens, pixel_values)
-                forward(model, pixel_values.to(parameter.dtype))
+                pixel_values = pixel_values.to(parameter.dtype)
+                session.run(partial(forward, model, pixel_values))
                 if not found.vectors:
                     raise ValueError(
                         f"{type(model).__name__} did not reach the layers {session.chosen}; pass forward=, a function"
@@ -307,7 +220,7 @@ def _forward(model: Any, pixel_values: torch.Tensor) -> Any:
 
 
 @contextmanager
-def _seeing_tokens(session: _Collecting) -> Iterator[None]:
+def _seeing_tokens(session: Collecting) -> Iterator[None]:
     """Show the session what enters each layer: the module around the attention module gets the tokens first."""
     parents = {id(child): module for module in session.model.modules() for child in module.children()}
     handles = []

@@ -78,14 +78,15 @@ class Collected:
         return torch.stack([mean for mean, _ in found]), torch.stack([second for _, second in found])
 
     def map(self, name: str) -> torch.Tensor:
-        """Mean over images of "received" for each token, all heads together (L, N), or how often each patch is an
-        outlier, "outliers" (L, P).
+        """Mean over images of "received" for each token, all heads together (L, N), how often each patch is an outlier,
+        "outliers" (L, P), or "rollout" down to each layer (L, N).
 
         Raises:
             ValueError: it was not collected, or images differed in size.
         """
         if not self._tally.maps or (name, self.layers[0]) not in self._tally.maps:
-            raise ValueError(f"there is no map {name!r}: ask for the group 'received', and pass images of one size")
+            asked = "rollout=True" if name == "rollout" else "the group 'received'"
+            raise ValueError(f"there is no map {name!r}: ask for {asked}, and pass images of one size")
         return torch.stack([self._tally.maps[name, layer] for layer in self.layers]) / self.images
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -131,7 +132,7 @@ class Collected:
         for name in ("query", "key", "value"):
             mean, second = self.vectors(name)
             tensors |= {f"{name}_mean": mean, f"{name}_second_moment": second}
-        for name in ("received", "outliers"):
+        for name in ("received", "outliers", "rollout"):
             if self._tally.maps and (name, self.layers[0]) in self._tally.maps:
                 tensors[f"{name}_map"] = self.map(name)
         save_file(tensors, folder / "vectors.safetensors", metadata={"layers": json.dumps(self.layers)})

@@ -8,7 +8,7 @@ Shapes: L layers, B images, H heads, N tokens, D width of a head; g images times
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -80,13 +80,21 @@ def rollout(
 def _rolled_out(layers: list[_Layer], start: Any, layout: TokenLayout | None, backend: Backend | None) -> torch.Tensor:
     if not layers:
         raise ValueError("there are no layers to roll out; pass the queries and keys of one layer at least")
+    *_, row = _rows(layers, start, layout, backend)
+    return row
+
+
+def _rows(
+    layers: list[_Layer], start: Any, layout: TokenLayout | None, backend: Backend | None
+) -> Iterator[torch.Tensor]:
+    """The row (B, N) after each layer, the last layer first."""
     step = _step_of(backend, layers[0].query.device)
     row = _start_row(start, layout, layers[-1].query)
     for layer in reversed(layers):
         if layer.query.shape[::2] != layers[-1].query.shape[::2]:
             raise ValueError("the layers have other numbers of images or tokens; pass those of one forward pass")
         row = (row + step(layer, row)) / 2
-    return row.to(torch.promote_types(layers[-1].query.dtype, torch.float32)) if backend == "reference" else row
+        yield row.to(torch.promote_types(layer.query.dtype, torch.float32))
 
 
 @torch.no_grad()
@@ -128,20 +136,38 @@ def model_rollout(
     numbers = tuple(attention_layers(unwrapped(model)))
     if layers_at_once is not None and layers_at_once < 1:
         raise ValueError(f"layers_at_once={layers_at_once} keeps no layer; pass 1 or more")
-    size = layers_at_once or len(numbers)
-    row: Any = start
-    for end in range(len(numbers), 0, -size):
-        group, behind = numbers[max(0, end - size) : end], numbers[end : end + 1]
-        # No name for the recording: it would keep one group in memory while the model runs for the next.
-        row = _rolled_out(_layers(_run_to(model, pixel_values, group, behind), None, None, None), row, layout, backend)
+    at_once = layers_at_once or len(numbers)
+    *_, (_, row) = rows_by_layer(model, lambda: model(pixel_values), start, layout, at_once, backend)
     return row
+
+
+def rows_by_layer(
+    model: Any,
+    run: Callable[[], Any],
+    start: int | torch.Tensor | None,
+    layout: TokenLayout | None,
+    layers_at_once: int,
+    backend: Backend | None = None,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Each layer, from the last to the first, and what the row takes from the tokens that enter it: (B, N).
+
+    The first call of `run` runs the whole model, so that a recording around this sees all of it; later calls end early.
+    """
+    numbers = tuple(attention_layers(unwrapped(model)))
+    row: Any = start
+    for end in range(len(numbers), 0, -layers_at_once):
+        group, behind = numbers[max(0, end - layers_at_once) : end], numbers[end : end + 1]
+        # No name for the recording: it would keep one group in memory while the model runs for the next.
+        rows = _rows(_layers(_run_to(model, run, group, behind), None, None, None), row, layout, backend)
+        for layer, row in zip(reversed(group), rows, strict=True):
+            yield layer, row
 
 
 class _FarEnoughError(Exception):
     """Ends a forward pass whose other layers are not needed."""
 
 
-def _run_to(model: Any, pixel_values: torch.Tensor, group: tuple[int, ...], behind: tuple[int, ...]) -> Recording:
+def _run_to(model: Any, run: Callable[[], Any], group: tuple[int, ...], behind: tuple[int, ...]) -> Recording:
     """Queries and keys of a group of layers, from a forward pass that ends at the layer `behind` it, where one is."""
 
     def stop(query: torch.Tensor) -> None:
@@ -150,7 +176,7 @@ def _run_to(model: Any, pixel_values: torch.Tensor, group: tuple[int, ...], behi
     end = record(model, layers=behind, tensors="query", reduce=stop) if behind else contextlib.nullcontext()
     kept = record(model, layers=group, tensors=("query", "key"))
     with contextlib.suppress(_FarEnoughError), kept as recording, end:
-        model(pixel_values)
+        run()
     return recording
 
 

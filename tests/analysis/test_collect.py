@@ -15,7 +15,8 @@ from PIL import Image
 
 import qkvit
 from qkvit.analysis import TokenLayout, attention_statistics, record
-from qkvit.analysis.collect import OUTLIER, collect, patch_contrast
+from qkvit.analysis.collect import collect
+from qkvit.analysis.collecting import OUTLIER, patch_contrast
 from qkvit.analysis.progress_file import ProgressFile
 from qkvit.analysis.tally import Tally
 from qkvit.data import batches, open_images
@@ -63,7 +64,7 @@ def assert_same(one, other):
     for name in ("query", "key", "value"):
         for first, second in zip(one.vectors(name), other.vectors(name), strict=True):
             torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-6)
-    for name in ("received", "outliers"):
+    for name in ("received", "outliers", *(["rollout"] if "rollout_entropy" in one.statistics else [])):
         torch.testing.assert_close(one.map(name), other.map(name), rtol=1e-6, atol=1e-6)
 
 
@@ -114,11 +115,51 @@ def test_chosen_layers_and_groups(model, source):
     torch.testing.assert_close(collected.mean("entropy"), quiet(model, over(source)).mean("entropy")[[0, 2]])
 
 
+@pytest.mark.parametrize("layers", [None, [0, 2]])
+def test_rollout_down_to_every_layer(tiny_model, source, layers):
+    """In exact numbers: the product of (A + I) / 2 over the layers above."""
+    model = tiny_model(qkvit.QKViTModel, num_register_tokens=1, attn_implementation="eager")
+    (whole,) = over(source, NUM_IMAGES)
+    with torch.no_grad():
+        maps = model(whole["pixel_values"], output_attentions=True).attentions
+    row = torch.eye(maps[0].shape[-1], dtype=torch.float64)[:1].expand(NUM_IMAGES, 1, -1)
+    rows = {}
+    for layer in (2, 1, 0):
+        row = (row + row @ maps[layer].double().mean(dim=1)) / 2
+        rows[layer] = row[:, 0]
+    collected = quiet(model, over(source), rollout=True, layers=layers)
+    plain = quiet(model, over(source), layers=layers)
+    for place, layer in enumerate(layers or (0, 1, 2)):
+        row = rows[layer]
+        expected = {"on_class_token": row[:, 0], "on_registers": row[:, 1], "on_patches": row[:, 2:].sum(dim=1)}
+        expected["entropy"] = -(row * row.log()).sum(dim=1)
+        for name, numbers in expected.items():
+            found = collected.mean(f"rollout_{name}")[place].item()
+            assert found == pytest.approx(numbers.mean().item(), rel=1e-5)
+        torch.testing.assert_close(collected.map("rollout")[place], row.mean(dim=0), rtol=1e-5, atol=1e-7)
+    assert [name for name in collected.statistics if not name.startswith("rollout")] == list(plain.statistics)
+    for name in plain.statistics:
+        torch.testing.assert_close(collected.mean(name), plain.mean(name), equal_nan=True)
+    assert not [name for name in plain.statistics if name.startswith("rollout")]
+
+
+def test_a_rollout_that_was_not_asked_for_has_no_map(model, source, raises_sentence):
+    with raises_sentence(ValueError, "ask for rollout=True"):
+        quiet(model, over(source)).map("rollout")
+
+
+def test_rollout_without_a_class_token_starts_at_the_patches(tiny_model):
+    model = tiny_model(qkvit.QKViTModel, use_class_token=False, pooling="mean")
+    collected = quiet(model, [torch.rand(2, 3, 16, 16)], rollout=True, statistics="entropy")
+    assert collected.mean("rollout_on_patches").tolist() == pytest.approx([1.0] * 3)
+    assert "rollout_on_class_token" not in collected.statistics
+
+
 def test_outliers_are_patches_that_draw_much_attention(model):
     from qkvit.analysis.attention_product import AttentionCall
-    from qkvit.analysis.collect import _Collecting
+    from qkvit.analysis.collecting import Collecting
 
-    session = _Collecting(model, [0], None, Tally())
+    session = Collecting(model, [0], None, Tally())
     layout = TokenLayout.from_config(model.config)  # 2 tokens, then 16 patches
     batch = session.begin(0, layout, torch.rand(1, 3, 16, 16))
     key = torch.zeros(1, 2, 18, 16)
@@ -192,12 +233,12 @@ def test_a_model_with_a_text_tower():
 @settings(max_examples=8)
 @given(world=st.integers(1, 9), batch_size=st.integers(1, 7), workers=st.just(0))
 def test_shares_merge_to_the_whole(model, source, world, batch_size, workers):
-    whole = quiet(model, over(source))
+    whole = quiet(model, over(source), rollout=True)
     total = Tally(3)
     for rank in range(world):
         share = over(source, batch_size, shard=(rank, world), num_workers=workers)
         if share.indices:
-            total.merge(Tally.from_state(*quiet(model, share)._tally.state()))
+            total.merge(Tally.from_state(*quiet(model, share, rollout=True)._tally.state()))
         else:
             total.merge(Tally.from_state(*Tally(3).state()))
     assert_same(type(whole).from_tally(total, source.class_names), whole)

@@ -1,0 +1,137 @@
+"""What `collect` takes from one batch: the statistics of each layer while the model runs, and rollout.
+
+Shapes: B images, H heads, N tokens, P patches, C width of the model.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .attention_door import Session
+from .attention_layers import chosen
+from .attention_product import AttentionCall
+from .head_weights import output_projection
+from .statistics import attention_statistics
+from .statistics.attention_rollout import rows_by_layer
+from .tally import VECTORS, Batch, Tally
+from .token_layout import TokenLayout
+
+OUTLIER = 5.0  # a patch that draws so many times the average attention is counted as an outlier
+
+
+class Collecting(Session):
+    """Takes the statistics of each layer while the model runs: one layer's queries and keys are there at a time."""
+
+    def __init__(
+        self, model: Any, layers: Any, statistics: list[str] | None, tally: Tally, rollout: bool = False
+    ) -> None:
+        super().__init__(model)
+        self.chosen = chosen(layers, self.modules)
+        self.statistics = statistics
+        self.rollout = rollout
+        self.tally = tally
+        self.layout = TokenLayout(grid=(1, 1))
+        self.batch = Batch(0, (1, 1, 0))
+        self.contrast: torch.Tensor | None = None
+
+    def begin(self, number: int, layout: TokenLayout, pixel_values: torch.Tensor) -> Batch:
+        """Another batch comes."""
+        self.layout = layout
+        self.batch = Batch(number, (*layout.grid, layout.num_prefix))
+        self.contrast = patch_contrast(pixel_values, layout)
+        return self.batch
+
+    def run(self, forward: Callable[[], Any]) -> None:
+        """Run the model for the batch; for rollout, its first half once more."""
+        if not self.rollout:
+            forward()
+            return
+        half = -(-len(self.modules) // 2)
+        for layer, row in rows_by_layer(self.model, forward, None, self.layout, layers_at_once=half):
+            if layer in self.chosen:
+                self._add_rollout(layer, row)
+
+    def see(self, call: AttentionCall, seen: dict[str, torch.Tensor]) -> None:
+        layer = self.layers[call.module]
+        is_seen = ("query", layer) in self.batch.vectors  # in the run before, where rollout needs a second one
+        if layer not in self.chosen or is_seen:
+            return
+        for name in VECTORS:
+            vectors = getattr(call, name).detach()
+            if not vectors.isfinite().all():
+                raise ValueError(
+                    f"layer {layer}: the {name} vectors hold NaN or infinity; look at the weights up to this layer and"
+                    " at the pixel values, or compute in float32"
+                )
+            self.batch.add_vectors(name, layer, vectors)
+        self._add_statistics(layer, call, seen["output"].detach())
+
+    def see_tokens(self, layer: int, tokens: torch.Tensor) -> None:
+        """What enters a layer: (B, N, C)."""
+        norms = tokens.detach()[:, self.layout.patches].float().norm(dim=-1)  # (B, P)
+        self.batch.values["token_norm_ratio", layer] = norms.amax(dim=1) / norms.median(dim=1).values
+
+    def _add_statistics(self, layer: int, call: AttentionCall, output: torch.Tensor) -> None:
+        needs_value = self.statistics is None or "values" in self.statistics
+        found = attention_statistics(
+            call.query.detach(),
+            call.key.detach(),
+            self.layout,
+            scaling=call.scaling,
+            value=call.value.detach() if needs_value else None,
+            output=output if needs_value else None,
+            output_projection=output_projection(layer, call.module) if needs_value else None,
+            attention_mask=call.plain_mask()(),
+            statistics=self.statistics,
+        )
+        self.batch.values |= {(name, layer): numbers for name, numbers in found.per_head().items()}
+        if found.received is not None:
+            self._add_received(layer, found.received)
+
+    def _add_rollout(self, layer: int, row: torch.Tensor) -> None:
+        """Of the row (B, N) of the rollout down to a layer."""
+        layout, first = self.layout, self.layout.num_prefix - self.layout.num_register_tokens
+        if layout.class_token is not None:
+            self.batch.values["rollout_on_class_token", layer] = row[:, layout.class_token]
+        if layout.num_register_tokens:
+            self.batch.values["rollout_on_registers", layer] = row[:, first : layout.num_prefix].sum(dim=1)
+        self.batch.values["rollout_on_patches", layer] = row[:, layout.patches].sum(dim=1)
+        self.batch.values["rollout_entropy", layer] = torch.special.entr(row).sum(dim=1)
+        self.batch.add_map("rollout", layer, row)
+
+    def _add_received(self, layer: int, received: torch.Tensor) -> None:
+        together = received.mean(dim=1)  # (B, N)
+        patches = self.layout.patches
+        outlying = together[:, patches] > OUTLIER  # (B, P)
+        count = outlying.sum(dim=1)
+        self.batch.values["largest_received", layer] = received[:, :, patches].amax(dim=2)
+        self.batch.values["outliers", layer] = count.double()
+        on_outliers = (received[:, :, patches] * outlying[:, None]).sum(dim=2) / received.sum(dim=2)
+        self.batch.values["on_outliers", layer] = on_outliers
+        if self.contrast is not None:
+            self.batch.values["outlier_contrast", layer] = (self.contrast * outlying).sum(dim=1) / count  # 0 / 0: none
+        self.batch.add_map("received", layer, together)
+        self.batch.add_map("outliers", layer, outlying)
+
+
+def patch_contrast(pixel_values: torch.Tensor, layout: TokenLayout) -> torch.Tensor | None:
+    """Rank of each patch by the standard deviation of its pixels, from 0 to 1: (B, P); None for a single patch.
+
+    Example:
+
+    ```python
+    >>> image = torch.tensor([[[[1.0, 1.0, 0.0, 9.0, 0.0, 2.0]]]])
+    >>> patch_contrast(image, TokenLayout(grid=(1, 3)))
+    tensor([[0.0000, 1.0000, 0.5000]])
+
+    ```
+    """
+    rows, columns = layout.grid
+    height, width = pixel_values.shape[-2] // rows, pixel_values.shape[-1] // columns
+    if layout.num_patches < 2 or min(height, width) < 1:
+        return None
+    cut = pixel_values[..., : rows * height, : columns * width].float()
+    patches = cut.unflatten(-1, (columns, width)).unflatten(-3, (rows, height))  # (B, colours, rows, h, columns, w)
+    deviations = patches.var(dim=(3, 5), correction=0).mean(dim=1).flatten(1)  # (B, P)
+    return deviations.argsort(dim=1).argsort(dim=1).float() / (layout.num_patches - 1)
