@@ -148,6 +148,17 @@ def test_a_rollout_that_was_not_asked_for_has_no_map(model, source, raises_sente
         quiet(model, over(source)).map("rollout")
 
 
+def test_the_second_run_that_rollout_needs_takes_no_statistics(model, monkeypatch):
+    from qkvit.analysis import collecting
+
+    calls, take = [], collecting.attention_statistics
+    monkeypatch.setattr(
+        collecting, "attention_statistics", lambda *args, **kwargs: calls.append(1) or take(*args, **kwargs)
+    )
+    quiet(model, [torch.rand(2, 3, 16, 16)], rollout=True)
+    assert len(calls) == len(model.layers)
+
+
 def test_rollout_without_a_class_token_starts_at_the_patches(tiny_model):
     model = tiny_model(qkvit.QKViTModel, use_class_token=False, pooling="mean")
     collected = quiet(model, [torch.rand(2, 3, 16, 16)], rollout=True, statistics="entropy")
