@@ -3,31 +3,32 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ..collected import Collected
 from ..weights import WeightStatistics
 from .figure import FAINT, GREY, INK, add_axes, colour_bar, frame, save, ticks, titled_figure
+from .scales import Kind, Scale, scale_of
 
 MAX_PANELS_IN_A_ROW = 5
 
 
 @dataclass(frozen=True)
 class Panel:
-    """How a statistic is shown: its title, what its colours mean, and where its scale begins and ends.
+    """How a statistic is shown: its title, what its colours mean, and its scale.
 
-    A scale by roots or logarithms is for statistics of which a few heads have most.
+    `ends` are for a share whose middle has a meaning: its colours then go from one to another colour, over white.
+    All other scales are those of `scale_of`: from 0 to the largest value, or from the smallest where all lie close
+    together. What is said of a scale there stands beside the unit: "nats, from 4.9, not 0".
     """
 
     statistic: str
     title: str
     unit: str
-    low: float | None = 0.0
-    high: float | None = None
-    diverging: bool = False
-    scale: Literal["linear", "root", "log"] = "linear"
+    scale: Kind = "linear"
+    ends: tuple[float, float] | None = None
 
 
 HEAD_PANELS = (
@@ -37,20 +38,20 @@ HEAD_PANELS = (
     Panel("on_self", "On itself", "share of weight"),
     Panel("on_class_token", "On the class token", "share of weight"),
     Panel("on_registers", "On registers", "share of weight"),
-    Panel("on_outliers", "On outlier patches", "share of weight", scale="root"),
-    Panel("largest_received", "Most drawn by a patch", "times the average", None, scale="log"),
+    Panel("on_outliers", "On outlier patches", "share of weight", "root"),
+    Panel("largest_received", "Most drawn by a patch", "times the average", "log"),
     Panel("head_similarity", "Likeness to other heads", "mean cosine"),
-    Panel("output_share", "Share of the output", "1 / heads if all are equal", None, None),
+    Panel("output_share", "Share of the output", "1 / heads if equal"),
 )
 WEIGHT_PANELS = (
     Panel("qk_effective_rank_with_gain", "Effective rank, QK", "of at most D"),
-    Panel("qk_symmetric_share_with_gain", "Symmetric share, QK", "1/2 if random", 0.0, 1.0, True),
-    Panel("query_bias_share", "By the query's bias", "share of variance", 0.0, 1.0),
-    Panel("qk_norm_with_gain", "Norm, QK", "Frobenius", None, scale="log"),
+    Panel("qk_symmetric_share_with_gain", "Symmetric share, QK", "1/2 if random", ends=(0.0, 1.0)),
+    Panel("query_bias_share", "By the query's bias", "share of variance"),
+    Panel("qk_norm_with_gain", "Norm, QK", "Frobenius", "log"),
     Panel("ov_effective_rank_with_gain", "Effective rank, OV", "of at most D"),
-    Panel("ov_symmetric_share_with_gain", "Symmetric share, OV", "1/2 if random", 0.0, 1.0, True),
+    Panel("ov_symmetric_share_with_gain", "Symmetric share, OV", "1/2 if random", ends=(0.0, 1.0)),
     Panel("value_bias_share", "By the value's bias", "share of mean square"),
-    Panel("ov_norm_with_gain", "Norm, OV", "Frobenius", None, scale="log"),
+    Panel("ov_norm_with_gain", "Norm, OV", "Frobenius", "log"),
 )
 
 
@@ -66,33 +67,27 @@ def draw_head_maps(collected: Collected, path: str | Path, *, title: str, proven
     panels = [panel for panel in HEAD_PANELS if panel.statistic in collected.statistics]
     values = {panel.statistic: collected.mean(panel.statistic) for panel in panels}
     panels = [panel for panel in panels if not values[panel.statistic].isnan().all()] or panels
-    notes = {}
+    control = None
     if collected.control is not None:
-        means = {panel.statistic: collected.control.mean(panel.statistic).nanmean() for panel in panels}
-        notes = {name: f"random weights: {mean:.3g}" for name, mean in means.items()}
-    _draw_maps(panels, values, collected.layers, path, title, provenance, notes)
+        control = {panel.statistic: collected.control.mean(panel.statistic) for panel in panels}
+    _draw_maps(panels, values, control, collected.layers, path, title, provenance)
 
 
 def draw_weight_maps(statistics: WeightStatistics, path: str | Path, *, title: str, provenance: str = "") -> None:
-    """Write heat maps, layers by heads, of what the weights alone say; below each, what random weights give."""
+    """Write heat maps, layers by heads, of what the weights alone say; below each, the mean of random weights."""
     values = {panel.statistic: statistics.numbers[panel.statistic] for panel in WEIGHT_PANELS}
-    notes = {}
-    if statistics.control is not None:
-        for panel in WEIGHT_PANELS:
-            control = statistics.control.numbers.get(panel.statistic.removesuffix("_with_gain"))
-            if control is not None and "norm" not in panel.statistic:  # its norms are those of the matrices as stored
-                notes[panel.statistic] = f"random weights: {control.mean():.3g}"
-    _draw_maps(list(WEIGHT_PANELS), values, statistics.layers, path, title, provenance, notes)
+    control = None if statistics.control is None else statistics.control.numbers
+    _draw_maps(list(WEIGHT_PANELS), values, control, statistics.layers, path, title, provenance)
 
 
 def _draw_maps(
     panels: list[Panel],
     values: dict[str, torch.Tensor],
+    control: dict[str, torch.Tensor] | None,
     layers: tuple[int, ...],
     path: str | Path,
     title: str,
     provenance: str,
-    notes: dict[str, str] | None = None,
 ) -> None:
     num_layers, num_heads = next(iter(values.values())).shape
     width, height = max(1.6, 0.16 * num_heads), min(max(1.2, 0.2 * num_layers), 5.2)
@@ -110,7 +105,7 @@ def _draw_maps(
         _heat_map(figure, axes, bar_axes, panel, values[panel.statistic], layers)
         if column == 0:
             axes.set_ylabel("layer", fontsize=8)
-        below = "head" if not notes or panel.statistic not in notes else f"head · {notes[panel.statistic]}"
+        below = "head" if control is None else f"head · random weights: {control[panel.statistic].nanmean():.3g}"
         axes.set_xlabel(below, fontsize=7.5, labelpad=2)
     save(figure, path, provenance)
 
@@ -120,16 +115,18 @@ def _heat_map(
 ) -> None:
     from matplotlib import colormaps
 
-    colours = colormaps["RdBu_r" if panel.diverging else "YlGnBu"].with_extremes(bad=GREY)
+    scale = scale_of(values, panel.scale) if panel.ends is None else Scale(*panel.ends)
+    colours = colormaps["YlGnBu" if panel.ends is None else "RdBu_r"].with_extremes(bad=GREY)
     shown = axes.imshow(
         values.masked_fill(~values.isfinite(), torch.nan),
         cmap=colours,
-        norm=_norm(panel, values[values.isfinite()]),
+        norm=scale.norm(),
         aspect="auto",
         interpolation="nearest",
     )
     axes.set_title(f"{panel.title}\n", fontsize=9, loc="left", pad=1, color=INK)
-    axes.text(0, 1.01, panel.unit, transform=axes.transAxes, fontsize=7, color=FAINT, va="bottom")
+    unit = ", ".join(filter(None, (panel.unit, scale.remark)))
+    axes.text(0, 1.01, unit, transform=axes.transAxes, fontsize=7, color=FAINT, va="bottom")
     axes.set_xticks(*ticks(tuple(range(values.shape[1])), 8))
     axes.set_yticks(*ticks(layers, 14))
     axes.tick_params(labelsize=7, length=0, pad=2)
@@ -140,35 +137,6 @@ def _heat_map(
     frame(axes)
     bar = colour_bar(figure, shown, cax=bar_axes)
     bar.ax.tick_params(labelsize=6.5, pad=1)
-    _set_ticks(bar, panel)
-
-
-def _norm(panel: Panel, known: torch.Tensor) -> Any:
-    """From values to places on the colour scale."""
-    from matplotlib.colors import LogNorm, Normalize, PowerNorm
-
-    if not len(known):
-        return Normalize(0, 1)
-    low = known.min().item() if panel.low is None else panel.low
-    high = known.max().item() if panel.high is None else panel.high
-    if panel.scale == "log" and low > 0:
-        return LogNorm(low, max(high, 1.01 * low))
-    high = high if high > low else low + 1
-    return PowerNorm(0.5, low, high) if panel.scale == "root" else Normalize(low, high)
-
-
-def _set_ticks(bar: Any, panel: Panel) -> None:
-    """Three to five numbers beside the colour bar."""
-    from matplotlib.ticker import MaxNLocator
-
-    low, high = bar.norm.vmin, bar.norm.vmax
-    if panel.scale == "log":
-        steps = [digit * 10.0**power for power in range(-6, 7) for digit in (1, 2, 5)]
-        ticks = [step for step in steps if low <= step <= high]
-        ticks = ticks[:: 1 + len(ticks) // 6] or [low, high]
-    elif panel.scale == "root":
-        ticks = [low + (high - low) * part**2 for part in (0, 0.33, 0.67, 1)]
-    else:
-        ticks = [tick for tick in MaxNLocator(nbins=4, min_n_ticks=3).tick_values(low, high) if low <= tick <= high]
-    bar.set_ticks(ticks, labels=[f"{tick:.2g}" if tick < 10 else f"{tick:.0f}" for tick in ticks])
+    marks = scale.ticks()
+    bar.set_ticks(marks, labels=[f"{mark:.3g}" if mark < 1000 else f"{mark:.0f}" for mark in marks])
     bar.ax.minorticks_off()

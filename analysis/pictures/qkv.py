@@ -131,4 +131,7 @@ def _name_tokens(axis: Any, names: Sequence[str]) -> None:
 
 
 def _colour_bar(figure: Any, panels: Sequence[Any], shown: Any, extend: str) -> None:
-    colour_bar(figure, shown, ax=panels, location="bottom", aspect=30, pad=0.01, extend=extend)
+    from matplotlib.ticker import MaxNLocator
+
+    few = MaxNLocator(nbins=4)  # more numbers would run into each other where they are long, as -0.0025 is
+    colour_bar(figure, shown, ax=panels, location="bottom", aspect=30, pad=0.01, extend=extend, ticks=few)

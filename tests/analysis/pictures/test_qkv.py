@@ -1,5 +1,8 @@
 """Queries, keys and values are drawn for every layout, and what is written beside them can be read."""
 
+import itertools
+
+import pytest
 from PIL import Image
 
 from qkvit.analysis.pictures.qkv import draw_qkv, token_names
@@ -17,3 +20,18 @@ def test_a_picture_of_queries_keys_and_values_is_written(layout, tensors, tmp_pa
 def test_every_token_has_a_name_of_its_own(layout):
     names = token_names(layout)
     assert len(names) == len(set(names)) == layout.num_tokens
+
+
+@pytest.mark.parametrize("size", [1e-6, 0.001, 0.3, 300, 12345])
+def test_the_numbers_of_a_colour_bar_stand_apart(size, layout, tensors, figures, tmp_path):
+    images, query, key, value, weights = (tensor[0] for tensor in tensors(layout))
+    vectors = (size * query, size * key, size * value)
+    draw_qkv(images, *vectors, weights, layout, tmp_path / "qkv.png", title="Layer 0")
+    (figure,) = figures
+    figure.draw_without_rendering()
+    bars = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
+    assert len(bars) == 4
+    for bar in bars:
+        places = [label.get_window_extent() for label in bar.get_xticklabels()]
+        assert len(places) >= 3
+        assert all(right.x0 - left.x1 > 8 for left, right in itertools.pairwise(places))  # pixels, at 100 an inch
