@@ -134,4 +134,6 @@ def _colour_bar(figure: Any, panels: Sequence[Any], shown: Any, extend: str) -> 
     from matplotlib.ticker import MaxNLocator
 
     few = MaxNLocator(nbins=4)  # more numbers would run into each other where they are long, as -0.0025 is
-    colour_bar(figure, shown, ax=panels, location="bottom", aspect=30, pad=0.01, extend=extend, ticks=few)
+    # Narrower than the panels, for half of a number at its end.
+    place = {"ax": panels, "location": "bottom", "shrink": 0.9, "aspect": 27, "pad": 0.01}
+    colour_bar(figure, shown, **place, extend=extend, ticks=few)
