@@ -133,7 +133,6 @@ def _name_tokens(axis: Any, names: Sequence[str]) -> None:
 def _colour_bar(figure: Any, panels: Sequence[Any], shown: Any, extend: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    few = MaxNLocator(nbins=4)  # more numbers would run into each other where they are long, as -0.0025 is
-    # Narrower than the panels, for half of a number at its end.
-    place = {"ax": panels, "location": "bottom", "shrink": 0.9, "aspect": 27, "pad": 0.01}
-    colour_bar(figure, shown, **place, extend=extend, ticks=few)
+    # More numbers would run into each other where they are long, as -0.0025 is.
+    few = MaxNLocator(nbins=4, min_n_ticks=3, steps=[1, 2, 5, 10])
+    colour_bar(figure, shown, ax=panels, location="bottom", aspect=30, pad=0.01, extend=extend, ticks=few)
