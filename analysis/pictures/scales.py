@@ -46,8 +46,8 @@ class Scale:
             steps = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
             found = [step for step in steps if self.low <= step <= self.high]
             return found[:: 1 + len(found) // 6]
-        steps = MaxNLocator(nbins=5, min_n_ticks=3, steps=[1, 2, 5, 10]).tick_values(self.low, self.high)
-        return [step for step in steps if self.low <= step <= self.high]
+        places = MaxNLocator(nbins=5, min_n_ticks=3, steps=[1, 2, 5, 10]).tick_values(self.low, self.high)
+        return [place for place in places if self.low <= place <= self.high]
 
 
 def scale_of(values: torch.Tensor, kind: Kind = "linear") -> Scale:
