@@ -48,8 +48,8 @@ class WeightStatistics:
         numbers: Statistic -> (L, H), float64.
         qk_singular_values, ov_singular_values: (L, H, D), largest first, without gain.
         caveats: What the numbers leave out in this model.
-        control: The same for random weights. Their scale is that of the projections as stored, so their norms and shares
-            of biases, unlike the model's, depend on the basis of a head.
+        control: The same for random weights. Their scale is that of the projections as stored, so their norms and
+            shares of biases, unlike the model's, depend on the basis of a head.
     """
 
     layers: tuple[int, ...]
