@@ -221,12 +221,14 @@ def test_the_control_has_the_biases_and_gains_of_the_model(model):
     for layer in model.layers:
         layer.attention_norm.weight.data *= 10
         layer.attention_norm.bias.data *= 0
+    biased = weight_statistics(model).control.numbers
+    for layer in model.layers:
         layer.attention.q_proj.bias.data *= 0
-    after = weight_statistics(model).control.numbers
-    torch.testing.assert_close(after["ov_norm_with_gain"], 10 * before["ov_norm_with_gain"])
-    torch.testing.assert_close(after["ov_norm"], before["ov_norm"])
-    assert before["query_bias_share"].min() > 0
-    assert after["query_bias_share"].max() == 0
+    unbiased = weight_statistics(model).control.numbers
+    torch.testing.assert_close(biased["ov_norm_with_gain"], 10 * before["ov_norm_with_gain"])
+    torch.testing.assert_close(biased["ov_norm"], before["ov_norm"])
+    assert biased["query_bias_share"].min() > 0
+    assert unbiased["query_bias_share"].max() == 0
 
 
 def test_the_table_has_a_row_for_each_layer_head_and_statistic(model):
