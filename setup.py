@@ -24,6 +24,7 @@ PACKAGES = {
     "qkvit.training.processes": "training/processes",
     "qkvit.training.train": "training/train",
     "qkvit.analysis": "analysis",
+    "qkvit.analysis.pictures": "analysis/pictures",
     "qkvit.analysis.statistics": "analysis/statistics",
 }
 

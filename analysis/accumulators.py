@@ -90,7 +90,7 @@ class Quantiles:
     Numbers are counted in bins whose edges grow by a fixed factor (DDSketch: Masson, Rim & Lee 2019, arXiv
     1908.10693), for both signs, so that merging adds whole numbers and no order matters. Only bins that hold something
     are kept. A number at a bin's edge may fall to either side when it is rounded otherwise; a quantile then moves
-    by its accuracy.
+    by its accuracy. No quantile lies outside the range of the data: each cell's smallest and largest number are kept.
 
     Args:
         cells: How many.
@@ -117,6 +117,8 @@ class Quantiles:
         self._keys = torch.zeros(0, dtype=torch.int64)  # cell * _BINS + bin, sorted
         self._counts = torch.zeros(0, dtype=torch.int64)
         self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._smallest = torch.full((cells,), math.inf, dtype=torch.float64)
+        self._largest = torch.full((cells,), -math.inf, dtype=torch.float64)
 
     def update(self, values: torch.Tensor) -> None:
         """Add a batch: (B, M)."""
@@ -127,12 +129,16 @@ class Quantiles:
         bins = torch.where(values < 0, self._ZERO - bins, self._ZERO + bins)
         bins = bins.masked_fill(magnitude < SMALLEST, self._ZERO)
         keys = torch.arange(self.cells) * self._BINS + bins
-        self._add(*keys[~values.isnan()].unique(return_counts=True))
+        missing = values.isnan()
+        self._add(*keys[~missing].unique(return_counts=True))
+        if len(values):
+            self._reach(values.masked_fill(missing, math.inf).amin(0), values.masked_fill(missing, -math.inf).amax(0))
 
     def merge(self, other: "Quantiles") -> None:
         """Add what another one has seen."""
         state = other.state()
         self._add(state["keys"], state["counts"])
+        self._reach(state["smallest"], state["largest"])
 
     def quantile(self, share: float) -> torch.Tensor:
         """The value below which this share of a cell's numbers lies: (M,); NaN for a cell without any."""
@@ -145,26 +151,37 @@ class Quantiles:
         place = torch.searchsorted(running, wanted, right=True).clamp_max(max(len(running) - 1, 0))
         if not len(running):
             return torch.full((self.cells,), math.nan, dtype=torch.float64)
-        return self._middle(state["keys"][place] % self._BINS).masked_fill(total == 0, math.nan)
+        found = self._middle(state["keys"][place] % self._BINS).clamp(self._smallest, self._largest)
+        return found.masked_fill(total == 0, math.nan)
 
     def state(self) -> State:
-        """The bins that hold something: their keys, sorted, and their counts."""
+        """The bins that hold something: sorted keys and their counts; each cell's smallest and largest number."""
         if self._waiting:
             keys = torch.cat([self._keys, *(keys for keys, _ in self._waiting)])
             counts = torch.cat([self._counts, *(counts for _, counts in self._waiting)])
             self._keys, places = keys.unique(return_inverse=True)
             self._counts = torch.zeros_like(self._keys).index_add_(0, places, counts)
             self._waiting = []
-        return {"keys": self._keys, "counts": self._counts}
+        return {
+            "keys": self._keys,
+            "counts": self._counts,
+            "smallest": self._smallest,
+            "largest": self._largest,
+        }
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
         self._keys, self._counts, self._waiting = state["keys"].clone(), state["counts"].clone(), []
+        self._smallest, self._largest = state["smallest"].clone(), state["largest"].clone()
 
     def _add(self, keys: torch.Tensor, counts: torch.Tensor) -> None:
         self._waiting.append((keys, counts))
         # Sorted in seldom, so that the cost for each number does not grow with what is there.
         if sum(len(waiting) for waiting, _ in self._waiting) > max(self._PENDING, len(self._keys)):
             self.state()
+
+    def _reach(self, smallest: torch.Tensor, largest: torch.Tensor) -> None:
+        self._smallest = torch.minimum(self._smallest, smallest)
+        self._largest = torch.maximum(self._largest, largest)
 
     def _middle(self, bins: torch.Tensor) -> torch.Tensor:
         offset = bins - self._ZERO

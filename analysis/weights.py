@@ -48,7 +48,8 @@ class WeightStatistics:
         numbers: Statistic -> (L, H), float64.
         qk_singular_values, ov_singular_values: (L, H, D), largest first, without gain.
         caveats: What the numbers leave out in this model.
-        control: The same for random weights.
+        control: The same for random weights. Their scale is that of the projections as stored, so their norms and
+            shares of biases, unlike the model's, depend on the basis of a head.
     """
 
     layers: tuple[int, ...]
@@ -73,8 +74,8 @@ def weight_statistics(model: Any, *, control: bool = True, seed: int = 0) -> Wei
 
     Args:
         model: A QKViT model, or any of transformers' with `q_proj`, `k_proj`, `v_proj` and an output projection.
-        control: Also for random weights: normal ones of the same shapes and standard deviations, head by head, without
-            biases and gains.
+        control: Also for random weights: normal ones of the same shapes and standard deviations, head by head, between
+            the model's own biases, norms and LayerScale.
         seed: Of these.
 
     Raises:
@@ -97,8 +98,7 @@ def weight_statistics(model: Any, *, control: bool = True, seed: int = 0) -> Wei
         return replace(found, caveats=caveats(model))
     generator = torch.Generator().manual_seed(seed)
     random = _statistics({layer: _random_like(weights, generator) for layer, weights in layers.items()})
-    kept = {name: values for name, values in random.numbers.items() if "gain" not in name and "bias" not in name}
-    return replace(found, caveats=caveats(model), control=replace(random, numbers=kept))
+    return replace(found, caveats=caveats(model), control=random)
 
 
 def effective_rank(singular_values: torch.Tensor) -> torch.Tensor:
@@ -218,10 +218,4 @@ def _random_like(weights: LayerWeights, generator: torch.Generator) -> LayerWeig
         key=normal(weights.key),
         value=normal(weights.value),
         output=normal(weights.output),
-        query_bias=torch.zeros_like(weights.query_bias),
-        key_bias=torch.zeros_like(weights.key_bias),
-        value_bias=torch.zeros_like(weights.value_bias),
-        gain=torch.ones_like(weights.gain),
-        shift=torch.zeros_like(weights.shift),
-        scale=torch.ones_like(weights.scale),
     )

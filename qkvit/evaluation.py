@@ -272,7 +272,7 @@ def _write(
     indices: Sequence[int],
     config: Any,
 ) -> None:
-    from .analysis.confusion_picture import draw_confusion
+    from .analysis.pictures import draw_confusion
 
     (folder / RECORD).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
     _write_predictions(folder, predictions, class_names, indices, config)

@@ -199,7 +199,7 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
 
 
 def _write(request: Request, model: Any, collected: Any, record: dict[str, Any], folder: Path, start: float) -> None:
-    from .analysis.statistics_pictures import draw_all, draw_weight_maps
+    from .analysis.pictures import draw_all, draw_weight_maps
 
     note = f"{record['command']}, qkvit {__version__}, {record['date']}"
     pictures = folder / "pictures"

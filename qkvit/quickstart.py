@@ -271,8 +271,7 @@ def draw_layers(model: Any, shown: Any, layout: Any, folder: Path, provenance: s
     """Two pictures of each layer: where each head looks in some digits; queries, keys and values of one digit."""
     import torch
 
-    from .analysis.attention_pictures import draw_attention
-    from .analysis.qkv_pictures import draw_qkv
+    from .analysis.pictures import draw_attention, draw_qkv
     from .training.images.mnist5k import pixel_values
 
     images = torch.from_numpy(shown.images)

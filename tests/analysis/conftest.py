@@ -1,10 +1,16 @@
-"""Tiny models of transformers' own families, with random weights and images for them."""
+"""Tiny models of transformers' own families with random weights, and a run of `collect` over seven images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
+
+import qkvit
+from qkvit.analysis import Collected, collect
+from qkvit.data import ImageSource, batches, open_images
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
 MLP = {"intermediate_size": 48}
@@ -64,3 +70,62 @@ def two_towers() -> Callable[[str], torch.nn.Module]:
         return model_class(config).eval()
 
     return make
+
+
+# ---- for collect
+
+
+@pytest.fixture
+def model(tiny_model) -> torch.nn.Module:
+    return tiny_model(qkvit.QKViTModel, num_register_tokens=1)
+
+
+@pytest.fixture
+def source(tmp_path) -> ImageSource:
+    """Seven images of three classes, of which one has a single image."""
+    generator = np.random.default_rng(0)
+    for name, count in {"cat": 4, "dog": 1, "owl": 2}.items():
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{index}.png")
+    return open_images(tmp_path / "pets", on_bad_image="skip")
+
+
+@pytest.fixture
+def to_tensor() -> Callable[[Image.Image], torch.Tensor]:
+    """What makes pixel values of an image."""
+    return lambda image: torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 127.5 - 1
+
+
+@pytest.fixture
+def over(to_tensor) -> Callable[..., Iterable]:
+    """`over(source, batch_size)`: batches of the images."""
+    return lambda source, batch_size=3, **options: batches(source, to_tensor, batch_size, **options)
+
+
+@pytest.fixture
+def quiet() -> Callable[..., Collected]:
+    """`collect` without its bar."""
+    return lambda model, dataloader, **options: collect(model, dataloader, show_progress=False, **options)
+
+
+@pytest.fixture
+def assert_same() -> Callable[[Collected, Collected], None]:
+    """Every number to 1e-6."""
+
+    def check(one: Collected, other: Collected) -> None:
+        assert one.images == other.images
+        assert one.statistics == other.statistics
+        for statistic in one.statistics:
+            for what in ("mean", "standard_deviation", "half_interval", "class_mean"):
+                first, second = getattr(one, what)(statistic), getattr(other, what)(statistic)
+                message = f"{what} {statistic}"
+                torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-6, equal_nan=True, msg=message)
+        for name in ("query", "key", "value"):
+            for first, second in zip(one.vectors(name), other.vectors(name), strict=True):
+                torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-6)
+        for name in ("received", "outliers", *(["rollout"] if "rollout_entropy" in one.statistics else [])):
+            torch.testing.assert_close(one.map(name), other.map(name), rtol=1e-6, atol=1e-6)
+
+    return check

@@ -89,6 +89,18 @@ def test_quantiles_are_those_of_the_whole_to_their_accuracy(stream, cut_at, shar
             torch.testing.assert_close(found[cell], expected, rtol=RELATIVE_ACCURACY * 1.001, atol=1e-11)
 
 
+@given(streams, cuts, st.floats(0, 1))
+def test_no_quantile_lies_outside_the_range_of_the_data(stream, cut_at, share):
+    values, pieces = parts(stream, cut_at)
+    restored = Quantiles(2)
+    restored.load_state(merged(Quantiles, pieces, 2).state())
+    for quantiles in (accumulated(Quantiles, pieces, 2), merged(Quantiles, pieces, 2), restored):
+        for cell in range(2):
+            known = values[:, cell][~values[:, cell].isnan()]
+            if len(known):
+                assert known.min() <= quantiles.quantile(share)[cell] <= known.max()
+
+
 def test_quantiles_of_extreme_numbers():
     quantiles = Quantiles(1)
     quantiles.update(torch.tensor([[-math.inf], [0.0], [1e-300], [math.inf], [1e300]]))

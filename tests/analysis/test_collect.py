@@ -1,77 +1,29 @@
-"""`collect` gives the numbers of all images at once, however they are cut, shared out, stopped and taken up again."""
+"""`collect` gives the numbers of all images at once, however they are cut and shared out."""
 
 import json
 import math
 import multiprocessing
 import sys
 
-import numpy as np
 import pytest
 import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 import qkvit
 from qkvit.analysis import TokenLayout, attention_statistics, record
-from qkvit.analysis.collect import collect
 from qkvit.analysis.collecting import OUTLIER, patch_contrast
-from qkvit.analysis.progress_file import ProgressFile
 from qkvit.analysis.tally import Tally
-from qkvit.data import batches, open_images
+from qkvit.data import open_images
 
 NUM_IMAGES = 7
-
-
-@pytest.fixture
-def model(tiny_model):
-    return tiny_model(qkvit.QKViTModel, num_register_tokens=1)
-
-
-@pytest.fixture
-def source(tmp_path):
-    """Seven images of three classes, of which one has a single image."""
-    generator = np.random.default_rng(0)
-    for name, count in {"cat": 4, "dog": 1, "owl": 2}.items():
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        for index in range(count):
-            pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{index}.png")
-    return open_images(tmp_path / "pets", on_bad_image="skip")
-
-
-def to_tensor(image):
-    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 127.5 - 1
-
-
-def over(source, batch_size=3, **options):
-    return batches(source, to_tensor, batch_size, **options)
-
-
-def quiet(model, dataloader, **options):
-    return collect(model, dataloader, show_progress=False, **options)
-
-
-def assert_same(one, other):
-    """Every number to 1e-6."""
-    assert one.images == other.images
-    assert one.statistics == other.statistics
-    for statistic in one.statistics:
-        for what in ("mean", "standard_deviation", "half_interval", "class_mean"):
-            first, second = getattr(one, what)(statistic), getattr(other, what)(statistic)
-            torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-6, equal_nan=True, msg=f"{what} {statistic}")
-    for name in ("query", "key", "value"):
-        for first, second in zip(one.vectors(name), other.vectors(name), strict=True):
-            torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-6)
-    for name in ("received", "outliers", *(["rollout"] if "rollout_entropy" in one.statistics else [])):
-        torch.testing.assert_close(one.map(name), other.map(name), rtol=1e-6, atol=1e-6)
 
 
 # ---- the numbers
 
 
-def test_the_numbers_are_those_of_all_images_at_once(model, source):
+def test_the_numbers_are_those_of_all_images_at_once(model, source, over, quiet):
     collected = quiet(model, over(source))
     (whole,) = over(source, NUM_IMAGES)
     with torch.no_grad(), record(model) as recording:
@@ -98,7 +50,7 @@ def test_the_numbers_are_those_of_all_images_at_once(model, source):
             torch.testing.assert_close(second[layer], moments, rtol=1e-5, atol=1e-6)
 
 
-def test_classes_have_their_own_numbers(model, source):
+def test_classes_have_their_own_numbers(model, source, over, quiet, to_tensor):
     collected = quiet(model, over(source))
     cats = quiet(model, [torch.stack([to_tensor(source[index].image) for index in range(4)])])
     torch.testing.assert_close(collected.class_mean("entropy")[0], cats.mean("entropy"), rtol=1e-6, atol=1e-6)
@@ -108,7 +60,7 @@ def test_classes_have_their_own_numbers(model, source):
     assert math.isfinite(rows[1]["mean"])
 
 
-def test_chosen_layers_and_groups(model, source):
+def test_chosen_layers_and_groups(model, source, over, quiet):
     collected = quiet(model, over(source), layers=[0, -1], statistics=("entropy", "maximum"))
     assert collected.layers == (0, 2)
     assert collected.statistics == ("token_norm_ratio", "entropy", "maximum")
@@ -116,7 +68,7 @@ def test_chosen_layers_and_groups(model, source):
 
 
 @pytest.mark.parametrize("layers", [None, [0, 2]])
-def test_rollout_down_to_every_layer(tiny_model, source, layers):
+def test_rollout_down_to_every_layer(tiny_model, source, layers, over, quiet):
     """In exact numbers: the product of (A + I) / 2 over the layers above."""
     model = tiny_model(qkvit.QKViTModel, num_register_tokens=1, attn_implementation="eager")
     (whole,) = over(source, NUM_IMAGES)
@@ -143,12 +95,12 @@ def test_rollout_down_to_every_layer(tiny_model, source, layers):
     assert not [name for name in plain.statistics if name.startswith("rollout")]
 
 
-def test_a_rollout_that_was_not_asked_for_has_no_map(model, source, raises_sentence):
+def test_a_rollout_that_was_not_asked_for_has_no_map(model, source, raises_sentence, over, quiet):
     with raises_sentence(ValueError, "ask for rollout=True"):
         quiet(model, over(source)).map("rollout")
 
 
-def test_the_second_run_that_rollout_needs_takes_no_statistics(model, monkeypatch):
+def test_the_second_run_that_rollout_needs_takes_no_statistics(model, monkeypatch, quiet):
     from qkvit.analysis import collecting
 
     calls, take = [], collecting.attention_statistics
@@ -159,7 +111,7 @@ def test_the_second_run_that_rollout_needs_takes_no_statistics(model, monkeypatc
     assert len(calls) == len(model.layers)
 
 
-def test_rollout_without_a_class_token_starts_at_the_patches(tiny_model):
+def test_rollout_without_a_class_token_starts_at_the_patches(tiny_model, quiet):
     model = tiny_model(qkvit.QKViTModel, use_class_token=False, pooling="mean")
     collected = quiet(model, [torch.rand(2, 3, 16, 16)], rollout=True, statistics="entropy")
     assert collected.mean("rollout_on_patches").tolist() == pytest.approx([1.0] * 3)
@@ -196,7 +148,7 @@ def test_contrast_ranks_patches_of_every_shape():
     assert patch_contrast(image, TokenLayout(grid=(1, 1))) is None
 
 
-def test_what_enters_a_layer_is_seen(model, source):
+def test_what_enters_a_layer_is_seen(model, source, over, quiet):
     (whole,) = over(source, NUM_IMAGES)
     with torch.no_grad():
         states = model(whole["pixel_values"], output_hidden_states=True).hidden_states
@@ -207,7 +159,7 @@ def test_what_enters_a_layer_is_seen(model, source):
     torch.testing.assert_close(quiet(model, over(source)).mean("token_norm_ratio"), torch.stack(expected))
 
 
-def test_the_model_is_left_as_it_was(model, source):
+def test_the_model_is_left_as_it_was(model, source, over, quiet):
     model.train()
     model.layers[1].eval() if hasattr(model, "layers") else None
     modes = [module.training for module in model.modules()]
@@ -221,7 +173,7 @@ def test_the_model_is_left_as_it_was(model, source):
 @pytest.mark.parametrize(
     "name", ["ViT", "DeiT", "Dinov2WithRegisters", "DINOv3ViT", "CLIPVision", "SiglipVision", "IJepa", "Aimv2Vision"]
 )
-def test_the_families_of_transformers(name):
+def test_the_families_of_transformers(name, quiet):
     torch.manual_seed(0)
     fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
     config = getattr(transformers, f"{name}Config")(**fields, image_size=16, patch_size=4)
@@ -230,7 +182,7 @@ def test_the_families_of_transformers(name):
     assert collected.mean("token_norm_ratio").isfinite().all()
 
 
-def test_a_model_with_a_text_tower():
+def test_a_model_with_a_text_tower(quiet):
     fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
     config = transformers.CLIPConfig(
         vision_config={**fields, "image_size": 16, "patch_size": 4}, text_config={**fields, "num_hidden_layers": 1}
@@ -243,7 +195,7 @@ def test_a_model_with_a_text_tower():
 
 @settings(max_examples=8)
 @given(world=st.integers(1, 9), batch_size=st.integers(1, 7), workers=st.just(0))
-def test_shares_merge_to_the_whole(model, source, world, batch_size, workers):
+def test_shares_merge_to_the_whole(model, source, world, batch_size, workers, over, quiet, assert_same):
     whole = quiet(model, over(source), rollout=True)
     total = Tally(3)
     for rank in range(world):
@@ -255,7 +207,7 @@ def test_shares_merge_to_the_whole(model, source, world, batch_size, workers):
     assert_same(type(whole).from_tally(total, source.class_names), whole)
 
 
-def _one_process(rank, world, folder, results):
+def _one_process(rank, world, folder, quiet, over):
     import torch.distributed as dist
 
     torch.set_num_threads(1)
@@ -271,13 +223,15 @@ def _one_process(rank, world, folder, results):
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("world", [2, 9])
-def test_processes_get_the_numbers_of_one(model, source, tmp_path, world):
+def test_processes_get_the_numbers_of_one(model, source, tmp_path, world, over, quiet, assert_same):
     """Also with a bad image, a last batch that is uneven, and more processes than images."""
     (tmp_path / "pets" / "cat" / "3.png").write_bytes(b"broken")
     model.save_pretrained(tmp_path / "model")
     whole = quiet(model, over(source))
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_one_process, args=(rank, world, tmp_path, None)) for rank in range(world)]
+    processes = [
+        context.Process(target=_one_process, args=(rank, world, tmp_path, quiet, over)) for rank in range(world)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -289,85 +243,7 @@ def test_processes_get_the_numbers_of_one(model, source, tmp_path, world):
         assert bad == 1
 
 
-# ---- stopped and taken up
-
-
-class _StoppedError(Exception):
-    pass
-
-
-def stopping(forward_calls):
-    """A forward that is stopped in the middle of the batch of that number."""
-    calls = iter(range(100))
-
-    def forward(model, pixel_values):
-        model(pixel_values)
-        if next(calls) == forward_calls:
-            raise _StoppedError
-
-    return forward
-
-
-@pytest.mark.parametrize("after", [0, 1, 3])
-def test_a_stopped_run_goes_on(model, source, tmp_path, after):
-    folder = tmp_path / "progress"
-    (tmp_path / "pets" / "cat" / "0.png").write_bytes(b"broken")
-    with pytest.raises(_StoppedError):
-        quiet(model, over(source, 1), progress_folder=folder, forward=stopping(after))
-    source.bad_images.clear()
-    seen = []
-
-    def counting(model, pixel_values):
-        seen.append(len(pixel_values))
-        model(pixel_values)
-
-    resumed = quiet(model, over(source, 1), progress_folder=folder, forward=counting)
-    assert sum(seen) == NUM_IMAGES - 1 - after
-    assert_same(resumed, quiet(model, over(source)))
-    assert [bad["name"] for bad in resumed.bad_images] == ["cat/0.png"]
-    assert not folder.exists()
-
-
-def test_a_stopped_run_over_any_dataloader_goes_on(model, tmp_path):
-    images = torch.rand(5, 3, 16, 16).split(1)
-    with pytest.raises(_StoppedError):
-        quiet(model, images, progress_folder=tmp_path, forward=stopping(2))
-    resumed = quiet(model, images, progress_folder=tmp_path)
-    torch.testing.assert_close(resumed.mean("entropy"), quiet(model, images).mean("entropy"), rtol=1e-9, atol=0)
-
-
-@pytest.mark.parametrize("change", [{"batch_size": 2}, {"statistics": "entropy"}, {"layers": 0}, {"images": 3}])
-def test_progress_of_another_run_is_refused(model, source, tmp_path, raises_sentence, change):
-    with pytest.raises(_StoppedError):
-        quiet(model, over(source, 1), progress_folder=tmp_path / "p", forward=stopping(2))
-    plan = {"batch_size": 1} | {name: value for name, value in change.items() if name in ("batch_size", "images")}
-    options = {name: value for name, value in change.items() if name not in plan}
-    with raises_sentence(ValueError, "another run", "delete"):
-        quiet(model, over(source, **plan), progress_folder=tmp_path / "p", **options)
-
-
-def test_progress_of_another_model_is_refused(tiny_model, source, tmp_path, raises_sentence):
-    with pytest.raises(_StoppedError):
-        quiet(tiny_model(), over(source, 1), progress_folder=tmp_path / "p", forward=stopping(2))
-    with raises_sentence(ValueError, "another run (model"):
-        quiet(tiny_model(seed=1), over(source, 1), progress_folder=tmp_path / "p")
-
-
-def test_progress_of_another_number_of_processes_is_refused(tmp_path, raises_sentence):
-    ProgressFile(tmp_path, {}, rank=1, world=2).save(Tally())
-    with raises_sentence(ValueError, "2 processes"):
-        ProgressFile(tmp_path, {}).load()
-
-
-def test_a_broken_progress_file_is_refused(tmp_path, raises_sentence):
-    file = ProgressFile(tmp_path, {})
-    file.save(Tally())
-    file.path.write_bytes(file.path.read_bytes()[:20])
-    with raises_sentence(ValueError, "cannot be read", "delete"):
-        file.load()
-
-
-def test_what_is_kept_does_not_grow_with_the_images(model, tmp_path):
+def test_what_is_kept_does_not_grow_with_the_images(model, tmp_path, quiet):
     sizes = {}
     for count in (40, 400):
         images = torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -377,38 +253,10 @@ def test_what_is_kept_does_not_grow_with_the_images(model, tmp_path):
     assert sizes[40] == sizes[400]
 
 
-def test_progress_can_be_kept_until_the_result_is_written(model, source, tmp_path):
-    whole = quiet(model, over(source), progress_folder=tmp_path / "p", keep_progress=True)
-    again = quiet(model, over(source), progress_folder=tmp_path / "p", forward=lambda *_: 1 / 0)
-    assert_same(again, whole)
-    assert not (tmp_path / "p").exists()
-
-
-def test_a_full_disk_leaves_the_progress_of_before(tmp_path, monkeypatch):
-    import safetensors.torch
-
-    file = ProgressFile(tmp_path, {})
-    tally = Tally()
-    tally.images = 5
-    file.save(tally)
-
-    def full(tensors, path, metadata):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
-    tally.images = 6
-    with pytest.raises(OSError, match="No space"):
-        file.save(tally)
-    monkeypatch.undo()
-    assert file.load().images == 5
-    assert len(list(tmp_path.iterdir())) == 1
-
-
 # ---- what cannot be collected
 
 
-def test_weights_that_are_not_numbers_are_refused_with_their_layer(model, source, raises_sentence):
+def test_weights_that_are_not_numbers_are_refused_with_their_layer(model, source, raises_sentence, over, quiet):
     name, parameter = next((n, p) for n, p in model.named_parameters() if "k_proj.weight" in n and ".1." in n)
     with torch.no_grad():
         parameter[0, 0] = math.nan
@@ -416,7 +264,7 @@ def test_weights_that_are_not_numbers_are_refused_with_their_layer(model, source
         quiet(model, over(source))
 
 
-def test_vectors_that_are_not_numbers_are_refused_with_their_layer(model, raises_sentence):
+def test_vectors_that_are_not_numbers_are_refused_with_their_layer(model, raises_sentence, quiet):
     images = torch.rand(2, 3, 16, 16)
 
     def overflowing(model, pixel_values):
@@ -428,24 +276,24 @@ def test_vectors_that_are_not_numbers_are_refused_with_their_layer(model, raises
         quiet(model, [images], forward=overflowing)
 
 
-def test_no_images(model, raises_sentence):
+def test_no_images(model, raises_sentence, quiet):
     with raises_sentence(ValueError, "no images"):
         quiet(model, [])
 
 
-def test_every_image_bad(model, source, tmp_path, raises_sentence):
+def test_every_image_bad(model, source, tmp_path, raises_sentence, over, quiet):
     for path in (tmp_path / "pets").rglob("*.png"):
         path.write_bytes(b"")
     with raises_sentence(ValueError, "no images"):
         quiet(model, over(source))
 
 
-def test_a_label_without_a_name(model, raises_sentence):
+def test_a_label_without_a_name(model, raises_sentence, quiet):
     with raises_sentence(ValueError, "label 2", "2 class names"):
         quiet(model, [(torch.rand(1, 3, 16, 16), torch.tensor([2]))], class_names=["cat", "dog"])
 
 
-def test_pixels_of_a_wrong_shape(model, raises_sentence):
+def test_pixels_of_a_wrong_shape(model, raises_sentence, quiet):
     with raises_sentence(ValueError, "(3, 16, 16)"):
         quiet(model, [torch.rand(3, 16, 16)])
 
@@ -453,7 +301,7 @@ def test_pixels_of_a_wrong_shape(model, raises_sentence):
 # ---- what is written
 
 
-def test_the_tables(model, source, tmp_path):
+def test_the_tables(model, source, tmp_path, over, quiet):
     pd = pytest.importorskip("pandas")
     collected = quiet(model, over(source))
     collected.save(tmp_path / "out", {"model": "tiny"})
@@ -471,7 +319,7 @@ def test_the_tables(model, source, tmp_path):
     assert (provenance["images"], provenance["model"]) == (NUM_IMAGES, "tiny")
 
 
-def test_images_of_different_sizes_have_no_maps(model, raises_sentence):
+def test_images_of_different_sizes_have_no_maps(model, raises_sentence, quiet):
     collected = quiet(model, [torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 20)])
     assert collected.images == 2
     assert collected.grid is None

@@ -213,7 +213,22 @@ def test_the_control_is_random_seeded_and_of_the_same_size(model):
     assert not torch.equal(one.qk_singular_values, other.qk_singular_values)
     ratio = one.numbers["qk_norm"] / weight_statistics(model).numbers["qk_norm"]
     assert ratio.log().abs().max() < 0.7
-    assert "query_bias_share" not in one.numbers
+
+
+def test_the_control_has_the_biases_and_gains_of_the_model(model):
+    """Ten times the gain is ten times the norm of both; without biases, random weights owe nothing to them either."""
+    before = weight_statistics(model).control.numbers
+    for layer in model.layers:
+        layer.attention_norm.weight.data *= 10
+        layer.attention_norm.bias.data *= 0
+    biased = weight_statistics(model).control.numbers
+    for layer in model.layers:
+        layer.attention.q_proj.bias.data *= 0
+    unbiased = weight_statistics(model).control.numbers
+    torch.testing.assert_close(biased["ov_norm_with_gain"], 10 * before["ov_norm_with_gain"])
+    torch.testing.assert_close(biased["ov_norm"], before["ov_norm"])
+    assert biased["query_bias_share"].min() > 0
+    assert unbiased["query_bias_share"].max() == 0
 
 
 def test_the_table_has_a_row_for_each_layer_head_and_statistic(model):

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-INK, GREY = "#1a1a1a", "#666666"
-DOTS_PER_INCH = 150
+from .figure import FAINT, INK, add_axes, colour_bar, frame, new_figure, save
+
 MOST_NUMBERS = 20  # classes; beyond that, a number does not fit into its cell
 MOST_NAMES = 120
 LISTED = 12
@@ -99,12 +99,10 @@ def draw_confusion(
     _name(panel, rows, columns)
     if len(rows) <= MOST_NUMBERS:
         _write_counts(panel, counts, np.asarray(scale(shares)), _font_size(len(rows)))
-    colours = figure.colorbar(shown, cax=bar, ticks=[0, 0.05, 0.2, 0.4, 0.6, 0.8, 1], format=_percent)
-    colours.set_label("share of the images of a class", fontsize=8, color=GREY)
-    colours.ax.tick_params(labelsize=7, length=2)
-    colours.outline.set_visible(False)
+    colours = colour_bar(figure, shown, cax=bar, ticks=[0, 0.05, 0.2, 0.4, 0.6, 0.8, 1], format=_percent)
+    colours.set_label("share of the images of a class", fontsize=8, color=FAINT)
     _list(notes, found)
-    figure.savefig(path, dpi=DOTS_PER_INCH, facecolor="white", metadata={"Description": provenance})
+    save(figure, path, provenance)
 
 
 def _percent(share: float, _: Any) -> str:
@@ -128,9 +126,6 @@ def _turn(count: int) -> int:
 
 def _layout(rows: Sequence[str], columns: Sequence[str], title: str, lines: int) -> tuple[Any, Any, Any, Any]:
     """A figure with the axes of the matrix, of its colour bar and of the list."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     cell = _cell(len(rows))
     letter = 0.6 * _font_size(len(rows)) / 72
     named = len(rows) <= MOST_NAMES
@@ -143,25 +138,20 @@ def _layout(rows: Sequence[str], columns: Sequence[str], title: str, lines: int)
     # The list needs room for its lines, also beside two classes.
     total_height = max(above + height + below, above + 0.2 * (lines + 3))
     total_width = 0.35 + of_names + width + 0.95 + of_list
-    figure = Figure(figsize=(total_width, total_height))
-    FigureCanvasAgg(figure)
+    figure = new_figure(total_width, total_height)
     left, bottom = 0.35 + of_names, total_height - above - height
-
-    def axes(x: float, y: float, w: float, h: float) -> Any:
-        return figure.add_axes((x / total_width, y / total_height, w / total_width, h / total_height))
-
     figure.suptitle(title, x=0.2 / total_width, y=1 - 0.2 / total_height, ha="left", va="top", fontsize=10, color=INK)
-    of_matrix = axes(left, bottom, width, height)
-    of_bar = axes(left + width + 0.15, bottom + height - min(height, 2.5), 0.12, min(height, 2.5))
-    of_text = axes(left + width + 1.05, 0, of_list, total_height - above)
+    of_matrix = add_axes(figure, left, bottom, width, height)
+    of_bar = add_axes(figure, left + width + 0.15, bottom + height - min(height, 2.5), 0.12, min(height, 2.5))
+    of_text = add_axes(figure, left + width + 1.05, 0, of_list, total_height - above)
     of_text.set_axis_off()
     return figure, of_matrix, of_bar, of_text
 
 
 def _name(panel: Any, rows: Sequence[str], columns: Sequence[str]) -> None:
     size = _font_size(len(rows))
-    panel.set_ylabel("class", fontsize=8, color=GREY)
-    panel.set_xlabel("taken for", fontsize=8, color=GREY)
+    panel.set_ylabel("class", fontsize=8, color=FAINT)
+    panel.set_xlabel("taken for", fontsize=8, color=FAINT)
     if len(rows) <= MOST_NAMES:
         panel.set_yticks(range(len(rows)), rows, fontsize=size)
         panel.set_xticks(range(len(columns)), columns, fontsize=size)
@@ -170,8 +160,7 @@ def _name(panel: Any, rows: Sequence[str], columns: Sequence[str]) -> None:
         for name in panel.get_xticklabels():
             name.set(rotation=turn, ha="right", **anchor)
     panel.tick_params(length=0, pad=2)
-    for side in panel.spines.values():
-        side.set_color("#cccccc")
+    frame(panel)
 
 
 def _write_counts(panel: Any, counts: np.ndarray, darkness: np.ndarray, size: float) -> None:
@@ -196,7 +185,7 @@ def _list(panel: Any, found: list[Confusion]) -> None:
         xycoords="axes fraction",
         textcoords="offset points",
         fontsize=7.5,
-        color=GREY,
+        color=FAINT,
         va="top",
         linespacing=1.6,
     )

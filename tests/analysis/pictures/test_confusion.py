@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qkvit.analysis.confusion_picture import confusions, draw_confusion
+from qkvit.analysis.pictures.confusion import confusions, draw_confusion
 
 
 def drawn(tmp_path, classes, extra=0, longest=8):

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from .token_layout import TokenLayout
-
-DOTS_PER_INCH = 150
+from ..token_layout import TokenLayout
+from .figure import FAINT, colour_bar, new_figure, save
 
 
 def token_names(layout: TokenLayout) -> list[str]:
@@ -58,14 +57,10 @@ def draw_qkv(
         title: Stands above.
         provenance: Written into the file, as its description.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     layout.check(weights.shape[-1])
     num_heads = len(weights)
     names = token_names(layout)
-    figure: Any = Figure(figsize=(10.5, 2.1 + 2.1 * num_heads), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10.5, 2.1 + 2.1 * num_heads, layout="constrained")
     heading, body = figure.subfigures(2, 1, height_ratios=[1.5, 0.6 + 2.1 * num_heads])
     _draw_heading(heading, image, layout, title)
     axes = body.subplots(num_heads, 4, squeeze=False)
@@ -76,7 +71,7 @@ def draw_qkv(
         axes[head][0].set_ylabel(f"head {head}", fontsize=10)
         _name_tokens(axes[head][0].yaxis, names)
         _name_tokens(axes[head][3].yaxis, names)
-    figure.savefig(path, dpi=DOTS_PER_INCH, facecolor="white", metadata={"Description": provenance})
+    save(figure, path, provenance)
 
 
 def _draw_heading(strip: Any, image: torch.Tensor, layout: TokenLayout, title: str) -> None:
@@ -99,7 +94,7 @@ def _draw_heading(strip: Any, image: torch.Tensor, layout: TokenLayout, title: s
         "Each row of a panel is a token; a patch is named by its row and column in the image.\n"
         "Attention: the row of a query token shows how much it takes from the value of each key token."
     )
-    text.text(0, 0.5, explanation, fontsize=9, va="top", color="#444444", transform=text.transAxes)
+    text.text(0, 0.5, explanation, fontsize=9, va="top", color=FAINT, transform=text.transAxes)
 
 
 def _draw_vectors(figure: Any, panels: Sequence[Any], vectors: torch.Tensor, name: str) -> None:
@@ -136,6 +131,8 @@ def _name_tokens(axis: Any, names: Sequence[str]) -> None:
 
 
 def _colour_bar(figure: Any, panels: Sequence[Any], shown: Any, extend: str) -> None:
-    bar = figure.colorbar(shown, ax=panels, location="bottom", aspect=30, pad=0.01, extend=extend)
-    bar.ax.tick_params(labelsize=7, length=2)
-    bar.outline.set_visible(False)
+    from matplotlib.ticker import MaxNLocator
+
+    # More numbers would run into each other where they are long, as -0.0025 is.
+    few = MaxNLocator(nbins=4, min_n_ticks=3, steps=[1, 2, 5, 10])
+    colour_bar(figure, shown, ax=panels, location="bottom", aspect=30, pad=0.01, extend=extend, ticks=few)

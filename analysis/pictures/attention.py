@@ -9,10 +9,8 @@ from typing import Any
 
 import torch
 
-from .token_layout import TokenLayout
-
-INK = "#1a1a1a"
-DOTS_PER_INCH = 150
+from ..token_layout import TokenLayout
+from .figure import FAINT, INK, add_axes, colour_bar, frame, new_figure, save
 
 
 def looked_at(weights: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
@@ -76,16 +74,14 @@ def draw_attention(
             panel = axes[row][head + 1]
             shown = _draw_weights(panel, image, share[layout.patches].unflatten(0, layout.grid), scale)
             if layout.num_prefix:
-                panel.set_xlabel(_prefix_share(share, layout), fontsize=7, labelpad=2, color="#666666")
+                panel.set_xlabel(_prefix_share(share, layout), fontsize=7, labelpad=2, color=FAINT)
     for column, name in enumerate(["input", *(f"head {head}" for head in range(num_heads))]):
         axes[0][column].set_title(name, fontsize=9)
-    colour_bar = figure.colorbar(shown, cax=colour_axes, extend="max")
-    colour_bar.set_label(
+    bar = colour_bar(figure, shown, cax=colour_axes, extend="max")
+    bar.set_label(
         f"weight of a patch ({1 / layout.num_tokens:.2f}: equal weight on all {layout.num_tokens} tokens)", fontsize=8
     )
-    colour_bar.ax.tick_params(labelsize=7)
-    colour_bar.outline.set_visible(False)
-    figure.savefig(path, dpi=DOTS_PER_INCH, facecolor="white", metadata={"Description": provenance})
+    save(figure, path, provenance)
 
 
 def _scale(shares: torch.Tensor, layout: TokenLayout) -> float:
@@ -100,30 +96,20 @@ def _prefix_share(share: torch.Tensor, layout: TokenLayout) -> str:
 
 def _panels(rows: int, columns: int, title: str) -> tuple[Any, list[list[Any]], Any]:
     """A figure with square panels of one inch, and a place for the colour bar at its right."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     left, right, top, bottom, step_x, step_y = 0.55, 0.95, 0.75, 0.3, 1.1, 1.25  # inches
     width, height = left + columns * step_x + right, top + rows * step_y + bottom
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height)
     figure.suptitle(title, x=left / width, y=1 - 0.25 / height, ha="left", fontsize=10)
     axes = []
     for row in range(rows):
         y = bottom + (rows - 1 - row) * step_y + (step_y - 1)
-        axes.append(
-            [
-                figure.add_axes(((left + column * step_x) / width, y / height, 1 / width, 1 / height))
-                for column in range(columns)
-            ]
-        )
+        axes.append([add_axes(figure, left + column * step_x, y, 1, 1) for column in range(columns)])
     for panel in (panel for row in axes for panel in row):
         panel.set_xticks([])
         panel.set_yticks([])
-        for side in panel.spines.values():
-            side.set_color("#cccccc")
-    of_bar = ((left + columns * step_x + 0.1) / width, (bottom + step_y - 1) / height)
-    colour_axes = figure.add_axes((*of_bar, 0.12 / width, (rows * step_y - (step_y - 1)) / height))
+        frame(panel)
+    tall = rows * step_y - (step_y - 1)
+    colour_axes = add_axes(figure, left + columns * step_x + 0.1, bottom + step_y - 1, 0.12, tall)
     return figure, axes, colour_axes
 
 

@@ -1,0 +1,29 @@
+"""The pictures of a data set are drawn for every size of model, with what there is."""
+
+import math
+
+import pytest
+from PIL import Image
+
+from qkvit.analysis.pictures import draw_all
+
+
+@pytest.mark.parametrize(("layers", "heads"), [(range(40), 16), (range(1), 1)])
+def test_every_size_of_model_is_drawn(tmp_path, collected_from, layers, heads):
+    paths = draw_all(collected_from(layers, heads), tmp_path, model="tiny", provenance="a test")
+    assert [path.name for path in paths] == ["heads.png", "distance.png", "sinks.png", "places.png"]
+    for path in paths:
+        with Image.open(path) as picture:
+            assert max(picture.size) < 4000
+            assert picture.info["Description"] == "a test"
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan])
+def test_numbers_that_are_all_alike_or_missing(tmp_path, collected_from, value):
+    draw_all(collected_from(range(3), 2, value=value), tmp_path, model="tiny")
+
+
+def test_only_what_was_collected_is_drawn(tmp_path, collected_from):
+    without = {"distance", "on_class_token", "on_registers", "on_outliers", "largest_received"}
+    paths = draw_all(collected_from(range(3), 2, without=without), tmp_path, model="tiny")
+    assert [path.name for path in paths] == ["heads.png"]

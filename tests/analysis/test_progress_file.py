@@ -1,0 +1,110 @@
+"""A run of `collect` that was stopped goes on from what was kept, and from that of no other run."""
+
+import pytest
+import torch
+
+from qkvit.analysis.progress_file import ProgressFile
+from qkvit.analysis.tally import Tally
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def stopping(forward_calls):
+    """A forward that is stopped in the middle of the batch of that number."""
+    calls = iter(range(100))
+
+    def forward(model, pixel_values):
+        model(pixel_values)
+        if next(calls) == forward_calls:
+            raise _StoppedError
+
+    return forward
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_stopped_run_goes_on(model, source, tmp_path, after, over, quiet, assert_same):
+    folder = tmp_path / "progress"
+    (tmp_path / "pets" / "cat" / "0.png").write_bytes(b"broken")
+    with pytest.raises(_StoppedError):
+        quiet(model, over(source, 1), progress_folder=folder, forward=stopping(after))
+    source.bad_images.clear()
+    seen = []
+
+    def counting(model, pixel_values):
+        seen.append(len(pixel_values))
+        model(pixel_values)
+
+    resumed = quiet(model, over(source, 1), progress_folder=folder, forward=counting)
+    assert sum(seen) == 6 - after  # of seven, one is broken
+    assert_same(resumed, quiet(model, over(source)))
+    assert [bad["name"] for bad in resumed.bad_images] == ["cat/0.png"]
+    assert not folder.exists()
+
+
+def test_a_stopped_run_over_any_dataloader_goes_on(model, tmp_path, quiet):
+    images = torch.rand(5, 3, 16, 16).split(1)
+    with pytest.raises(_StoppedError):
+        quiet(model, images, progress_folder=tmp_path, forward=stopping(2))
+    resumed = quiet(model, images, progress_folder=tmp_path)
+    torch.testing.assert_close(resumed.mean("entropy"), quiet(model, images).mean("entropy"), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 2}, {"statistics": "entropy"}, {"layers": 0}, {"images": 3}])
+def test_progress_of_another_run_is_refused(model, source, tmp_path, raises_sentence, change, over, quiet):
+    with pytest.raises(_StoppedError):
+        quiet(model, over(source, 1), progress_folder=tmp_path / "p", forward=stopping(2))
+    plan = {"batch_size": 1} | {name: value for name, value in change.items() if name in ("batch_size", "images")}
+    options = {name: value for name, value in change.items() if name not in plan}
+    with raises_sentence(ValueError, "another run", "delete"):
+        quiet(model, over(source, **plan), progress_folder=tmp_path / "p", **options)
+
+
+def test_progress_of_another_model_is_refused(tiny_model, source, tmp_path, raises_sentence, over, quiet):
+    with pytest.raises(_StoppedError):
+        quiet(tiny_model(), over(source, 1), progress_folder=tmp_path / "p", forward=stopping(2))
+    with raises_sentence(ValueError, "another run (model"):
+        quiet(tiny_model(seed=1), over(source, 1), progress_folder=tmp_path / "p")
+
+
+def test_progress_of_another_number_of_processes_is_refused(tmp_path, raises_sentence):
+    ProgressFile(tmp_path, {}, rank=1, world=2).save(Tally())
+    with raises_sentence(ValueError, "2 processes"):
+        ProgressFile(tmp_path, {}).load()
+
+
+def test_a_broken_progress_file_is_refused(tmp_path, raises_sentence):
+    file = ProgressFile(tmp_path, {})
+    file.save(Tally())
+    file.path.write_bytes(file.path.read_bytes()[:20])
+    with raises_sentence(ValueError, "cannot be read", "delete"):
+        file.load()
+
+
+def test_progress_can_be_kept_until_the_result_is_written(model, source, tmp_path, over, quiet, assert_same):
+    whole = quiet(model, over(source), progress_folder=tmp_path / "p", keep_progress=True)
+    again = quiet(model, over(source), progress_folder=tmp_path / "p", forward=lambda *_: 1 / 0)
+    assert_same(again, whole)
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_full_disk_leaves_the_progress_of_before(tmp_path, monkeypatch):
+    import safetensors.torch
+
+    file = ProgressFile(tmp_path, {})
+    tally = Tally()
+    tally.images = 5
+    file.save(tally)
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    tally.images = 6
+    with pytest.raises(OSError, match="No space"):
+        file.save(tally)
+    monkeypatch.undo()
+    assert file.load().images == 5
+    assert len(list(tmp_path.iterdir())) == 1
