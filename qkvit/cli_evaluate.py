@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from .cli_choices import OnBadImage, OnBadImageOption
+
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A folder or Hub id of an image classifier.")],
@@ -20,9 +22,7 @@ def evaluate(
     by_index: Annotated[
         bool, typer.Option("--by-index", help="Label 0 of the data is label 0 of the model, whatever their names.")
     ] = False,
-    on_bad_image: Annotated[
-        str, typer.Option(metavar="stop|skip", help="What to do about an image that cannot be read.")
-    ] = "stop",
+    on_bad_image: OnBadImageOption = OnBadImage.stop,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed, where a model draws random numbers.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder of an earlier evaluation.")] = False,
 ) -> None:
@@ -38,7 +38,7 @@ def evaluate(
         device=device,
         num_workers=num_workers,
         by_index=by_index,
-        on_bad_image=on_bad_image,
+        on_bad_image=on_bad_image.value,
         seed=seed,
         force=force,
     )

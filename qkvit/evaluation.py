@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 from .errors import UserError
 from .evaluation_labels import match_labels
 from .finished_folder import check_target, finished_folder
-from .hub_names import say_if_on_hub
 from .metrics import compute
 from .packages import check_packages
 from .seen_images import said_of_seen_images
+from .startup import load_models
 from .tables import table
 from .training.quiet import quiet_libraries
 from .version import __version__
@@ -79,10 +79,6 @@ def run_evaluation(
         UserError: the folder may not be written, a package is missing, the model or the data cannot be used, or their
             labels do not go together.
     """
-    import torch
-
-    from .data import open_images
-
     options = {
         "model": model_name,
         "data": data_name,
@@ -95,11 +91,19 @@ def run_evaluation(
     }
     check_packages(NEEDED)
     check_target(output, marker=RECORD, force=force, what="qkvit evaluate")
+    load_models()
+    import torch
+
+    from .data import open_images
+    from .data.hub_names import look_for
+
+    device = _device(device)
     torch.manual_seed(seed)
-    for name in (model_name, data_name):
-        say_if_on_hub(name)
+    with plain_errors():
+        look_for(model_name, "model")
+        look_for(data_name, "dataset")
     with quiet_libraries(), finished_folder(output) as folder:
-        model, processor = load_classifier(model_name, _device(device))
+        model, processor = load_classifier(model_name, device)
         with plain_errors():
             choice: Any = on_bad_image  # checked there
             source = open_images(data_name, split=split, on_bad_image=choice)
