@@ -106,7 +106,8 @@ def run_evaluation(
         model, processor = load_classifier(model_name, device)
         with plain_errors():
             choice: Any = on_bad_image  # checked there
-            source = open_images(data_name, split=split, on_bad_image=choice)
+            # An address can be read in place alone.
+            source = open_images(data_name, split=split, on_bad_image=choice, streaming="://" in data_name)
         indices = _indices(source, model.config, by_index)
         print(f"{len(source):,} images of {len(indices)} classes, by {model_name} on {model.device}", flush=True)
         seen = said_of_seen_images(model_name, data_name, split)
