@@ -14,7 +14,10 @@ def evaluate(
         str,
         typer.Option("--data", metavar="SOURCE", help="Class folders, Parquet files, or a data set's id on the Hub."),
     ],
-    split: Annotated[str | None, typer.Option(help="Which part of the data, such as test.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Which part of the data, such as test; validation: also what the model's recipe held out."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes a GPU if there is one.")] = "auto",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("evaluation"),

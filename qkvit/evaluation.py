@@ -24,7 +24,7 @@ from .evaluation_labels import match_labels
 from .finished_folder import check_target, finished_folder
 from .metrics import compute
 from .packages import check_packages
-from .seen_images import said_of_seen_images
+from .seen_images import held_out_images, said_of_seen_images
 from .startup import load_models
 from .tables import table
 from .training.quiet import quiet_libraries
@@ -65,7 +65,7 @@ def run_evaluation(
         model_name: A folder or a Hub id that `AutoModelForImageClassification` loads.
         data_name: Whatever `qkvit.data.open_images` opens, with labels.
         output: The folder to write.
-        split: Of the data.
+        split: Of the data; "validation" of undivided data are the images that the recipe beside the model held out.
         device: "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU if there is one.
         by_index: Take label i of the data for label i of the model, whatever their names are.
         on_bad_image: "stop" or "skip", as `open_images` has it.
@@ -107,7 +107,9 @@ def run_evaluation(
         with plain_errors():
             choice: Any = on_bad_image  # checked there
             # An address can be read in place alone.
-            source = open_images(data_name, split=split, on_bad_image=choice, streaming="://" in data_name)
+            source = held_out_images(model_name, data_name, split, choice) or open_images(
+                data_name, split=split, on_bad_image=choice, streaming="://" in data_name
+            )
         indices = _indices(source, model.config, by_index)
         print(f"{len(source):,} images of {len(indices)} classes, by {model_name} on {model.device}", flush=True)
         seen = said_of_seen_images(model_name, data_name, split)

@@ -255,3 +255,15 @@ def test_an_address_is_read_in_place(capsys, saved, tmp_path):
     code, said, errors = leave(capsys, saved, "--data", f"file://{tmp_path}/test.parquet", "-o", tmp_path / "out")
     assert code == 0, errors
     assert "3 images" in said
+
+
+def test_the_images_that_the_models_own_run_held_out_are_measured_alone(capsys, saved, images, tmp_path):
+    model = tmp_path / "run"
+    shutil.copytree(saved, model)
+    (model / "recipe.yaml").write_text(f"data: {{source: {images / 'test'}, held_out: 0.4}}")
+    arguments = [model, "--data", images / "test", "--split", "validation", "-o", tmp_path / "out"]
+    code, said, _ = leave(capsys, *arguments)
+    assert code == 0
+    assert "trains on" not in said
+    record = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (record["metrics"]["images"], record["data"]["split"]) == (len(CLASSES), "validation")
