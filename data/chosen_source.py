@@ -19,6 +19,7 @@ class ChosenSource(ImageSource):
     Example:
 
     ```python
+    >>> from pathlib import Path
     >>> from PIL import Image
     >>> from qkvit.data import open_images
     >>> for name in ("cat", "dog"):
