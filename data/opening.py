@@ -7,6 +7,7 @@ from typing import Any
 
 from .decoding import MAX_PIXELS
 from .folder_source import EXTENSIONS, SPLIT_FOLDERS, FolderSource
+from .hub_names import look_for
 from .image_source import ImageSource, OnBadImage
 from .parquet_source import open_rows, remote_parquet_files
 from .shard_source import open_shards, shards_of
@@ -103,6 +104,7 @@ def open_images(
         if label is not None:
             raise ValueError(f"{name} is a folder of images and has no column {label!r}; leave label out")
         return FolderSource(path, **options)
+    look_for(name, "dataset")
     return open_hub_dataset(streaming=streaming, **labelled)
 
 
@@ -153,6 +155,7 @@ def splits_in(source: str | Path) -> list[str | None]:
     if kind == "shards":
         return list(by_split(shard.as_posix() for shard in shards_of(name)))
     if kind == "hub":
+        look_for(name, "dataset")
         return list(hub_splits(name))
     if is_saved_dataset(path):
         return list(saved_splits(path))

@@ -28,9 +28,7 @@ def check_free(folder: Path, force: bool = False) -> None:
     if (folder.exists() and not folder.is_dir()) or (folder.is_symlink() and not folder.exists()):
         raise ValueError(f"{folder} is not a folder; name another place")
     if not force and folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(
-            f"{folder} is not empty; name another folder, or pass force=True (--force) to replace the model in it"
-        )
+        raise ValueError(f"{folder} is not empty; name another folder, or pass force=True to replace the model in it")
 
 
 @contextmanager

@@ -4,9 +4,11 @@ Commands import what is heavy when they run, and raise `UserError` for what a us
 """
 
 import errno
+import functools
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -18,10 +20,15 @@ from .cli_quickstart import quickstart
 from .cli_statistics import statistics
 from .cli_train import train
 from .errors import UserError
+from .option_names import as_options
+from .training.command import said_of_usage
 from .version import __version__
 
 # What the machine refuses, rather than the program: told without a traceback.
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+# What a function calls an argument, where the option has another name.
+_OTHER_NAMES = {"family": "to"}
 
 _STOPPED = 128 + signal.SIGINT
 
@@ -33,11 +40,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(quickstart)
-app.command()(train)
-app.command()(convert)
-app.command()(evaluate)
-app.command()(statistics)
+
+
+def _told(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose errors name its options, where functions beneath it name their arguments."""
+
+    @functools.wraps(command)
+    def told(**options: Any) -> Any:
+        try:
+            return command(**options)
+        except UserError as error:
+            raise UserError(as_options(str(error), options, _OTHER_NAMES)) from error
+
+    return told
+
+
+for _command in (quickstart, train, convert, evaluate, statistics):
+    app.command()(_told(_command))
 app.add_typer(data, name="data")
 
 
@@ -79,6 +98,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if not said:  # the help has been printed
             sys.exit(2)
         command = getattr(getattr(error, "ctx", None), "command_path", "qkvit")
+        said = said_of_usage(said) if command.endswith(" train") else said
         _leave(f"error: {said}; see {command} --help", 2)
     sys.exit(result if isinstance(result, int) else 0)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .errors import UserError
-from .hub_names import say_if_on_hub
+from .startup import load_models
 
 
 def convert(
@@ -25,14 +25,17 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace the model that is in the folder.")] = False,
 ) -> None:
     """Turn a ViT checkpoint of transformers or timm into a QKViT model with the same numbers, or back."""
-    from .modeling.conversion import convert_folder
-    from .modeling.whole_folder import check_free, whole_folder
-
     if layout is not None and to is None:
         raise UserError("--layout names the tensors of another family, and needs --to with its name")
+    load_models()
+    from .data.hub_names import look_for
+    from .modeling.conversion import check_choices, convert_folder
+    from .modeling.whole_folder import check_free, whole_folder
+
     try:
+        check_choices(to, layout, dtype)
         check_free(destination, force)
-        say_if_on_hub(source)
+        look_for(source, "model")
         typer.echo(f"{source} becomes {'a QKViT model' if to is None else f'a {to!r} checkpoint'} in {destination}")
         if to is not None:
             _export(source, destination, dtype, to, layout, force)

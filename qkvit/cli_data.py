@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .errors import UserError
+from .startup import load_models
 
 data = typer.Typer(help="Look at a data set before training on it.", no_args_is_help=True)
 
@@ -32,6 +33,7 @@ def check(
 
     Exit code 0 where there is no problem, 1 where there is one, 2 where the data set cannot be opened.
     """
+    load_models()
     from .data.check import check as run
     from .data.check_report import as_text
 

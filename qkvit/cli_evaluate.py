@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from .cli_choices import OnBadImage, OnBadImageOption
+
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A folder or Hub id of an image classifier.")],
@@ -12,7 +14,10 @@ def evaluate(
         str,
         typer.Option("--data", metavar="SOURCE", help="Class folders, Parquet files, or a data set's id on the Hub."),
     ],
-    split: Annotated[str | None, typer.Option(help="Which part of the data, such as test.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Which part of the data, such as test; validation: also what the model's recipe held out."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes a GPU if there is one.")] = "auto",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("evaluation"),
@@ -20,9 +25,7 @@ def evaluate(
     by_index: Annotated[
         bool, typer.Option("--by-index", help="Label 0 of the data is label 0 of the model, whatever their names.")
     ] = False,
-    on_bad_image: Annotated[
-        str, typer.Option(metavar="stop|skip", help="What to do about an image that cannot be read.")
-    ] = "stop",
+    on_bad_image: OnBadImageOption = OnBadImage.stop,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed, where a model draws random numbers.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder of an earlier evaluation.")] = False,
 ) -> None:
@@ -38,7 +41,7 @@ def evaluate(
         device=device,
         num_workers=num_workers,
         by_index=by_index,
-        on_bad_image=on_bad_image,
+        on_bad_image=on_bad_image.value,
         seed=seed,
         force=force,
     )

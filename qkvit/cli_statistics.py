@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from .cli_choices import OnBadImage, OnBadImageOption
+
 
 def statistics(
     model: Annotated[str, typer.Argument(help="A folder or Hub id: QKViT, or any vision transformer of transformers.")],
@@ -24,9 +26,7 @@ def statistics(
     ] = False,
     weights: Annotated[bool, typer.Option("--weights", help="What the weights alone say; needs no data.")] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("statistics"),
-    on_bad_image: Annotated[
-        str, typer.Option(metavar="stop|skip", help="What to do about an image that cannot be read.")
-    ] = "stop",
+    on_bad_image: OnBadImageOption = OnBadImage.stop,
     only: Annotated[
         str | None, typer.Option(metavar="GROUPS", help="Only these statistics, such as entropy,received.")
     ] = None,
@@ -57,7 +57,7 @@ def statistics(
             control=control,
             weights=weights,
             output=output,
-            on_bad_image=on_bad_image,
+            on_bad_image=on_bad_image.value,
             only=only,
             label=label,
             streaming=streaming,

@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 from .errors import UserError
 from .evaluation_labels import match_labels
 from .finished_folder import check_target, finished_folder
-from .hub_names import say_if_on_hub
 from .metrics import compute
 from .packages import check_packages
-from .seen_images import said_of_seen_images
+from .seen_images import held_out_images, said_of_seen_images
+from .startup import load_models
 from .tables import table
 from .training.quiet import quiet_libraries
 from .version import __version__
@@ -65,7 +65,7 @@ def run_evaluation(
         model_name: A folder or a Hub id that `AutoModelForImageClassification` loads.
         data_name: Whatever `qkvit.data.open_images` opens, with labels.
         output: The folder to write.
-        split: Of the data.
+        split: Of the data; "validation" of undivided data are the images that the recipe beside the model held out.
         device: "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU if there is one.
         by_index: Take label i of the data for label i of the model, whatever their names are.
         on_bad_image: "stop" or "skip", as `open_images` has it.
@@ -79,10 +79,6 @@ def run_evaluation(
         UserError: the folder may not be written, a package is missing, the model or the data cannot be used, or their
             labels do not go together.
     """
-    import torch
-
-    from .data import open_images
-
     options = {
         "model": model_name,
         "data": data_name,
@@ -95,14 +91,25 @@ def run_evaluation(
     }
     check_packages(NEEDED)
     check_target(output, marker=RECORD, force=force, what="qkvit evaluate")
+    load_models()
+    import torch
+
+    from .data import open_images
+    from .data.hub_names import look_for
+
+    device = _device(device)
     torch.manual_seed(seed)
-    for name in (model_name, data_name):
-        say_if_on_hub(name)
+    with plain_errors():
+        look_for(model_name, "model")
+        look_for(data_name, "dataset")
     with quiet_libraries(), finished_folder(output) as folder:
-        model, processor = load_classifier(model_name, _device(device))
+        model, processor = load_classifier(model_name, device)
         with plain_errors():
             choice: Any = on_bad_image  # checked there
-            source = open_images(data_name, split=split, on_bad_image=choice)
+            # An address can be read in place alone.
+            source = held_out_images(model_name, data_name, split, choice) or open_images(
+                data_name, split=split, on_bad_image=choice, streaming="://" in data_name
+            )
         indices = _indices(source, model.config, by_index)
         print(f"{len(source):,} images of {len(indices)} classes, by {model_name} on {model.device}", flush=True)
         seen = said_of_seen_images(model_name, data_name, split)

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import UserError
-from .modeling.whole_folder import scratch_beside, swapped_in
 
 
 def check_target(folder: Path, *, marker: str, force: bool, what: str) -> None:
@@ -60,6 +59,8 @@ def finished_folder(folder: Path) -> Iterator[Path]:
 
     ```
     """
+    from .modeling.whole_folder import scratch_beside, swapped_in  # modeling loads torch
+
     folder = folder.resolve()
     try:
         scratch = scratch_beside(folder)

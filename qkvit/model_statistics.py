@@ -29,8 +29,8 @@ from typing import Any
 
 from .errors import UserError
 from .finished_folder import check_target, finished_folder
-from .hub_names import say_if_on_hub
 from .packages import check_packages
+from .startup import load_models
 from .training.quiet import quiet_libraries
 from .version import __version__
 
@@ -75,6 +75,11 @@ class Request:
         return shlex.join(words)
 
     @property
+    def groups(self) -> list[str] | None:
+        """The statistics of `only`."""
+        return None if self.only is None else [name.strip() for name in self.only.split(",")]
+
+    @property
     def progress(self) -> Path:
         """Where an unfinished run keeps what it has."""
         output = self.output.absolute()
@@ -98,14 +103,20 @@ def run_statistics(request: Request) -> None:
     layers = _layers(request.layers)
     if request.control and request.data is None:
         raise UserError("--control runs over images; pass --data SOURCE too (--weights has a control of its own)")
+    load_models()
     from .analysis.progress_file import remove_progress
+    from .analysis.statistics.groups import asked_groups
+    from .data.hub_names import look_for
 
+    with _sentences():
+        asked_groups(request.groups, has_value=True)
     with quiet_libraries(), _processes(request.device) as (rank, device):
         check_target(request.output, marker=RECORD, force=request.force, what="qkvit statistics")
         start = time.perf_counter()
-        for name in (request.model, request.data):
-            if rank == 0 and name is not None:
-                say_if_on_hub(name)
+        with _sentences():
+            look_for(request.model, "model")
+            if request.data is not None:
+                look_for(request.data, "dataset")
         model = load_model(request.model, device)
         record = _provenance(request, model)
         collected = None
@@ -177,7 +188,7 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
                 some_model,
                 plan,
                 layers=layers,
-                statistics=None if request.only is None else [name.strip() for name in request.only.split(",")],
+                statistics=request.groups,
                 progress_folder=progress,
                 keep_progress=True,
             )

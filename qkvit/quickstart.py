@@ -28,6 +28,7 @@ from . import load_without_qkvit
 from .finished_folder import check_target, finished_folder
 from .packages import check_packages
 from .quickstart_report import accuracy_table, facts_table, farewell, write_facts
+from .startup import load_models
 from .training.quiet import quiet_libraries
 from .version import __version__
 
@@ -58,6 +59,7 @@ def run_quickstart(output: Path, *, seed: int = 0, force: bool = False, quick: b
     """
     check_packages(NEEDED)
     check_target(output, marker=RECORD, force=force, what="qkvit quickstart")
+    load_models()
     with quiet_libraries(), few_threads(MAX_THREADS), finished_folder(output) as folder:
         record = _run(folder, seed=seed, quick=quick)
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -7,9 +7,10 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 SEAL = "whole.json"
 ASIDE = ".unfinished"
@@ -111,8 +112,10 @@ def newest_whole(output: Path) -> tuple[Path | None, list[Path]]:
     return None, broken
 
 
-def tensor_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+def tensor_digest(tensors: "Iterable[tuple[str, torch.Tensor]]") -> str:
     """A hash of names, shapes, types and every bit of tensors."""
+    import torch
+
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())

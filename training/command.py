@@ -1,7 +1,8 @@
 """The options of a training run: for `qkvit train`, and for `python -m qkvit.training.train`, which launchers start."""
 
+import re
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -27,11 +28,40 @@ def train(
 ) -> None:
     """Train a model as a recipe says; with several processes: torchrun ... -m qkvit.training.train RECIPE."""
     try:
+        check_first(recipe, settings, resume=resume, dry_run=dry_run)
         from .train import train as run
 
         run(recipe, settings, resume=resume, dry_run=dry_run, allow=allow or [])
     except KeyboardInterrupt as stop:  # typer would leave out where the run can go on
         raise TrainingInterruptedError(str(stop) or "stopped by ctrl-C") from None
+
+
+def check_first(recipe: str, settings: list[str] | None, *, resume: bool, dry_run: bool, **_: Any) -> None:
+    """Refuse what can be told before torch is loaded: a folder that holds a run already.
+
+    Raises:
+        TrainingRefusedError: it does, or there is no such recipe.
+    """
+    from .early import check_output
+
+    if not resume and not dry_run:
+        check_output(recipe, settings or [])
+
+
+def said_of_usage(message: str) -> str:
+    """What typer says of arguments that it does not expect, and how settings are written.
+
+    Example:
+
+    ```python
+    >>> said_of_usage("Got unexpected extra argument (b=2)")
+    'Got unexpected extra argument (b=2): each setting is --set KEY=VALUE, with a --set of its own'
+
+    ```
+    """
+    if re.search(r"unexpected extra argument", message):
+        return f"{message}: each setting is --set KEY=VALUE, with a --set of its own"
+    return message
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -51,7 +81,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         leave(str(error), error.code)
     except Exception as error:
         if hasattr(error, "format_message"):  # what typer refuses; its classes are not public
-            leave(f"{error.format_message().rstrip('.')}; see {MODULE} --help", 2)
+            leave(f"{said_of_usage(error.format_message().rstrip('.'))}; see {MODULE} --help", 2)
         if processes() == 1:
             raise
         leave_broken(error)

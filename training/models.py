@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from ..configuration.configuration_qkvit import QKViTConfig
+from ..data.hub_names import look_for
 from ..modeling import QKViTForImageClassification
 from .errors import TrainingRefusedError
 from .recipe import Data, Recipe
@@ -74,6 +75,7 @@ def _new(recipe: Recipe, fields: dict[str, Any], labels: dict[str, Any]) -> nn.M
 
 def _started(recipe: Recipe, fields: dict[str, Any], labels: dict[str, Any]) -> nn.Module:
     start = str(recipe.model.start)
+    look_for(start, "model")
     config = AutoConfig.from_pretrained(start)
     if recipe.model.type == "qkvit" and config.model_type != "qkvit":
         return _converted(start, fields, labels)

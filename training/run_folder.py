@@ -61,7 +61,7 @@ def check_new(output: Path) -> None:
     if output.is_dir() and not is_new(output):
         what, way = "other things", "pass"
         if (output / METRICS).is_file():
-            what = "a finished run"
+            what, way = "a finished run", "remove it, or pass"
         elif (output / RECORD).is_file():
             what, way = "a run", "pass --resume to go on, or"
         raise TrainingRefusedError(f"{output} holds {what} already; {way} --set output_dir=ANOTHER")

@@ -152,6 +152,11 @@ class _Place:
     def __call__(self, name: str, needed: bool = False) -> Any:
         """Path of a file; None, or an error, if there is none."""
         path = self._in_folder(name) if self.folder is not None else self._on_hub(name)
+        if path is None and needed and self.folder is None:
+            raise ValueError(
+                f"there is no folder {self.source} here, and on the Hub no {name} of that id, or no way to the Hub;"
+                " pass a folder, or an id that is there"
+            )
         if path is None and needed:
             raise ValueError(
                 f"{self.source} has no {name}; pass a folder that save_pretrained wrote, or copy that file into it"

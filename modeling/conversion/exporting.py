@@ -15,7 +15,7 @@ from ...configuration.preprocessing_qkvit import FILE_NAME, settings_of
 from ..whole_folder import whole_folder
 from .families import families
 from .families.family import Family, Source
-from .importing import family_named, with_defaults
+from .importing import dtype_named, family_named, with_defaults
 from .plan import Plan, is_head, kind_of
 from .progress import steps
 
@@ -104,6 +104,13 @@ def _own_config(model: Any) -> QKViTConfig:
     return config
 
 
+def check_choices(family: str | None, layout: str | None = None, dtype: str | None = None) -> None:
+    """Refuse a family, layout or data type of no known name before anything is read; `ValueError` lists them."""
+    dtype_named(dtype)
+    if family is not None:
+        _check_layout(family_named(family), layout)
+
+
 def _family(config: QKViTConfig, name: str | None) -> Family:
     name = name or (config.converted_from or {}).get("family")
     if name is None:
@@ -111,11 +118,15 @@ def _family(config: QKViTConfig, name: str | None) -> Family:
     return family_named(name)
 
 
-def _layout(config: QKViTConfig, family: Family, layout: str | None) -> str:
+def _check_layout(family: Family, layout: str | None) -> None:
     if layout is not None and layout not in family.layouts:
         raise ValueError(
             f"layout={layout!r} is not known to the family {family.name!r}; pass one of {', '.join(family.layouts)}"
         )
+
+
+def _layout(config: QKViTConfig, family: Family, layout: str | None) -> str:
+    _check_layout(family, layout)
     return layout or _remembered(config, family, "layout") or next(iter(family.layouts))
 
 

@@ -122,7 +122,7 @@ class Conversion:
         Raises:
             ValueError: as `convert` says.
         """
-        asked, chosen = _dtype(dtype), _family(checkpoint, family)
+        asked, chosen = dtype_named(dtype), _family(checkpoint, family)
         source, names, prefix = source_of(checkpoint, chosen)
         config = QKViTConfig(**chosen.fields(source))
         layout = layout_of(chosen, names, config.num_hidden_layers)
@@ -228,7 +228,8 @@ def _of_whole_patches(settings: Any, patch: tuple[int, int]) -> Any:
     return settings or None
 
 
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+def dtype_named(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The floating-point type of that name; a `ValueError` if there is none."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise ValueError(f"dtype={shown(dtype)} is no floating-point type of torch; pass dtype='bfloat16', say")
@@ -265,4 +266,4 @@ def load_own(source: str | Path, dtype: torch.dtype | str | None = None) -> QKVi
     found = next((model for model in MODELS.values() if model.__name__ in names), None)
     if found is None:
         raise ValueError(f"{source} is a {names[0]}; pass a folder of {', '.join(m.__name__ for m in MODELS.values())}")
-    return found.from_pretrained(source, dtype=_dtype(dtype) or "auto").eval()
+    return found.from_pretrained(source, dtype=dtype_named(dtype) or "auto").eval()

@@ -68,6 +68,8 @@ def test_version(capsys):
         (["quickstart", "extra"], "extra"),
         (["quickstart", "--output"], "--output"),
         (["kwickstart"], "kwickstart"),
+        (["train", "digits", "--set", "a=1", "b=2"], "(b=2): each setting is --set KEY=VALUE, with a --set of its own"),
+        (["train", "digits", "--set", "learning_rate", "1e-3"], "--set KEY=VALUE"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence_that_names_it(capsys, arguments, words):
@@ -75,6 +77,17 @@ def test_a_wrong_argument_is_one_sentence_that_names_it(capsys, arguments, words
     assert code == 2
     assert_one_sentence(errors)
     assert words in errors
+
+
+def test_images_that_are_nowhere_are_said_to_be_neither_here_nor_on_the_hub(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for arguments in (["data", "check", "photo"], ["train", "digits", "--set", "data.source=photo"]):
+        code, _, errors = leave(capsys, *arguments)
+        first, second = errors.splitlines()
+        assert code == 2
+        assert first == "There is no photo here (did you mean photos?); looking for it on the Hub."
+        assert second.startswith("error: there is no folder or file photo here (did you mean photos?), and the Hub")
 
 
 def test_a_missing_package_is_one_sentence_that_says_what_to_install(capsys, monkeypatch, tmp_path):

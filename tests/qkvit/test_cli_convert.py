@@ -70,9 +70,12 @@ def test_the_data_type_can_be_chosen(capsys, source, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["{source}", "{source}"], "not empty"),
+        (["{source}", "{source}"], "pass --force to replace"),
         (["nowhere/at/all", "{out}"], "nowhere/at/all"),
-        (["{source}", "{out}", "--to", "resnet"], "resnet"),
+        (["nowhere", "{out}"], "no folder or file nowhere here"),
+        (["nowhere", "{out}", "--to", "resnet"], "--to resnet"),
+        (["nowhere", "{out}", "--to", "vit", "--layout", "x"], "--layout x"),
+        (["nowhere", "{out}", "--dtype", "int3"], "--dtype int3"),
         (["{source}", "{out}", "--to", "dinov2"], "has no place for"),
         (["{source}", "{out}", "--dtype", "int3"], "int3"),
         (["{source}", "{out}", "--layout", "transformers-5"], "--to"),
@@ -83,8 +86,10 @@ def test_the_data_type_can_be_chosen(capsys, source, tmp_path):
 def test_what_cannot_be_done_is_one_sentence(capsys, source, tmp_path, arguments, words):
     (tmp_path / "file").write_text("")
     places = {"source": source, "out": tmp_path / "out", "file": tmp_path / "file"}
-    code, _, errors = leave(capsys, *(argument.format(**places) for argument in arguments))
+    code, said, errors = leave(capsys, *(argument.format(**places) for argument in arguments))
     assert code == 2
+    assert "nowhere" not in said
+    errors = errors.removeprefix("There is no nowhere here; looking for it on the Hub.\n")
     assert errors.startswith("error: ")
     assert len(errors.splitlines()) == 1
     assert words in errors

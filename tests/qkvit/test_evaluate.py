@@ -220,7 +220,7 @@ def test_a_bad_image_stops_or_is_left_out_and_listed(capsys, saved, tmp_path):
         Image.new("RGB", (16, 16)).save(tmp_path / "data" / name / "1.png")
     (tmp_path / "data" / "ant" / "2.png").write_bytes(b"no picture")
     arguments = [saved, "--data", tmp_path / "data", "-o", tmp_path / "out"]
-    assert_refused(capsys, arguments, "2.png")
+    assert_refused(capsys, arguments, "2.png", "or pass --on-bad-image skip")
     assert not (tmp_path / "out").exists()
     code, *_ = leave(capsys, *arguments, "--on-bad-image", "skip")
     assert code == 0
@@ -245,3 +245,25 @@ def test_a_models_own_training_images_are_said_to_be_that(capsys, saved, images,
     assert f"trains on 75 % of {images}" in said
     record = json.loads((tmp_path / "out" / "results.json").read_text())
     assert "trains on 75 %" in record["data"]["seen in training"]
+
+
+def test_an_address_is_read_in_place(capsys, saved, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cow", "fox"])})
+    rows = {"image": [Image.new("RGB", (16, 16))] * 3, "label": [0, 1, 1]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "test.parquet")
+    code, said, errors = leave(capsys, saved, "--data", f"file://{tmp_path}/test.parquet", "-o", tmp_path / "out")
+    assert code == 0, errors
+    assert "3 images" in said
+
+
+def test_the_images_that_the_models_own_run_held_out_are_measured_alone(capsys, saved, images, tmp_path):
+    model = tmp_path / "run"
+    shutil.copytree(saved, model)
+    (model / "recipe.yaml").write_text(f"data: {{source: {images / 'test'}, held_out: 0.4}}")
+    arguments = [model, "--data", images / "test", "--split", "validation", "-o", tmp_path / "out"]
+    code, said, _ = leave(capsys, *arguments)
+    assert code == 0
+    assert "trains on" not in said
+    record = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (record["metrics"]["images"], record["data"]["split"]) == (len(CLASSES), "validation")

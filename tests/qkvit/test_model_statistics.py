@@ -213,7 +213,7 @@ def test_bad_images_stop_or_are_listed(leave, here, tmp_path):
         (["--data", "model"], "no images"),
         (["--control", "--weights"], "--data"),
         (["--data", "pets", "--layers", "first"], "--layers first"),
-        (["--data", "pets", "--layers", "9"], "layer 9"),
+        (["--data", "pets", "--layers", "9"], "--layers 9 asks for layer 9"),
         (["--data", "pets", "--only", "entropie"], "entropie"),
         (["--data", "pets", "--on-bad-image", "ignore"], "ignore"),
         (["--data", "pets", "--split", "test"], "test"),
@@ -224,6 +224,12 @@ def test_bad_images_stop_or_are_listed(leave, here, tmp_path):
 def test_a_wrong_request_is_one_sentence(leave, tmp_path, arguments, words):
     assert_one_sentence(leave(*arguments, "-o", tmp_path / "out"), words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_of_no_statistic_is_told_before_a_folder_in_use_and_before_any_model(leave, tmp_path):
+    (tmp_path / "mine.txt").write_text("")
+    arguments = ["--data", "pets", "--only", "entrpy", "-o", tmp_path]
+    assert_one_sentence(leave(*arguments, model="./no-model"), "statistics entrpy; choose from entropy")
 
 
 def test_a_model_that_is_not_there_is_one_sentence(leave, tmp_path):

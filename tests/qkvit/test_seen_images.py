@@ -1,9 +1,15 @@
 """A model's own training images do not pass for new ones."""
 
+import json
+
 import pytest
 import yaml
+from PIL import Image
 
-from qkvit.seen_images import said_of_seen_images
+from qkvit.errors import UserError
+from qkvit.seen_images import held_out_images, said_of_seen_images
+from qkvit.training.images.sources import open_splits
+from qkvit.training.recipe import Data
 
 
 @pytest.fixture
@@ -35,7 +41,8 @@ def model(tmp_path, monkeypatch):
 def test_the_same_images_are_said_to_be(model, data, asked, share):
     said = said_of_seen_images(model(**data), *asked)
     assert share in said
-    assert said.endswith("metrics.json")
+    assert said.endswith(("metrics.json", "metrics.json, and --split validation measures on them alone"))
+    assert ("--split" in said) is (data.keys() <= {"source", "held_out", "images"})
 
 
 @pytest.mark.parametrize(
@@ -62,3 +69,49 @@ def test_without_a_recipe_nothing_is_said(tmp_path):
     assert said_of_seen_images(str(tmp_path), "photos", None) is None
     (tmp_path / "recipe.yaml").write_text("data: [")
     assert said_of_seen_images(str(tmp_path), "photos", None) is None
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Ten different pictures in two classes, beside the run."""
+    for i in range(10):
+        path = tmp_path / "photos" / ("cat" if i < 5 else "dog") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (20 * i, 0, 0)).save(path)
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("split", ["validation", "val"])
+def test_the_images_that_a_run_held_out_are_had_by_the_name_validation(model, photos, split):
+    name = model(source=str(photos), held_out=0.4, images=3)
+    held = held_out_images(f"{name}/averaged", "photos", split, "skip")
+    expected = open_splits(Data(str(photos), held_out=0.4)).validation
+    assert [held.name_of(index) for index in range(len(held))] == [expected.name(index) for index in range(4)]
+    assert held.labels.tolist() == expected.labels.tolist() == [0, 0, 1, 1]
+    assert held[3].image.getpixel((0, 0)) == expected.image(3).getpixel((0, 0))
+    assert (held.class_names, held.split, held.on_bad_image) == (("cat", "dog"), "validation", "skip")
+
+
+@pytest.mark.parametrize(
+    ("data", "asked"),
+    [
+        ({}, ("photos", None)),
+        ({}, ("photos", "test")),
+        ({}, ("others", "validation")),
+        ({"train_split": "train"}, ("photos", "validation")),
+        ({"validation_split": "validation"}, ("photos", "validation")),
+    ],
+)
+def test_for_all_else_the_data_are_asked(model, photos, data, asked):
+    assert held_out_images(model(source="photos", **data), *asked) is None
+
+
+def test_data_that_have_changed_since_are_refused(model, photos, tmp_path, raises_sentence):
+    name = model(source="photos", held_out=0.4)
+    now = open_splits(Data("photos", held_out=0.4)).fingerprint()
+    (tmp_path / name / "run.json").write_text(json.dumps({"data": now}))
+    assert len(held_out_images(name, "photos", "validation")) == 4
+    for path in photos.rglob("*.png"):
+        Image.new("RGB", (8, 8), (0, 0, 9)).save(path)
+    with raises_sentence(UserError, "photos has changed since the run in run began"):
+        held_out_images(name, "photos", "validation")

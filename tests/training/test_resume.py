@@ -223,7 +223,7 @@ def test_a_finished_run_is_not_trained_on(tiny, tmp_path, capsys, raises_sentenc
     metrics = train(recipe)
     assert train(recipe, resume=True) == metrics
     assert "is finished" in capsys.readouterr().out
-    with raises_sentence(TrainingRefusedError, "holds a finished run already; pass --set output_dir=ANOTHER"):
+    with raises_sentence(TrainingRefusedError, "a finished run already; remove it, or pass --set output_dir="):
         train(recipe)
 
 

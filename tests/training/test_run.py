@@ -273,6 +273,7 @@ def test_curves_are_drawn(tmp_path):
         (["nowhere"], "no recipe nowhere"),
         (["digits", "--set", "seeed=1"], "seeed"),
         (["digits", "--sett", "seed=1"], "--sett"),
+        (["digits", "--set", "seed=1", "hidden_size=8"], "with a --set of its own"),
         ([], "recipe"),
     ],
 )

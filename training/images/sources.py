@@ -198,7 +198,8 @@ def _opened(data: Data) -> Splits:
             address = _address(data)
             source = open_images(address, split=split, label=data.label, streaming=data.streaming, multi_label=True)
         except ValueError as error:
-            raise TrainingRefusedError(str(error)) from error
+            said = str(error).replace("pass one of them as split", "write one of them into data.train_split")
+            raise TrainingRefusedError(said) from error
         if source.class_names is None:
             raise TrainingRefusedError(
                 f"{data.source} has no labels; pass class folders, or a table with a label column"

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from ...data.hub_names import look_for
 from ...modeling.losses_qkvit import classification_loss
 from ..checkpoints import tensor_digest
 from ..errors import TrainingRefusedError
@@ -131,6 +132,7 @@ def open_teacher(settings: Distillation, class_names: list[str], *, multi_label:
     if multi_label:
         raise TrainingRefusedError("distillation is for one label an image; leave distillation.teacher out")
     try:
+        look_for(settings.teacher, "model")
         model, info = AutoModelForImageClassification.from_pretrained(
             settings.teacher, output_loading_info=True, dtype="float32"
         )

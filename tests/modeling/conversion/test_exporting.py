@@ -132,7 +132,7 @@ def test_a_folder_that_is_not_empty_is_refused_and_force_replaces_the_model_alon
     target.mkdir()
     (target / "notes.txt").write_text("mine")
     (target / "model-00001-of-00002.safetensors").write_text("old")
-    with raises_sentence(ValueError, str(target), "--force"):
+    with raises_sentence(ValueError, str(target), "force=True"):
         export(tiny_model(), target, family="vit")
     export(tiny_model(), target, family="vit", force=True)
     assert sorted(path.name for path in target.iterdir()) == ["config.json", "model.safetensors", "notes.txt"]
