@@ -24,6 +24,9 @@ def statistics(
     control: Annotated[
         bool, typer.Option("--control", help="Also the same over the model with random weights: twice the time.")
     ] = False,
+    rollout: Annotated[
+        bool, typer.Option("--rollout", help="Attention rollout too, down to every layer: half the time more.")
+    ] = False,
     weights: Annotated[bool, typer.Option("--weights", help="What the weights alone say; needs no data.")] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("statistics"),
     on_bad_image: OnBadImageOption = OnBadImage.stop,
@@ -55,6 +58,7 @@ def statistics(
             layers=layers,
             images=images,
             control=control,
+            rollout=rollout,
             weights=weights,
             output=output,
             on_bad_image=on_bad_image.value,

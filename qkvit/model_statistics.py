@@ -7,9 +7,10 @@ The folder it writes:
     statistics.csv         the same
     classes.parquet        the same for each class, where there are classes
     vectors.safetensors    mean and second moment of each head's queries, keys and values; maps of received attention
+                           and, with --rollout, of rollout
     weights.parquet        with --weights: a row for each layer, head and statistic, beside random weights
     weights.csv            the same
-    pictures/              heads, distance, sinks, places, weights
+    pictures/              heads, distance, sinks, places, rollout, weights
     provenance.json        model, data, versions, seed, command
 """
 
@@ -50,6 +51,7 @@ class Request:
     layers: str | None = None
     images: int | None = None
     control: bool = False
+    rollout: bool = False
     weights: bool = False
     output: Path = Path("statistics")
     on_bad_image: str = "stop"
@@ -103,6 +105,8 @@ def run_statistics(request: Request) -> None:
     layers = _layers(request.layers)
     if request.control and request.data is None:
         raise UserError("--control runs over images; pass --data SOURCE too (--weights has a control of its own)")
+    if request.rollout and request.data is None:
+        raise UserError("--rollout runs over images; pass --data SOURCE too")
     load_models()
     from .analysis.progress_file import remove_progress
     from .analysis.statistics.groups import asked_groups
@@ -189,6 +193,7 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
                 plan,
                 layers=layers,
                 statistics=request.groups,
+                rollout=request.rollout,
                 progress_folder=progress,
                 keep_progress=True,
             )

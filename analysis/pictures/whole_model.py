@@ -6,7 +6,7 @@ from typing import Any
 from ..collected import Collected
 from .depth_curves import draw_distance, draw_sinks
 from .head_maps import HEAD_PANELS, draw_head_maps
-from .places import draw_places
+from .places import draw_places, draw_rollout
 
 
 def draw_all(collected: Collected, folder: str | Path, *, model: str, provenance: str = "") -> list[Path]:
@@ -28,4 +28,6 @@ def draw_all(collected: Collected, folder: str | Path, *, model: str, provenance
         draw(draw_sinks, "sinks.png", f"What draws attention, against depth: {over}")
     if collected.grid is not None and "on_outliers" in has:
         draw(draw_places, "places.png", f"Attention that each patch draws: {over}")
+    if collected.grid is not None and "rollout_entropy" in has:
+        draw(draw_rollout, "rollout.png", f"What the last layer takes from each patch, by rollout: {over}")
     return written

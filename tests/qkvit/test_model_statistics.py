@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor
 
 import qkvit
@@ -118,6 +119,18 @@ def test_where_the_numbers_come_from(leave, tmp_path):
     assert "distance" not in set(table.statistic)
 
 
+def test_rollout_comes_with_its_picture_and_map(leave, tmp_path):
+    code, _, _ = leave("--data", "pets", "--rollout", "--only", "entropy", "-o", tmp_path / "out")
+    assert code == 0
+    table = pd.read_parquet(tmp_path / "out" / "statistics.parquet").query("statistic.str.startswith('rollout_on')")
+    np.testing.assert_allclose(table.groupby("layer")["mean"].sum(), 1, rtol=1e-6)
+    assert table["head"].isna().all()
+    assert load_file(tmp_path / "out" / "vectors.safetensors")["rollout_map"].shape == (3, 17)
+    assert (tmp_path / "out" / "pictures" / "rollout.png").is_file()
+    record = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert record["command"].startswith("qkvit statistics model --data pets --rollout --output")
+
+
 def test_a_control_stands_beside_every_number(leave, here, tmp_path):
     code, output, _ = leave("--data", "pets", "--control", "--seed", 4, "--only", "entropy", "-o", tmp_path / "out")
     assert code == 0
@@ -212,6 +225,7 @@ def test_bad_images_stop_or_are_listed(leave, here, tmp_path):
         (["--data", "nowhere/at/all"], "nowhere/at/all"),
         (["--data", "model"], "no images"),
         (["--control", "--weights"], "--data"),
+        (["--rollout", "--weights"], "--data"),
         (["--data", "pets", "--layers", "first"], "--layers first"),
         (["--data", "pets", "--layers", "9"], "--layers 9 asks for layer 9"),
         (["--data", "pets", "--only", "entropie"], "entropie"),

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ...data import BadImageError, open_images
 from ...data.folder_source import FolderSource
+from ...data.hub_names import look_for
 from ...data.label_sets import LabelSets
 from ...data.opening import kind_of
 from ...data.parquet_source import ParquetSource
@@ -188,8 +189,10 @@ def _built_in(data: Data) -> Splits:
 
 def _address(data: Data) -> str:
     """What to open. Of a Hub id that is streamed, its Parquet files: they have an index; a stream of rows has none."""
-    is_id = data.streaming and "://" not in data.source and kind_of(data.source) == "hub"
-    return f"hf://datasets/{data.source}" if is_id else data.source
+    if not data.streaming or "://" in data.source or kind_of(data.source) != "hub":
+        return data.source
+    look_for(data.source, "dataset")
+    return f"hf://datasets/{data.source}"
 
 
 def _opened(data: Data) -> Splits:

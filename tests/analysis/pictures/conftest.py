@@ -58,7 +58,9 @@ def collected_from() -> Callable[..., Collected]:
                 for name in ("outliers", "token_norm_ratio"):
                     batch.values[name, layer] = 1 + torch.rand(3, generator=generator)
                 size = grid[0] * grid[1]
-                batch.add_map("received", layer, torch.rand(3, prefix + size, generator=generator))
+                for name in ("received", "rollout"):
+                    batch.add_map(name, layer, torch.rand(3, prefix + size, generator=generator))
+                batch.values["rollout_entropy", layer] = torch.rand(3, generator=generator)
             tally.add(batch, None)
         return Collected.from_tally(tally, None)
 

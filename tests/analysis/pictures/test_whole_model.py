@@ -3,15 +3,17 @@
 import math
 
 import pytest
+import torch
 from PIL import Image
 
-from qkvit.analysis.pictures import draw_all
+from qkvit.analysis.pictures import draw_all, draw_rollout
 
 
 @pytest.mark.parametrize(("layers", "heads"), [(range(40), 16), (range(1), 1)])
 def test_every_size_of_model_is_drawn(tmp_path, collected_from, layers, heads):
     paths = draw_all(collected_from(layers, heads), tmp_path, model="tiny", provenance="a test")
-    assert [path.name for path in paths] == ["heads.png", "distance.png", "sinks.png", "places.png"]
+    names = ["heads.png", "distance.png", "sinks.png", "places.png", "rollout.png"]
+    assert [path.name for path in paths] == names
     for path in paths:
         with Image.open(path) as picture:
             assert max(picture.size) < 4000
@@ -26,4 +28,13 @@ def test_numbers_that_are_all_alike_or_missing(tmp_path, collected_from, value):
 def test_only_what_was_collected_is_drawn(tmp_path, collected_from):
     without = {"distance", "on_class_token", "on_registers", "on_outliers", "largest_received"}
     paths = draw_all(collected_from(range(3), 2, without=without), tmp_path, model="tiny")
-    assert [path.name for path in paths] == ["heads.png"]
+    assert [path.name for path in paths] == ["heads.png", "rollout.png"]
+
+
+def test_a_rollout_is_shown_beside_that_of_the_average_patch(tmp_path, collected_from, figures):
+    collected = collected_from(range(2), 2)
+    draw_rollout(collected, tmp_path / "rollout.png", title="Rollout: tiny")
+    panels = [panel for panel in figures[0].axes if panel.images]
+    shares = collected.map("rollout")[0, 1:]
+    expected = (shares / shares.mean()).unflatten(0, (4, 6))
+    torch.testing.assert_close(torch.from_numpy(panels[0].images[0].get_array().data), expected)
