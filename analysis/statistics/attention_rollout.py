@@ -115,7 +115,7 @@ def model_rollout(
         start, layout, backend: As in `rollout`. `layout=None`: `TokenLayout.from_model` for the size of the images.
         layers_at_once: How many layers' queries and keys are kept at once. `None`: all, from one forward pass. With
             fewer, the model runs again, as far as it must, for each group of layers: 4 of 12 layers keep a third of the
-            memory and cost one more forward pass in sum.
+            memory and cost one more forward pass in sum. The first run is whole: a `record` around this call sees it.
 
     Raises:
         ValueError: the model's attention does not go through the interface, or nothing says where to start.
