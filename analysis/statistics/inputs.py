@@ -125,8 +125,8 @@ def hidden_from(mask: torch.Tensor) -> float:
     return torch.finfo(mask.dtype).min / 2
 
 
-def piece_of_mask(mask: torch.Tensor, images: slice, heads: slice, queries: slice) -> torch.Tensor:
-    """The piece of a mask of four dimensions, of which some may be 1."""
+def piece_of_mask(mask: torch.Tensor, images: slice, heads: slice, queries: slice | torch.Tensor) -> torch.Tensor:
+    """The piece of a mask of four dimensions, of which some may be 1; queries as a slice or as indices."""
     for dim, part in enumerate((images, heads, queries)):
         if mask.shape[dim] > 1:
             mask = mask[(slice(None),) * dim + (part,)]
