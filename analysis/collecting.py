@@ -34,12 +34,14 @@ class Collecting(Session):
         self.layout = TokenLayout(grid=(1, 1))
         self.batch = Batch(0, (1, 1, 0))
         self.contrast: torch.Tensor | None = None
+        self.is_looking = True
 
     def begin(self, number: int, layout: TokenLayout, pixel_values: torch.Tensor) -> Batch:
         """Another batch comes."""
         self.layout = layout
         self.batch = Batch(number, (*layout.grid, layout.num_prefix))
         self.contrast = patch_contrast(pixel_values, layout)
+        self.is_looking = True
         return self.batch
 
     def run(self, forward: Callable[[], Any]) -> None:
@@ -49,14 +51,16 @@ class Collecting(Session):
             return
         half = -(-len(self.modules) // 2)
         for layer, row in rows_by_layer(self.model, forward, None, self.layout, layers_at_once=half):
+            self.is_looking = False  # the whole model has run; what runs from here on has been seen
             if layer in self.chosen:
                 self._add_rollout(layer, row)
 
     def see(self, call: AttentionCall, seen: dict[str, torch.Tensor]) -> None:
         layer = self.layers[call.module]
-        is_seen = ("query", layer) in self.batch.vectors  # in the run before, where rollout needs a second one
-        if layer not in self.chosen or is_seen:
+        if layer not in self.chosen or not self.is_looking:
             return
+        if self.rollout and ("query", layer) in self.batch.vectors:
+            raise ValueError(f"layer {layer} runs twice for a batch, and a rollout is of one run; leave rollout out")
         for name in VECTORS:
             vectors = getattr(call, name).detach()
             if not vectors.isfinite().all():
@@ -69,6 +73,8 @@ class Collecting(Session):
 
     def see_tokens(self, layer: int, tokens: torch.Tensor) -> None:
         """What enters a layer: (B, N, C)."""
+        if not self.is_looking:
+            return
         norms = tokens.detach()[:, self.layout.patches].float().norm(dim=-1)  # (B, P)
         self.batch.values["token_norm_ratio", layer] = norms.amax(dim=1) / norms.median(dim=1).values
 

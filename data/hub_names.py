@@ -16,8 +16,8 @@ _found: set[tuple[str, str]] = set()  # asked for once
 def look_for(name: str | Path, kind: Literal["model", "dataset"]) -> None:
     """Refuse a name of nothing that is here and of nothing on the Hub; say so before the Hub is asked.
 
-    The Hub is asked once, with no second try. What is in its cache counts as there. A name that can only be an id,
-    because there is no folder of its first part, is asked for in silence.
+    Each process asks the Hub once, with no second try. What is in its cache counts as there. A name that can only be an
+    id, because there is no folder of its first part, is asked for in silence.
 
     Raises:
         ValueError: there is no such file or folder, and no such id, or the Hub cannot be asked.

@@ -1,5 +1,6 @@
 """A model's folder that appears only when all of it is there."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,8 +12,8 @@ from pathlib import Path
 _OF_A_MODEL = (
     "config.json",
     "preprocessor_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
+    "model*.safetensors",
+    "model*.safetensors.index.json",
     "pytorch_model*.bin",
     "pytorch_model*.bin.index.json",
     "*_qkvit.py",
@@ -20,7 +21,7 @@ _OF_A_MODEL = (
 
 
 def check_free(folder: Path, force: bool = False) -> None:
-    """Refuse a folder that holds something, unless `force`.
+    """Refuse a folder that holds something, unless it is a model and `force` is given.
 
     Raises:
         ValueError: with what to do instead.
@@ -29,6 +30,19 @@ def check_free(folder: Path, force: bool = False) -> None:
         raise ValueError(f"{folder} is not a folder; name another place")
     if not force and folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; name another folder, or pass force=True to replace the model in it")
+    if force and folder.is_dir() and any(folder.iterdir()) and not _is_model(folder):
+        raise ValueError(f"{folder} holds no model that could be replaced, but other things; name another folder")
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether there is a config.json of transformers or timm, or nothing that a model would take the place of."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return not any(fnmatch(path.name, pattern) for path in folder.iterdir() for pattern in _OF_A_MODEL)
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and bool({"model_type", "architectures", "architecture"} & config.keys())
 
 
 @contextmanager

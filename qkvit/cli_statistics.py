@@ -7,6 +7,9 @@ import typer
 
 from .cli_choices import OnBadImage, OnBadImageOption
 
+# As in analysis/statistics/groups.py, which loads torch.
+GROUPS = "entropy, maximum, received, masses, place, distance, similarity, values"
+
 
 def statistics(
     model: Annotated[str, typer.Argument(help="A folder or Hub id: QKViT, or any vision transformer of transformers.")],
@@ -25,13 +28,13 @@ def statistics(
         bool, typer.Option("--control", help="Also the same over the model with random weights: twice the time.")
     ] = False,
     rollout: Annotated[
-        bool, typer.Option("--rollout", help="Attention rollout too, down to every layer: half the time more.")
+        bool, typer.Option("--rollout", help="Attention rollout too; the model's first half runs twice.")
     ] = False,
     weights: Annotated[bool, typer.Option("--weights", help="What the weights alone say; needs no data.")] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("statistics"),
     on_bad_image: OnBadImageOption = OnBadImage.stop,
     only: Annotated[
-        str | None, typer.Option(metavar="GROUPS", help="Only these statistics, such as entropy,received.")
+        str | None, typer.Option(metavar="GROUPS", help=f"Only these groups, with commas: {GROUPS}.")
     ] = None,
     label: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of the labels.")] = None,
     streaming: Annotated[

@@ -185,6 +185,8 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
             goes_on = ", going on where it was stopped" if any(request.progress.glob("progress-*")) else ""
             processes = "1 process" if world == 1 else f"{world} processes"
             images = str(source)[1:-1].partition(" ")[2]  # without the name of the class
+            if request.images is not None:
+                images = f"{request.images} drawn of {images}"
             print(f"{request.model} over {images}, on {device_name(model)}, {processes}{goes_on}", flush=True)
 
         def over(some_model: Any, progress: Path) -> Any:
@@ -357,10 +359,12 @@ def _provenance(request: Request, model: Any) -> dict[str, Any]:
 def _farewell(request: Request, collected: Any) -> None:
     lines = []
     if collected is not None:
-        lines.append(f"{collected.images:,} images, {len(collected.layers)} layers")
+        layers = f"{len(collected.layers)} layer{'s' if len(collected.layers) > 1 else ''}"
+        lines.append(f"{collected.images:,} images, {layers}")
         if collected.bad_images:
             lines.append(f"{len(collected.bad_images)} images could not be used; they are listed in {RECORD}")
     files = [] if collected is None else ["statistics.parquet and .csv", "vectors.safetensors"]
+    files += ["classes.parquet"] if collected is not None and collected.class_names else []
     files += ["weights.parquet and .csv"] if request.weights else []
     lines.append(f"{request.output.absolute()} has {', '.join([*files, 'pictures', RECORD])}")
     print("\n" + "\n".join(lines))

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
-_VALUE = r"""'[^']*'|"[^"]*"|\[[^\]]*\]|[\w.]+"""
+_VALUE = r"""'[^']*'|"[^"]*"|\[[^\]]*\]|-?[\w.]+"""
 
 
 def as_options(sentence: str, options: Iterable[str], other: Mapping[str, str] | None = None) -> str:
@@ -27,7 +27,7 @@ def as_options(sentence: str, options: Iterable[str], other: Mapping[str, str] |
     flags |= {name: flags[option] for name, option in (other or {}).items() if option in flags}
     if not flags:
         return sentence
-    name = rf"(?<![\w.-])(?<!--set )({'|'.join(flags)})"
+    name = rf"(?<![\w./\\-])(?<!--set )({'|'.join(flags)})"
 
     def written(match: re.Match[str]) -> str:
         value = match[2].strip("'\"[]").replace(", ", ",")

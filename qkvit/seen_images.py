@@ -51,7 +51,8 @@ def held_out_images(model: str, data: str, split: str | None, on_bad_image: Any 
         A source; None where that recipe is not there, is of other data, or names splits.
 
     Raises:
-        UserError: the data are not those that the run had, by their labels and a sample of their bytes.
+        UserError: the data are not those that the run had, by their labels and a sample of their bytes; no record says
+            what it had; or an image has several labels.
     """
     folder, trained = _trained_on(model, data)
     if (
@@ -69,8 +70,15 @@ def held_out_images(model: str, data: str, split: str | None, on_bad_image: Any 
         splits = open_splits(replace(trained, source=data))
     except TrainingRefusedError as error:
         raise UserError(str(error)) from error
+    if splits.multi_label:
+        raise UserError(f"the labels of {data} are lists (multi-label), and accuracy wants one label an image")
     then, now = read_record(folder).get("data", {}), splits.fingerprint()
-    if any(then[part] != now.get(part) for part in ("classes", HELD_OUT) if part in then):
+    if HELD_OUT not in then:
+        raise UserError(
+            f"there is no run.json in {folder} that says which images of {data} the run held out; leave --split out to"
+            " measure on all of them"
+        )
+    if any(then.get(part) != now.get(part) for part in ("classes", HELD_OUT)):
         raise UserError(
             f"{data} has changed since the run in {folder} began, and which images it held out cannot be told any more;"
             " leave --split out to measure on all of them"

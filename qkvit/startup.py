@@ -1,5 +1,6 @@
 """The command's first seconds: --help without loading torch, and ctrl-C that ends them without a traceback."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -9,7 +10,12 @@ from typing import Any
 
 
 def is_command() -> bool:
-    """Whether this process was started as `qkvit` or `python -m qkvit`, which load torch when they need it."""
+    """Whether this process was started as `qkvit` or `python -m qkvit`, which load torch when they need it.
+
+    A process that multiprocessing starts for it has its arguments, and is none.
+    """
+    if multiprocessing.parent_process() is not None:
+        return False
     words = sys.orig_argv
     if sys.argv[:1] == ["-m"]:  # so while the package of the module is imported
         return ("-m", "qkvit") in pairwise(words)

@@ -1,24 +1,24 @@
 """What can be refused before a recipe is read in full, which takes the seconds of loading torch and the data."""
 
 from pathlib import Path
-from typing import Any
 
 from .processes.world import rank
-from .recipe import Recipe, read_yaml
+from .recipe import read_yaml
 from .run_folder import check_new
 
 
-def check_output(recipe: "str | Path | dict[str, Any] | Recipe", settings: list[str]) -> None:
+def check_output(recipe: str | Path, settings: list[str]) -> None:
     """Refuse the folder of a run that is there already; whatever else is wrong is told when the recipe is checked.
 
     Raises:
         TrainingRefusedError: it holds a run, or other things.
     """
-    if rank() == 0 and isinstance(recipe, (str, Path)):
+    if rank() == 0:
         check_new(_output(recipe, settings))
 
 
 def _output(recipe: str | Path, settings: list[str]) -> Path:
+    """As good as can be told without reading the settings in full; it is looked at again when they are."""
     values, name = read_yaml(recipe)
     arguments = values.get("arguments")
     output = arguments.get("output_dir") if isinstance(arguments, dict) else None

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -153,9 +154,15 @@ class Run:
             teacher = open_teacher(self.recipe.distillation, splits.class_names, multi_label=splits.multi_label)
         data, checkpoint = splits.fingerprint() | (teacher.fingerprint() if teacher else {}), None
         if not fresh:
-            for change in check_resume(self.output, self.recipe, data, self.args.world_size, allow):
+            changes = check_resume(self.output, self.recipe, data, self.args.world_size, allow)
+            for change in changes:
                 self._say(f"Changed since the run began: {change}.")
             finished = read_metrics(self.output)
+            if finished is not None and changes:
+                raise TrainingRefusedError(
+                    f"the run in {self.output} is finished and does not go on with other settings; train its model in a"
+                    f" run of its own: --set start={self.output} --set output_dir=ANOTHER"
+                )
             if finished is not None:
                 self._say(f"The run in {self.output} is finished; there is nothing to go on with.")
                 return finished
@@ -177,8 +184,11 @@ class Run:
                 write_record(self.output, self.recipe, data, self.args.world_size, dataclasses.asdict(plan))
             checkpoint = self._agree(checkpoint)
             start = time.perf_counter()
+            held.callback(stop.restore)
             with self._interruptible():
                 self._fit(trainer, checkpoint, plan)
+                if stop.stopped and stop.asked == signal.SIGINT:
+                    raise KeyboardInterrupt
                 if stop.stopped:
                     raise TrainingTerminatedError(
                         f"stopped by SIGTERM after step {trainer.state.global_step}, which is saved: go on with"

@@ -21,7 +21,7 @@ def draw_distance(collected: Collected, path: str | Path, *, title: str, provena
     figure, axes = _plot(collected.layers, title, rows=1, right=0.85)
     _dots(axes[0], collected.layers, distance, HEADS, "head, 95 % interval", error)
     axes[0].plot(collected.layers, distance.nanmean(dim=1), color=INK, linewidth=1.5, label="mean of heads")
-    top = distance.nan_to_num(0).max().item()
+    top = (distance + error.nan_to_num(0)).nan_to_num(0).max().item()
     if collected.control is not None:
         random = collected.control.mean("distance").nanmean(dim=1)
         axes[0].plot(collected.layers, random, color=RANDOM, linewidth=1.5, linestyle=DOTTED, label="random weights")
@@ -112,8 +112,6 @@ def _plot(layers: tuple[int, ...], title: str, rows: int, right: float = 0.35) -
         panel = add_axes(figure, left, y, size[0] - left - right, height)
         y -= gap
         panel.set_xlim(layers[0] - 0.6, layers[-1] + 0.6)
-        places, names = ticks(layers, 24)
-        panel.set_xticks([layers[place] for place in places], names if height is heights[-1] or rows == 1 else [])
         panel.tick_params(labelsize=8, color=GREY)
         panel.grid(axis="y", color="#f0f0f0", linewidth=0.8)
         panel.set_axisbelow(True)
@@ -122,9 +120,9 @@ def _plot(layers: tuple[int, ...], title: str, rows: int, right: float = 0.35) -
         for side in ("left", "bottom"):
             panel.spines[side].set_color(GREY)
         axes.append(panel)
-    for panel in axes[:-1]:
-        panel.set_xticklabels([])
-    axes[-1].set_xticks([layers[place] for place in places], names)
+    places, names = ticks(layers, 24)
+    for panel in axes:
+        panel.set_xticks([layers[place] for place in places], names if panel is axes[-1] else [])
     axes[-1].set_xlabel("layer", fontsize=9)
     return figure, axes
 

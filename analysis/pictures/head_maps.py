@@ -44,13 +44,13 @@ HEAD_PANELS = (
     Panel("output_share", "Share of the output", "1 / heads if equal"),
 )
 WEIGHT_PANELS = (
-    Panel("qk_effective_rank_with_gain", "Effective rank, QK", "of at most D"),
+    Panel("qk_effective_rank_with_gain", "Effective rank, QK", "at most the head's width"),
     Panel("qk_symmetric_share_with_gain", "Symmetric share, QK", "1/2 if random", ends=(0.0, 1.0)),
-    Panel("query_bias_share", "By the query's bias", "share of variance"),
+    Panel("query_bias_share", "Scores by the query's bias", "share of variance"),
     Panel("qk_norm_with_gain", "Norm, QK", "Frobenius", "log"),
-    Panel("ov_effective_rank_with_gain", "Effective rank, OV", "of at most D"),
+    Panel("ov_effective_rank_with_gain", "Effective rank, OV", "at most the head's width"),
     Panel("ov_symmetric_share_with_gain", "Symmetric share, OV", "1/2 if random", ends=(0.0, 1.0)),
-    Panel("value_bias_share", "By the value's bias", "share of mean square"),
+    Panel("value_bias_share", "Output by the value's bias", "share of mean square"),
     Panel("ov_norm_with_gain", "Norm, OV", "Frobenius", "log"),
 )
 

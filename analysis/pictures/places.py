@@ -8,18 +8,23 @@ import torch
 from ..collected import Collected
 from .figure import INK, add_axes, colour_bar, frame, save, titled_figure
 
+LEAST_WIDTH = 6.5  # inches, that the title needs
+
 
 def draw_places(collected: Collected, path: str | Path, *, title: str, provenance: str = "") -> None:
     """Write, for each layer, how much attention each patch draws on average over images and heads."""
-    _draw(collected, collected.map("received"), path, title, provenance, "times the average token's")
+    _draw(collected, collected.map("received"), path, title, provenance, "times the average over tokens")
 
 
 def draw_rollout(collected: Collected, path: str | Path, *, title: str, provenance: str = "") -> None:
-    """Write, for each layer, what the last layer's class token takes from each patch that enters it, by rollout."""
+    """Write, for each layer, what the last layer's class token takes from each patch that enters it, by rollout.
+
+    Without a class token: what the last layer's patches take on average.
+    """
     assert collected.grid is not None, "images of one size"
     rows = collected.map("rollout")
     shares = rows / rows[:, collected.grid[2] :].mean(dim=1, keepdim=True)
-    _draw(collected, shares, path, title, provenance, "times the average patch's")
+    _draw(collected, shares, path, title, provenance, "times the average over patches")
 
 
 def _draw(
@@ -36,10 +41,10 @@ def _draw(
     width = 1.25
     height = width * min(max(rows / columns, 0.3), 3)
     left, top, gap, right, bottom = 0.3, 0.85, 0.3, 0.95, 0.05
-    size = (left + in_a_row * (width + 0.12) + right, top + down * (height + gap) + bottom)
+    size = (max(left + in_a_row * (width + 0.12) + right, LEAST_WIDTH), top + down * (height + gap) + bottom)
     figure = titled_figure(*size, title, left)
     reach = max(maps.max().item(), 1 / max(maps.min().item(), 1e-3), 2.0)
-    highest = min(reach, 30)
+    highest = min(reach, 30.0)
     norm = LogNorm(1 / highest, highest)
     for place, layer in enumerate(collected.layers):
         row, column = divmod(place, in_a_row)
@@ -54,7 +59,7 @@ def _draw(
     x = left + in_a_row * (width + 0.12) + 0.05
     tall = min(down * (height + gap) - gap, 3.0)
     bar_axes = add_axes(figure, x, size[1] - top - tall, 0.12, tall)
-    bar = colour_bar(figure, shown, cax=bar_axes, extend="both")
+    bar = colour_bar(figure, shown, cax=bar_axes, extend="both" if reach > highest else "neither")
     ticks = [tick for tick in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if 1 / highest <= tick <= highest]
     bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     bar.ax.minorticks_off()

@@ -53,7 +53,7 @@ class Scale:
 def scale_of(values: torch.Tensor, kind: Kind = "linear") -> Scale:
     """A scale on which differences can be seen, and small ones do not look large.
 
-    - It goes from 0 to the largest value. So colours can be compared as amounts.
+    - It goes from 0 to the largest value, and below 0 to the smallest. So colours can be compared as amounts.
     - Where all values lie in the upper third of that, it begins at the smallest: from 0, they would all look alike.
     - It is never narrower than a tenth of the largest value: otherwise noise would become a pattern.
     - A scale by roots or logarithms, for statistics of which a few heads have most, is used where the largest value is
@@ -86,6 +86,6 @@ def scale_of(values: torch.Tensor, kind: Kind = "linear") -> Scale:
         return Scale(smallest, largest, "log")
     if kind == "root" and bent:
         return Scale(0, largest, "root")
-    if smallest > largest * 2 / 3:
+    if largest > 0 and smallest > largest * 2 / 3:
         return Scale(min(smallest, (1 - NARROWEST) * largest), largest)
-    return Scale(min(smallest, 0), largest)
+    return Scale(min(smallest, 0), max(largest, 0))

@@ -29,5 +29,6 @@ def draw_all(collected: Collected, folder: str | Path, *, model: str, provenance
     if collected.grid is not None and "on_outliers" in has:
         draw(draw_places, "places.png", f"Attention that each patch draws: {over}")
     if collected.grid is not None and "rollout_entropy" in has:
-        draw(draw_rollout, "rollout.png", f"What the last layer takes from each patch, by rollout: {over}")
+        whose = "What the class token takes" if "rollout_on_class_token" in has else "What the last patches take"
+        draw(draw_rollout, "rollout.png", f"{whose}, by rollout, from the patches that enter each layer: {over}")
     return written

@@ -246,7 +246,7 @@ def _gpu_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
 
 
 def _blockwise_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
-    """r A: (B, N), a few queries at a time; those of weight 0 in r are left out, all but one in the last layer."""
+    """r A: (B, N), a few queries at a time. Those of weight 0 in r are left out: most in the last layer."""
     batch, heads, tokens, _ = layer.query.shape
     plan = plan_for(heads, tokens, numbers_for(row.device), all_heads=False)
     room = [torch.empty(plan.heads * plan.queries * tokens, dtype=row.dtype, device=row.device) for _ in range(2)]

@@ -19,6 +19,8 @@ OPTIONS = ["on_bad_image", "streaming", "layers", "label", "split", "to", "force
         ("family='vitt' is not known", "--to vitt is not known"),
         ("write data.label=x, --set split=y, labels=3 or backend='cpu'",) * 2,
         ("3 images, as images of a split, in force",) * 2,
+        ("there is no folder seen/split=train/nope here",) * 2,
+        ("layers=-3 is none", "--layers -3 is none"),
     ],
 )
 def test_arguments_become_options(said, shown):

@@ -81,9 +81,20 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
+@pytest.fixture
+def record(tmp_path):
+    """Write what `qkvit train` writes of the data as they are now."""
+
+    def write(**data):
+        (tmp_path / "run" / "run.json").write_text(json.dumps({"data": open_splits(Data(**data)).fingerprint()}))
+
+    return write
+
+
 @pytest.mark.parametrize("split", ["validation", "val"])
-def test_the_images_that_a_run_held_out_are_had_by_the_name_validation(model, photos, split):
+def test_the_images_that_a_run_held_out_are_had_by_the_name_validation(model, photos, record, split):
     name = model(source=str(photos), held_out=0.4, images=3)
+    record(source=str(photos), held_out=0.4, images=3)
     held = held_out_images(f"{name}/averaged", "photos", split, "skip")
     expected = open_splits(Data(str(photos), held_out=0.4)).validation
     assert [held.name_of(index) for index in range(len(held))] == [expected.name(index) for index in range(4)]
@@ -106,10 +117,11 @@ def test_for_all_else_the_data_are_asked(model, photos, data, asked):
     assert held_out_images(model(source="photos", **data), *asked) is None
 
 
-def test_data_that_have_changed_since_are_refused(model, photos, tmp_path, raises_sentence):
+def test_data_that_have_changed_since_are_refused(model, photos, record, raises_sentence):
     name = model(source="photos", held_out=0.4)
-    now = open_splits(Data("photos", held_out=0.4)).fingerprint()
-    (tmp_path / name / "run.json").write_text(json.dumps({"data": now}))
+    with raises_sentence(UserError, "no run.json in run", "leave --split out"):
+        held_out_images(name, "photos", "validation")
+    record(source="photos", held_out=0.4)
     assert len(held_out_images(name, "photos", "validation")) == 4
     for path in photos.rglob("*.png"):
         Image.new("RGB", (8, 8), (0, 0, 9)).save(path)

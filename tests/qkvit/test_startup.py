@@ -67,6 +67,14 @@ def test_only_the_command_is_taken_for_it(monkeypatch, seen, typed, answer):
     assert startup.is_command() is answer
 
 
+def test_a_process_that_the_command_starts_is_no_command(monkeypatch):
+    """Spawned ones have its arguments."""
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/qkvit", "evaluate"])
+    assert startup.is_command()
+    monkeypatch.setattr("multiprocessing.parent_process", lambda: object())
+    assert not startup.is_command()
+
+
 @pytest.mark.parametrize("own", [signal.SIG_IGN, signal.SIG_DFL])
 def test_only_pythons_own_handler_is_replaced_and_is_put_back(own):
     before = signal.getsignal(signal.SIGINT)

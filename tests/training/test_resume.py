@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import time
 
 import pytest
 import torch
@@ -80,6 +81,42 @@ def test_sigterm_saves_and_leaves(recipe, in_a_child, weights, tmp_path):
     assert in_a_child(lambda: train(recipe("stopped"), resume=True)) == 0
     assert in_a_child(lambda: train(recipe("whole"))) == 0
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.filterwarnings("ignore")
+def test_ctrl_c_saves_and_leaves_and_twice_leaves_at_once(recipe, in_a_child, weights, tmp_path, capfd, workers):
+    def interrupted(name, times):
+        def first():
+            os.setsid()  # a terminal sends ctrl-C to the workers too
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            update = WeightAverage.on_step_end
+
+            def on_step_end(self, args, state, control, **kwargs):
+                update(self, args, state, control, **kwargs)
+                if state.global_step == 3:
+                    for _ in range(times):
+                        os.killpg(0, signal.SIGINT)
+                        time.sleep(0.2)  # two at once may be one
+
+            WeightAverage.on_step_end = on_step_end
+            try:
+                train(recipe(name, {"arguments": {"dataloader_num_workers": workers}}))
+            except KeyboardInterrupt as error:
+                print(error)
+                raise SystemExit(130) from error
+
+        return first
+
+    assert in_a_child(interrupted("once", 1)) == 130
+    told = capfd.readouterr()
+    assert told.err.count("finishing this step and saving it; ctrl-C again stops at once") == 1
+    assert "stopped by ctrl-C; with --resume it goes on after step 4" in told.out  # the step after is finished
+    assert in_a_child(interrupted("twice", 2)) == 130
+    assert "goes on after step 2" in capfd.readouterr().out  # saved every second step
+    assert in_a_child(lambda: train(recipe("once"), resume=True)) == 0
+    assert in_a_child(lambda: train(recipe("whole"))) == 0
+    assert weights(tmp_path / "once") == weights(tmp_path / "whole")
 
 
 def damaged(folder):
@@ -225,6 +262,9 @@ def test_a_finished_run_is_not_trained_on(tiny, tmp_path, capsys, raises_sentenc
     assert "is finished" in capsys.readouterr().out
     with raises_sentence(TrainingRefusedError, "a finished run already; remove it, or pass --set output_dir="):
         train(recipe)
+    longer = tiny({"arguments": {"output_dir": str(tmp_path / "run"), "max_steps": 12}})
+    with raises_sentence(TrainingRefusedError, "is finished and does not go on with other settings", "--set start="):
+        train(longer, resume=True, allow=["arguments.max_steps"])
 
 
 def test_resuming_where_nothing_is_starts_and_says_so(tiny, tmp_path, capsys):

@@ -1,6 +1,9 @@
 """What stops a run before its end: a loss that is not finite, a request."""
 
+import contextlib
+import os
 import signal
+import sys
 from typing import Any
 
 import torch
@@ -39,33 +42,49 @@ def first_not_finite(model: nn.Module, pixels: torch.Tensor) -> str:
 
 
 class StopOnRequest(TrainerCallback):
-    """SIGTERM: finish the step, save a checkpoint, leave. Among several processes all agree, after each step."""
+    """SIGTERM or ctrl-C: finish the step, save a checkpoint, leave. Among several processes all agree, after each step.
+
+    A second ctrl-C stops at once.
+
+    Attributes:
+        asked: The signal; 0: none came.
+        stopped: Whether the training has ended for it.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = 0
         self.stopped = False
-        self._before: Any = None
+        self._before: dict[int, Any] = {}
+        self._speaker = 0
 
     def _note(self, number: int, frame: Any) -> None:
-        self.asked = True
+        if number == self.asked == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = number
+        if number == signal.SIGINT and os.getpid() == self._speaker:  # not a worker, which has this from its parent
+            print("\nfinishing this step and saving it; ctrl-C again stops at once", file=sys.stderr, flush=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        try:
-            self._before = signal.signal(signal.SIGTERM, self._note)
-        except ValueError:  # not the main thread: nobody sends it signals
-            self._before = None
+        self._speaker = os.getpid() if args.process_index == 0 else 0
+        with contextlib.suppress(ValueError):  # not the main thread: nobody sends it signals
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        asked = self.asked
         if args.world_size > 1:
-            flag = torch.tensor(float(asked), device=args.device)
-            torch.distributed.all_reduce(flag)
-            asked = bool(flag.item())
-        if asked and state.global_step < state.max_steps:
+            flag = torch.tensor(float(self.asked), device=args.device)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+            self.asked = int(flag.item())
+        if self.asked and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = control.should_training_stop = True
         return control
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        self.restore()
+
+    def restore(self) -> None:
+        """Let signals do what they did before; for a training that ended with an error too."""
+        while self._before:
+            signal.signal(*self._before.popitem())

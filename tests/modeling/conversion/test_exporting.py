@@ -131,12 +131,29 @@ def test_a_folder_that_is_not_empty_is_refused_and_force_replaces_the_model_alon
     target = tmp_path / "out"
     target.mkdir()
     (target / "notes.txt").write_text("mine")
+    (target / "statistics.safetensors").write_text("mine")
+    (target / "config.json").write_text('{"model_type": "vit"}')
     (target / "model-00001-of-00002.safetensors").write_text("old")
     with raises_sentence(ValueError, str(target), "force=True"):
         export(tiny_model(), target, family="vit")
     export(tiny_model(), target, family="vit", force=True)
-    assert sorted(path.name for path in target.iterdir()) == ["config.json", "model.safetensors", "notes.txt"]
+    names = ["config.json", "model.safetensors", "notes.txt", "statistics.safetensors"]
+    assert sorted(path.name for path in target.iterdir()) == names
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{"config.json": '{"a": 1}'}, {"config.json": "[]"}, {"config.json": "{"}, {"model.safetensors": ""}],
+)
+def test_force_does_not_take_the_place_of_what_is_no_model(tiny_model, tmp_path, raises_sentence, files):
+    target = tmp_path / "out"
+    target.mkdir()
+    for name, text in files.items():
+        (target / name).write_text(text)
+    with raises_sentence(ValueError, str(target), "no model that could be replaced"):
+        export(tiny_model(), target, family="vit", force=True)
+    assert {path.name: path.read_text() for path in target.iterdir()} == files
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
@@ -145,10 +162,10 @@ def test_a_run_that_stops_leaves_nothing(tiny_model, tmp_path, monkeypatch, erro
         raise error
 
     (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "config.json").write_text("old")
+    (tmp_path / "old" / "config.json").write_text('{"model_type": "old"}')
     monkeypatch.setattr("qkvit.modeling.conversion.exporting.save_file", stop)
     for name in ("new", "old"):
         with pytest.raises(error):
             export(tiny_model(), tmp_path / name, family="vit", force=True)
     assert [path.name for path in tmp_path.rglob("*")] == ["old", "config.json"]
-    assert (tmp_path / "old" / "config.json").read_text() == "old"
+    assert (tmp_path / "old" / "config.json").read_text() == '{"model_type": "old"}'
