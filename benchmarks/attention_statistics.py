@@ -212,6 +212,15 @@ def peak_bytes(step: Callable[[], object]) -> int:
     return peak
 
 
+def resident_bytes() -> float:
+    """The most that this process has had in memory; Linux's `ru_maxrss` begins at that of the process before it."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def exponent(sizes: list[int], amounts: list[float]) -> float:
     """The slope of log(amount) against log(size), least squares."""
     x, y = [math.log(size) for size in sizes], [math.log(amount) for amount in amounts]
@@ -227,7 +236,7 @@ def memory_of(name: str, grid: int) -> dict[str, float]:
     step = getattr(bench, name)
     with torch.inference_mode():
         step()
-        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        resident = resident_bytes()
         peak = peak_bytes(step)
     weights = sum(parameter.nbytes for parameter in bench.model.parameters())
     return {
