@@ -96,9 +96,15 @@ def run_evaluation(
 
     from .data import open_images
     from .data.hub_names import look_for
+    from .training.recipe import BUILT_IN
 
     device = _device(device)
     torch.manual_seed(seed)
+    if data_name in BUILT_IN and not Path(data_name).exists():
+        raise UserError(
+            f"{data_name} is the data of a recipe, from a package; what a model makes of the images held out is in"
+            " metrics.json of its run, or pass --data with images of your own"
+        )
     with plain_errors():
         look_for(model_name, "model")
         look_for(data_name, "dataset")

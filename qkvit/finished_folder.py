@@ -1,5 +1,6 @@
 """A folder that appears only when all of it is there: a run that was stopped leaves nothing that looks finished."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +27,10 @@ def check_target(folder: Path, *, marker: str, force: bool, what: str) -> None:
     if folder.is_dir():
         if (folder / marker).is_file():
             if not force:
+                by_make = ' (with make: ARGS="--force")' if "MAKELEVEL" in os.environ else ""
                 raise UserError(
                     f"{folder} holds the result of an earlier {what}; pass --force to replace it, or --output for"
-                    ' another folder (with make: ARGS="--force")'
+                    f" another folder{by_make}"
                 )
         elif any(folder.iterdir()):
             raise UserError(

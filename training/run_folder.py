@@ -159,9 +159,14 @@ def check_resume(output: Path, recipe: Recipe, data: dict[str, Any], world: int,
         if not names & set(allowed):
             shown = name.partition(" (")[0]
             raise TrainingRefusedError(
-                f"{name} was {was!r} when the run began and is {now!r} now: make it the same, or pass --allow {shown}"
+                f"{name} was {_said(was)} when the run began and is {_said(now)} now: make it the same, or pass --allow"
+                f" {shown}"
             )
-    return [f"{name}: {was!r} before, {now!r} now" for name, (was, now) in changes.items()]
+    return [f"{name}: {_said(was)} before, {_said(now)} now" for name, (was, now) in changes.items()]
+
+
+def _said(value: Any) -> str:
+    return "not set" if value is None else repr(value)
 
 
 def find_checkpoint(output: Path) -> Path | None:

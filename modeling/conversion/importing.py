@@ -229,8 +229,9 @@ def _of_whole_patches(settings: Any, patch: tuple[int, int]) -> Any:
 
 
 def dtype_named(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """The floating-point type of that name; a `ValueError` if there is none."""
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    """The floating-point type of that name, or of its short name such as bf16; a `ValueError` if there is none."""
+    short = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
+    found = getattr(torch, short.get(dtype, dtype), None) if isinstance(dtype, str) else dtype
     if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise ValueError(f"dtype={shown(dtype)} is no floating-point type of torch; pass dtype='bfloat16', say")
     return found

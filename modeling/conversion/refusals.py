@@ -66,7 +66,10 @@ def why_not(config: Mapping[str, Any], where: str) -> str:
             f" {', '.join(families())} instead"
         )
     if model_type == "qkvit":
-        return f"{where} is a QKViT already: load it with AutoModel.from_pretrained, or write it out with qkvit.export"
+        return (
+            f"{where} is a QKViT already: load it with AutoModel.from_pretrained, or write it out for others with qkvit"
+            " convert --to FAMILY"
+        )
     what = "states no model_type" if model_type is None else f"is a {shown(model_type)} model"
     return f"{where} {what}, and no family reads it: convert one of {', '.join(families())}"
 

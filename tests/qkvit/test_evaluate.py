@@ -195,6 +195,7 @@ def test_a_model_without_a_classifier_is_refused(capsys, images, tiny_model, tmp
     [
         ({"model": "no/such/model/here"}, "no/such/model/here"),
         ({"--data": "no/such/data/here"}, "no/such/data/here"),
+        ({"--data": "digits", "--split": "validation"}, "digits is the data of a recipe"),
         ({"--split": "tset"}, "tset"),
         ({"--device": "abacus"}, "--device abacus"),
         ({"--on-bad-image": "ignore"}, "ignore"),

@@ -21,9 +21,13 @@ def test_a_new_folder_and_an_empty_one_may_be_written(tmp_path):
     check(tmp_path)
 
 
-def test_an_earlier_result_wants_force(tmp_path):
+def test_an_earlier_result_wants_force(tmp_path, monkeypatch):
     folder = earlier_result(tmp_path / "result")
-    with pytest.raises(UserError, match="pass --force to replace it"):
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    with pytest.raises(UserError, match=r"pass --force to replace it, or --output for another folder$"):
+        check(folder)
+    monkeypatch.setenv("MAKELEVEL", "1")
+    with pytest.raises(UserError, match=r'\(with make: ARGS="--force"\)$'):
         check(folder)
     check(folder, force=True)
 

@@ -123,6 +123,7 @@ def test_the_data_type_is_kept(dtype, tmp_path):
 
 def test_another_data_type_can_be_asked_for(folder, raises_sentence):
     assert convert(folder, dtype="bfloat16").qkvit.norm.weight.dtype == torch.bfloat16
+    assert convert(folder, dtype="bf16").qkvit.norm.weight.dtype == torch.bfloat16
     for wrong in ("int8", "bf17"):
         with raises_sentence(ValueError, f"dtype='{wrong}'"):
             convert(folder, dtype=wrong)
