@@ -13,6 +13,8 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from qkvit import QKViTModel
 from qkvit.cli import main
+from qkvit.training.images.sources import open_splits
+from qkvit.training.recipe import Data
 
 CLASSES = ["ant", "bee", "cow", "dog", "elk", "fox"]
 PER_CLASS = 3
@@ -262,6 +264,8 @@ def test_the_images_that_the_models_own_run_held_out_are_measured_alone(capsys, 
     model = tmp_path / "run"
     shutil.copytree(saved, model)
     (model / "recipe.yaml").write_text(f"data: {{source: {images / 'test'}, held_out: 0.4}}")
+    seen = open_splits(Data(str(images / "test"), held_out=0.4)).fingerprint()
+    (model / "run.json").write_text(json.dumps({"data": seen}))
     arguments = [model, "--data", images / "test", "--split", "validation", "-o", tmp_path / "out"]
     code, said, _ = leave(capsys, *arguments)
     assert code == 0
