@@ -14,8 +14,6 @@ from torch import nn
 
 from qkvit import QKViTConfig, QKViTForImageClassification, QKViTModel
 from qkvit.modeling.conversion import convert, export
-from qkvit.modeling.conversion.families.timm_architectures import activation, epsilon, heads
-from qkvit.modeling.conversion.families.timm_images import pretrained_cfg, processor_settings
 
 
 @dataclass(frozen=True)
@@ -226,21 +224,6 @@ def test_mean_deviation_size_and_crop_come_along_and_back(tmp_path):
     assert int(16 / written["crop_pct"]) == 17
 
 
-@pytest.mark.parametrize(
-    ("cfg", "shape"),
-    [
-        ({"crop_pct": 0.875, "interpolation": "bilinear", "crop_mode": "center"}, (224, 224)),
-        ({"crop_pct": 0.9, "interpolation": "bicubic", "crop_mode": "center"}, (224, 224)),
-        ({"crop_pct": 0.95, "interpolation": "bicubic", "crop_mode": "squash"}, (256, 256)),
-        ({"crop_pct": 1.0, "interpolation": "bicubic", "crop_mode": "squash"}, (384, 384)),
-        ({"crop_pct": 1.0, "interpolation": "bicubic", "crop_mode": "center"}, (448, 448)),
-    ],
-)
-def test_the_crop_comes_back_as_it_was(cfg, shape):
-    back = pretrained_cfg(processor_settings(cfg, shape))
-    assert {name: back[name] for name in cfg} == cfg
-
-
 def test_the_image_processor_resizes_the_shorter_side_and_cuts_out_the_centre(tmp_path):
     from PIL import Image
     from transformers import AutoImageProcessor
@@ -261,25 +244,6 @@ def test_the_tag_of_the_weights_is_no_part_of_the_architecture(tmp_path):
 def test_a_grid_that_the_config_does_not_state_is_taken_for_a_square(tmp_path):
     case = TimmCase("vit_base_patch16_224", "stale size", args={"img_size": [224, 224]})
     assert convert(case.folder(tmp_path / "source")).config.image_shape == (16, 16)
-
-
-@pytest.mark.parametrize(
-    ("name", "width", "expected"),
-    [
-        ("vit_tiny_patch16_224", 192, (3, "gelu", 1e-6)),
-        ("vit_large_patch14_clip_336", 1024, (16, "gelu", 1e-5)),
-        ("vit_large_patch14_clip_quickgelu_336", 1024, (16, "quick_gelu", 1e-5)),
-        ("vit_so400m_patch14_siglip_384", 1152, (16, "gelu", 1e-6)),
-        ("vit_so400m_patch16_siglip_384", 1152, (16, "gelu_pytorch_tanh", 1e-6)),
-        ("vit_base_patch16_siglip_512", 768, (12, "gelu", 1e-6)),
-        ("vit_large_patch16_siglip_512", 1024, (16, "gelu_pytorch_tanh", 1e-6)),
-        ("vit_giantopt_patch16_siglip_256", 1536, (16, "gelu_pytorch_tanh", 1e-6)),
-        ("vit_base_patch16_gap_224", 768, (16, "gelu", 1e-6)),
-        ("vit_base_patch16_siglip_gap_224", 768, (12, "gelu", 1e-6)),
-    ],
-)
-def test_heads_activation_and_epsilon_follow_from_the_name(name, width, expected):
-    assert (heads(name, width), activation(name, packed=False), epsilon(name)) == expected
 
 
 # ---- what is refused
