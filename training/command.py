@@ -1,6 +1,5 @@
 """The options of a training run: for `qkvit train`, and for `python -m qkvit.training.train`, which launchers start."""
 
-import re
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -59,7 +58,7 @@ def said_of_usage(message: str) -> str:
 
     ```
     """
-    if re.search(r"unexpected extra argument", message):
+    if "unexpected extra argument" in message:
         return f"{message}: each setting is --set KEY=VALUE, with a --set of its own"
     return message
 

@@ -18,7 +18,9 @@ from transformers import AutoImageProcessor
 import qkvit
 from qkvit.analysis import collect
 from qkvit.analysis.random_control import with_random_weights
+from qkvit.analysis.statistics import groups
 from qkvit.cli import main
+from qkvit.cli_statistics import GROUPS
 from qkvit.data import batches, open_images
 
 pd = pytest.importorskip("pandas")
@@ -238,6 +240,10 @@ def test_bad_images_stop_or_are_listed(leave, here, tmp_path):
 def test_a_wrong_request_is_one_sentence(leave, tmp_path, arguments, words):
     assert_one_sentence(leave(*arguments, "-o", tmp_path / "out"), words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_help_names_every_group():
+    assert GROUPS.split(", ") == list(groups.GROUPS)
 
 
 def test_a_name_of_no_statistic_is_told_before_a_folder_in_use_and_before_any_model(leave, tmp_path):
