@@ -68,3 +68,9 @@ def test_the_numbers_beside_the_colours_are_as_they_are_written(values, kind):
     assert 3 <= len(marks) <= 7
     if scale.kind != "root":
         assert all(math.isclose(float(f"{mark:.3g}"), mark, abs_tol=1e-12) for mark in marks)
+
+
+@pytest.mark.parametrize("values", [[-1.0, -1.0], [-5.0, -4.9]])
+def test_a_scale_of_negative_numbers_ends_at_zero(values):
+    scale = scale_of(torch.tensor(values))
+    assert (scale.low, scale.high) == (values[0], 0)
