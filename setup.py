@@ -29,7 +29,11 @@ PACKAGES = {
 }
 
 # Files that are not modules and travel in the wheel.
-PACKAGE_DATA = {"qkvit": ["py.typed"], "qkvit.training": ["recipes/*.yaml", "accelerate/*.yaml"]}
+PACKAGE_DATA = {
+    "qkvit": ["py.typed"],
+    "qkvit.training": ["recipes/*.yaml", "accelerate/*.yaml"],
+    "qkvit.analysis.statistics": ["*.c"],
+}
 
 REQUIRED = [
     "torch>=2.10",

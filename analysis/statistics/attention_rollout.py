@@ -255,13 +255,13 @@ def _blockwise_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
         for image in range(batch):
             asked = row[image].nonzero()[:, 0]
             for some in pieces(heads, plan.heads):
-                query = layer.query[image, some].to(row.dtype) * layer.scaling  # (g, N, D)
-                key = layer.key[image, some].to(row.dtype).transpose(1, 2).contiguous()  # (g, D, N)
+                query = layer.query[image, some].to(row.dtype)  # (g, N, D)
+                key = layer.key[image, some].to(row.dtype).transpose(1, 2)  # (g, D, N)
                 for piece in pieces(len(asked), plan.queries):
                     part = piece if len(asked) == tokens else asked[piece]  # a slice copies nothing
                     shape = (len(query), piece.stop - piece.start, tokens)
                     scores, weights = (it[: shape[0] * shape[1] * shape[2]].view(shape) for it in room)
-                    torch.bmm(query[:, part], key, out=scores)  # (g, t, N)
+                    torch.baddbmm(scores, query[:, part], key, beta=0, alpha=layer.scaling, out=scores)  # (g, t, N)
                     if layer.mask is not None:
                         mask = piece_of_mask(layer.mask, slice(image, image + 1), some, part)
                         scores += added_mask(mask, row.dtype)[0]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from . import fused_cpu
 from . import tile as tiles
 from .grid import grid_of
 from .inputs import AttentionInputs, added_mask, piece_of_mask, pieces
@@ -29,9 +30,11 @@ class Plan(NamedTuple):
 
 
 def cpu_plan(inputs: AttentionInputs, groups: frozenset[str]) -> Plan:
-    """A tile that a core's cache holds; several small images in one were no faster."""
-    _, heads, tokens, _ = inputs.query.shape
-    return plan_for(heads, tokens, numbers=CPU_NUMBERS, all_heads="similarity" in groups)
+    """A tile that a core's cache holds, of a few images where they are small."""
+    batch, heads, tokens, _ = inputs.query.shape
+    plan = plan_for(heads, tokens, numbers=CPU_NUMBERS, all_heads="similarity" in groups)
+    images = CPU_NUMBERS // 2 // (heads * tokens * tokens)
+    return plan if images < 2 or plan.heads < heads else Plan(min(batch, images), heads, tokens)
 
 
 def gpu_plan(inputs: AttentionInputs, groups: frozenset[str]) -> Plan:
@@ -85,7 +88,7 @@ class _Block:
 
     images: slice
     heads: slice
-    query: torch.Tensor  # (g, N, D), times the scaling
+    query: torch.Tensor  # (g, N, D)
     patch_keys: torch.Tensor  # (g, D, P)
     prefix_keys: torch.Tensor  # (g, D, X)
     value: torch.Tensor | None  # (g, N, D)
@@ -108,8 +111,12 @@ class _Pass:
             self.has_outputs = inputs.output is not None and inputs.output.dtype == inputs.precise
             self.outputs = inputs.output if self.has_outputs else self.norms.new_empty(inputs.value.shape)
             self.results["value_norm"] = self.norms
+        self.is_compiled = fused_cpu.suits(inputs.precise, inputs.query.device, inputs.query.shape[1])
+        if self.is_compiled:
+            self.results |= fused_cpu.room_for_rows(groups, inputs.layout, inputs.query)
         size = plan.images * plan.heads * plan.queries * inputs.layout.num_patches
-        self.buffers = [torch.empty(size, dtype=inputs.precise, device=inputs.query.device) for _ in range(2)]
+        buffers = 1 if self.is_compiled else 2
+        self.buffers = [torch.empty(size, dtype=inputs.precise, device=inputs.query.device) for _ in range(buffers)]
 
     def run(self) -> dict[str, torch.Tensor]:
         batch, heads, tokens, _ = self.inputs.query.shape
@@ -131,15 +138,35 @@ class _Pass:
             value = inputs.value[images, heads].to(inputs.precise).flatten(0, 1)
             norms = self.norms[images, heads].flatten(0, 1)
         keys = key.transpose(1, 2)  # (g, D, N)
-        patch_keys = keys[..., self.grid.prefix :].contiguous()
-        return _Block(images, heads, query * inputs.scaling, patch_keys, keys[..., : self.grid.prefix], value, norms)
+        prefix = self.grid.prefix
+        return _Block(images, heads, query, keys[..., prefix:], keys[..., :prefix], value, norms)
 
     def _tile(self, block: _Block, queries: slice) -> None:
+        attention, inverse_sum = (self._compiled_rows if self.is_compiled else self._rows)(block, queries)
+        self._columns(block, attention, inverse_sum)
+        if block.value is not None and not self.has_outputs:
+            assert self.outputs is not None
+            at = (block.images, block.heads, queries)
+            self.outputs[at] = tiles.outputs(attention, block.value).view(self.outputs[at].shape)
+        if "similarity" in self.groups:
+            heads = len(attention.weights) // self._images(block)
+            self._add("products", tiles.products_of_heads(attention, heads), block.images)
+
+    def _compiled_rows(self, block: _Block, queries: slice) -> tuple[tiles.Attention, torch.Tensor]:
+        """As `_rows`, by the kernels of cpu_kernels.c."""
         query = block.query[:, queries]
-        shape = (*query.shape[:2], self.inputs.layout.num_patches)
-        scores, weights = (buffer[: shape[0] * shape[1] * shape[2]].view(shape) for buffer in self.buffers)
+        [scores] = self._room(query)
+        mask, scaling = self._mask(block, queries), self.inputs.scaling
+        prefix_scores = tiles.score(query, block.patch_keys, block.prefix_keys, mask, scaling, scores)
+        plane = block.images.start * self.inputs.query.shape[1] + block.heads.start
+        return fused_cpu.read_rows(scores, prefix_scores, self.grid, queries, block.value_norm, self.results, plane)
+
+    def _rows(self, block: _Block, queries: slice) -> tuple[tiles.Attention, torch.Tensor | None]:
+        """Read some rows. Returns their attention, and 1 / sum_j p_ij ||v_j W||, (g, t), where there are values."""
+        query = block.query[:, queries]
         mask = self._mask(block, queries)
-        tile = tiles.attend(query, block.patch_keys, block.prefix_keys, mask, self.grid, queries, scores, weights)
+        keys, scaling = (block.patch_keys, block.prefix_keys), self.inputs.scaling
+        tile = tiles.attend(query, *keys, mask, self.grid, queries, scaling, *self._room(query))
         lines = None
         if "entropy" in self.groups:
             of_rows, lines = tiles.entropy(tile)
@@ -155,10 +182,12 @@ class _Pass:
             self._write(block, queries, on_neighbours=tiles.on_neighbours(tile))
         if "distance" in self.groups:
             self._write(block, queries, distance=tiles.distance(tile, self.grid.distances(queries)))
-        total = self._values(block, tile) if block.value_norm is not None else None
-        self._columns(block, tile, total)
-        if "similarity" in self.groups:
-            self._add("products", tiles.products_of_heads(tile, query.shape[0] // self._images(block)), block.images)
+        return tile, self._values(block, tile) if block.value_norm is not None else None
+
+    def _room(self, query: torch.Tensor) -> list[torch.Tensor]:
+        """For numbers (g, t, P)."""
+        shape = (*query.shape[:2], self.inputs.layout.num_patches)
+        return [buffer[: shape[0] * shape[1] * shape[2]].view(shape) for buffer in self.buffers]
 
     def _images(self, block: _Block) -> int:
         return block.images.stop - block.images.start
@@ -183,10 +212,8 @@ class _Pass:
         return masses
 
     def _values(self, block: _Block, tile: tiles.Tile) -> torch.Tensor:
-        """Norm-weighted sums and the heads' output. Returns sum_j p_ij ||v_j W||: (g, t)."""
-        assert block.value is not None
+        """Norm-weighted sums. Returns 1 / sum_j p_ij ||v_j W||: (g, t)."""
         assert block.value_norm is not None
-        assert self.outputs is not None
         norms, first = block.value_norm[:, None], self.grid.prefix  # (g, 1, N)
         of_patches = torch.bmm(tile.weights, norms[..., first:].transpose(1, 2))[..., 0] * tile.on_patches
         of_prefix = tile.prefix * norms[..., :first]  # (g, t, X)
@@ -194,27 +221,21 @@ class _Pass:
         own = tiles.on_self(tile) * block.value_norm[:, tile.tokens]
         shares = self._masses("weighted_on", of_prefix / total[..., None], of_patches / total, own / total)
         self._write(block, tile.tokens, weighted_sum=total, **shares)
-        if self.has_outputs:
-            return total
-        output = torch.bmm(tile.weights, block.value[:, first:]) * tile.on_patches[..., None]
-        output += tile.prefix @ block.value[:, :first]
-        at = (block.images, block.heads, tile.tokens)
-        self.outputs[at] = output.view(self.outputs[at].shape)
-        return total
+        return 1 / total
 
-    def _columns(self, block: _Block, tile: tiles.Tile, total: torch.Tensor | None) -> None:
+    def _columns(self, block: _Block, attention: tiles.Attention, inverse_sum: torch.Tensor | None) -> None:
         """What is summed over queries."""
         row_weights = []
         if "received" in self.groups:
-            row_weights.append(torch.ones_like(tile.on_patches))
-        if total is not None:
-            row_weights.append(1 / total)
+            row_weights.append(torch.ones_like(attention.on_patches))
+        if inverse_sum is not None and block.value_norm is not None:
+            row_weights.append(inverse_sum)
         if not row_weights:
             return
-        sums = list(tiles.column_sums(tile, torch.stack(row_weights, dim=1)).unbind(dim=1))  # (g, N) each
+        sums = list(tiles.column_sums(attention, torch.stack(row_weights, dim=1)).unbind(dim=1))  # (g, N) each
         if "received" in self.groups:
             self._add("received", sums.pop(0), block.images, block.heads)
-        if total is not None and block.value_norm is not None:
+        if sums and block.value_norm is not None:
             self._add("weighted_received", sums.pop() * block.value_norm, block.images, block.heads)
 
     def _write(self, block: _Block, queries: slice, **of_rows: torch.Tensor) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from ..token_layout import TokenLayout
 from .blockwise import full_precision
-from .groups import interpreted
+from .groups import interpreted, row_fields
 from .inputs import AttentionInputs, hidden_from
 from .values import norms_and_shares, projected_norms
 
@@ -173,19 +173,8 @@ def _in_32_bits(number: float) -> float:
 
 
 def planes(groups: frozenset[str], layout: TokenLayout) -> list[str]:
-    """The fields of rows, in the order in which `row_kernel` writes them."""
-    masses = ["prefix", "patches", "self"]
-    masses += ["class_token"] if layout.class_token is not None else []
-    masses += ["registers"] if layout.num_register_tokens else []
-    found = {
-        "entropy": ["entropy"],
-        "maximum": ["maximum"],
-        "place": ["spread"],
-        "masses": [*(f"on_{kind}" for kind in masses), "on_neighbours"],
-        "distance": ["distance"],
-        "values": ["weighted_sum", *(f"weighted_on_{kind}" for kind in masses)],
-    }
-    return [name for group, names in found.items() if group in groups for name in names]
+    """The fields of rows that are one float32 each, in the order in which `row_kernel` writes them."""
+    return [name for name in row_fields(groups, layout) if name not in ("argmaximum", "centre")]
 
 
 def fused_statistics(inputs: AttentionInputs, groups: frozenset[str]) -> dict[str, torch.Tensor]:

@@ -28,6 +28,11 @@ class Grid:
         return torch.cat([patches.new_full((self.prefix, 2), torch.nan), patches])
 
     @cached_property
+    def lines_and_columns(self) -> torch.Tensor:
+        """(2, P): row and column of each patch."""
+        return self.places[self.prefix :].T.contiguous()
+
+    @cached_property
     def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, 8): which patch each neighbour is; and 1 where there is one, 0 beyond the edge, NaN for tokens without
         a place."""

@@ -6,6 +6,8 @@ from typing import Literal
 
 import torch
 
+from ..token_layout import TokenLayout
+
 Backend = Literal["reference", "cpu", "gpu"]
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -57,6 +59,31 @@ def asked_groups(statistics: str | Iterable[str] | None, has_value: bool) -> fro
     if "values" in asked and not has_value:
         raise ValueError('the statistics "values" need the values; pass value=, or leave them out')
     return asked
+
+
+def row_fields(groups: frozenset[str], layout: TokenLayout) -> list[str]:
+    """The fields of `groups` that are read off single rows, for tokens of this layout.
+
+    Example:
+
+    ```python
+    >>> row_fields(frozenset(["maximum", "distance"]), TokenLayout(grid=(4, 4)))
+    ['maximum', 'argmaximum', 'distance']
+
+    ```
+    """
+    masses = ["prefix", "patches", "self"]
+    masses += ["class_token"] if layout.class_token is not None else []
+    masses += ["registers"] if layout.num_register_tokens else []
+    found = {
+        "entropy": ["entropy"],
+        "maximum": ["maximum", "argmaximum"],
+        "place": ["centre", "spread"],
+        "masses": [*(f"on_{kind}" for kind in masses), "on_neighbours"],
+        "distance": ["distance"],
+        "values": ["weighted_sum", *(f"weighted_on_{kind}" for kind in masses)],
+    }
+    return [name for group, names in found.items() if group in groups for name in names]
 
 
 def interpreted() -> bool:

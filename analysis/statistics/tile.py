@@ -17,32 +17,42 @@ from .grid import Grid
 
 
 @dataclass
-class Tile:
+class Attention:
     """The attention of some queries.
 
     Args:
         tokens: Which tokens the queries are.
-        scores: (g, t, P), on the patches; the entropy uses them up, and then they are room for products.
         weights: (g, t, P), softmax over the patches alone.
-        largest_score: (g, t), on the patches.
-        best: (g, t, 1), index of the patch with the largest weight.
-        best_weight: (g, t, 1), its weight among the patches.
         on_patches: (g, t), the share c of the row on the patches.
-        prefix_scores, prefix: (g, t, X), scores of the tokens before the patches and their weights in the whole row.
-        log_odds: (g, t), log of c / (1 - c).
-        blind: (g, t), rows that may see no patch; None without a mask.
+        prefix: (g, t, X), the weights of the tokens before the patches in the whole row.
     """
 
     grid: Grid
     tokens: slice
-    scores: torch.Tensor
     weights: torch.Tensor
+    on_patches: torch.Tensor
+    prefix: torch.Tensor
+
+
+@dataclass
+class Tile(Attention):
+    """The attention of some queries, and what its rows are read by.
+
+    Args:
+        scores: (g, t, P), on the patches; the entropy uses them up, and then they are room for products.
+        largest_score: (g, t), on the patches.
+        best: (g, t, 1), index of the patch with the largest weight.
+        best_weight: (g, t, 1), its weight among the patches.
+        prefix_scores: (g, t, X), of the tokens before the patches.
+        log_odds: (g, t), log of c / (1 - c).
+        blind: (g, t), rows that may see no patch; None without a mask.
+    """
+
+    scores: torch.Tensor
     largest_score: torch.Tensor
     best: torch.Tensor
     best_weight: torch.Tensor
-    on_patches: torch.Tensor
     prefix_scores: torch.Tensor
-    prefix: torch.Tensor
     log_odds: torch.Tensor
     blind: torch.Tensor | None
 
@@ -68,23 +78,20 @@ def attend(
     mask: torch.Tensor | None,
     grid: Grid,
     tokens: slice,
+    scaling: float,
     scores: torch.Tensor,
     weights: torch.Tensor,
 ) -> Tile:
     """The attention of some queries.
 
     Args:
-        query: (g, t, D), already multiplied by the scaling.
+        query: (g, t, D).
         patch_keys: (g, D, P).
         prefix_keys: (g, D, X).
         mask: (g, t, N), added to the scores.
         scores, weights: (g, t, P), room for the results.
     """
-    torch.bmm(query, patch_keys, out=scores)  # (g, t, P)
-    prefix_scores = query @ prefix_keys  # (g, t, X)
-    if mask is not None:
-        scores += mask[..., grid.prefix :]
-        prefix_scores = prefix_scores + mask[..., : grid.prefix]
+    prefix_scores = score(query, patch_keys, prefix_keys, mask, scaling, scores)
     largest, best = _largest(scores, grid.layout.grid)
     blind = None
     if mask is not None:
@@ -117,6 +124,24 @@ def attend(
         log_odds=log_odds,
         blind=blind,
     )
+
+
+def score(
+    query: torch.Tensor,
+    patch_keys: torch.Tensor,
+    prefix_keys: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    scores: torch.Tensor,
+) -> torch.Tensor:
+    """Fill the scores (g, t, P) on the patches; returns those on the tokens before them: (g, t, X)."""
+    torch.baddbmm(scores, query, patch_keys, beta=0, alpha=scaling, out=scores)
+    prefix_scores = (query @ prefix_keys).mul_(scaling)
+    if mask is not None:
+        prefix = prefix_scores.shape[-1]
+        scores += mask[..., prefix:]
+        prefix_scores += mask[..., :prefix]
+    return prefix_scores
 
 
 def _largest(scores: torch.Tensor, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -236,19 +261,27 @@ def distance(tile: Tile, distances: torch.Tensor) -> torch.Tensor:
     return tile.of_patches_alone(torch.mul(tile.weights, distances, out=tile.scores).sum(dim=-1))
 
 
-def column_sums(tile: Tile, row_weights: torch.Tensor) -> torch.Tensor:
+def column_sums(attention: Attention, row_weights: torch.Tensor) -> torch.Tensor:
     """sum_i r_i p_ij for each of k vectors r: (g, k, t) -> (g, k, N)."""
-    patches = (row_weights * tile.on_patches[:, None]) @ tile.weights  # (g, k, P)
-    return torch.cat([row_weights @ tile.prefix, patches], dim=-1)
+    patches = (row_weights * attention.on_patches[:, None]) @ attention.weights  # (g, k, P)
+    return torch.cat([row_weights @ attention.prefix, patches], dim=-1)
 
 
-def products_of_heads(tile: Tile, num_heads: int) -> torch.Tensor:
+def outputs(attention: Attention, value: torch.Tensor) -> torch.Tensor:
+    """sum_j p_ij v_j from the values (g, N, D): (g, t, D)."""
+    first = attention.grid.prefix
+    found = torch.bmm(attention.weights, value[:, first:]) * attention.on_patches[..., None]
+    found += attention.prefix @ value[:, :first]
+    return found
+
+
+def products_of_heads(attention: Attention, num_heads: int) -> torch.Tensor:
     """sum_ij p_ij q_ij for every two heads p and q of an image: (g / H, H, H)."""
     products = []
-    for image in range(len(tile.weights) // num_heads):
+    for image in range(len(attention.weights) // num_heads):
         heads = slice(image * num_heads, (image + 1) * num_heads)
-        weights, share = tile.weights[heads].transpose(0, 1), tile.on_patches[heads].T  # (t, H, P), (t, H)
-        prefix = tile.prefix[heads].flatten(1)  # (H, t * X)
+        weights, share = attention.weights[heads].transpose(0, 1), attention.on_patches[heads].T  # (t, H, P), (t, H)
+        prefix = attention.prefix[heads].flatten(1)  # (H, t * X)
         of_rows = torch.bmm(weights, weights.transpose(1, 2)) * (share[:, :, None] * share[:, None, :])  # (t, H, H)
         products.append(of_rows.sum(dim=0) + prefix @ prefix.T)
     return torch.stack(products)

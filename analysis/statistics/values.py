@@ -11,15 +11,20 @@ from collections.abc import Iterator
 
 import torch
 
+from . import fused_cpu
 from .inputs import pieces
 
 # Numbers of a piece, all heads' parts of a few tokens: they are H times as many as the layer's output for them.
-CPU_PIECE, GPU_PIECE = 2**21, 2**25
+CPU_PIECE, GPU_PIECE = 2**20, 2**25
 
 
 def projected_norms(vectors: torch.Tensor, projection: torch.Tensor | None) -> torch.Tensor:
     """||v W|| of each vector with its head's block W of the projection: (B, H, N, D) -> (B, H, N)."""
     if projection is not None:
+        if vectors.shape[0] * vectors.shape[2] <= len(
+            projection
+        ):  # few: the factors would take longer than the product
+            return norms_and_shares(vectors, projection)[0]
         vectors = vectors @ head_factors(projection, vectors.shape[1]).to(vectors.dtype)
     return torch.linalg.vector_norm(vectors, dim=-1)
 
@@ -52,11 +57,22 @@ def norms_and_shares(outputs: torch.Tensor, projection: torch.Tensor | None) -> 
     else:
         norms = torch.empty_like(outputs[..., 0])
         along = norms.new_zeros(norms.shape[:2])
+        norms_and_products = (
+            fused_cpu.norms_and_products
+            if fused_cpu.suits(outputs.dtype, outputs.device, outputs.shape[1])
+            else _norms_and_products
+        )
         for images, tokens, parts in _parts(outputs, projection):
-            norms[images, :, tokens] = torch.linalg.vector_norm(parts, dim=-1).transpose(0, 1)
-            of_images, output = parts.flatten(2).transpose(0, 1), parts.sum(dim=0).flatten(1)  # (b, H, t C), (b, t C)
-            along[images] += torch.bmm(of_images, output[..., None])[..., 0]
+            norms[images, :, tokens], products = norms_and_products(parts)
+            along[images] += products
     return norms, along / along.sum(dim=-1, keepdim=True)
+
+
+def _norms_and_products(parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Norms of the heads' parts (b, H, t) of (H, b, t, C), and their products with the sum of all: (b, H)."""
+    of_images, output = parts.flatten(2).transpose(0, 1), parts.sum(dim=0).flatten(1)  # (b, H, t C), (b, t C)
+    products = torch.bmm(of_images, output[..., None])[..., 0]
+    return torch.linalg.vector_norm(parts, dim=-1).transpose(0, 1), products
 
 
 def _parts(vectors: torch.Tensor, projection: torch.Tensor) -> Iterator[tuple[slice, slice, torch.Tensor]]:

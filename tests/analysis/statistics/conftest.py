@@ -1,15 +1,19 @@
 """What the tests of the statistics share: backends, random attention, and the comparison with float64."""
 
+import contextlib
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
 from qkvit.analysis import TokenLayout
+from qkvit.analysis.statistics import fused_cpu
+from qkvit.analysis.statistics.cpu_library import library
 from qkvit.analysis.statistics.inputs import AttentionInputs
 
 # Below these, float32 has no digits left; a spread is the root of a weight.
@@ -28,11 +32,28 @@ def kernels() -> Iterator[str]:
         yield "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@pytest.fixture(params=["reference", "cpu", "gpu"])
-def backend(request) -> str:
+@pytest.fixture(params=["reference", "cpu", "cpu by torch", "gpu"])
+def backend(request) -> Iterator[str]:
     if request.param == "gpu":
         request.getfixturevalue("kernels")
-    return request.param
+    if request.param == "cpu" and library() is None:
+        pytest.skip("there is no C compiler")
+    with by_torch() if request.param == "cpu by torch" else contextlib.nullcontext():
+        yield request.param.split()[0]
+
+
+def by_torch() -> Any:
+    """A context in which the CPU path goes without its compiled kernels."""
+    return mock.patch.object(fused_cpu, "library", return_value=None)
+
+
+@pytest.fixture(params=["compiled", "torch"], scope="session")
+def rows_read_by(request) -> Iterator[str]:
+    """What reads the rows on the CPU: the compiled kernels or torch."""
+    if request.param == "compiled" and library() is None:
+        pytest.skip("there is no C compiler")
+    with by_torch() if request.param == "torch" else contextlib.nullcontext():
+        yield request.param
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def layouts(draw) -> TokenLayout:
     seed=some.integers(0, 1000),
 )
 def test_blocks_give_what_the_reference_gives(
-    random_attention, assert_as_exact, layout, largest, dtype, mask, images, queries, seed
+    rows_read_by, random_attention, assert_as_exact, layout, largest, dtype, mask, images, queries, seed
 ):
     inputs = random_attention(layout, batch=3, largest=largest, dtype=dtype, mask=mask, seed=seed)
     exact = reference_statistics(inputs, ALL)
@@ -49,14 +49,14 @@ def test_blocks_give_what_the_reference_gives(
 
 
 @given(layout=layouts(), heads=some.integers(1, 3), mask=some.sampled_from(MASKS), seed=some.integers(0, 1000))
-def test_heads_may_come_one_after_the_other(random_attention, assert_as_exact, layout, heads, mask, seed):
+def test_heads_may_come_one_after_the_other(rows_read_by, random_attention, assert_as_exact, layout, heads, mask, seed):
     inputs = random_attention(layout, mask=mask, seed=seed)
     groups = ALL - {"similarity"}
     assert_as_exact(blockwise_statistics(inputs, groups, Plan(1, heads, 7)), reference_statistics(inputs, groups))
 
 
 @pytest.mark.parametrize("plan_of", [cpu_plan, gpu_plan])
-def test_a_larger_image_is_exact_too(random_attention, assert_as_exact, plan_of):
+def test_a_larger_image_is_exact_too(rows_read_by, random_attention, assert_as_exact, plan_of):
     inputs = random_attention(TokenLayout(grid=(19, 31), has_class_token=True), batch=1, width=64, largest=20.0)
     assert_as_exact(blockwise_statistics(inputs, ALL, plan_of(inputs, ALL)), reference_statistics(inputs, ALL))
 
@@ -83,7 +83,7 @@ class _LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_no_operation_gives_a_tensor_of_n_by_n(random_attention, monkeypatch):
+def test_no_operation_gives_a_tensor_of_n_by_n(rows_read_by, random_attention, monkeypatch):
     layout = TokenLayout(grid=(20, 20), has_class_token=True)  # 401 tokens, 160,801 pairs
     inputs = random_attention(layout, batch=1, heads=2, width=8)
     monkeypatch.setattr("qkvit.analysis.statistics.blockwise.CPU_NUMBERS", 2**14)
@@ -106,7 +106,7 @@ def test_no_operation_gives_a_tensor_of_n_by_n(random_attention, monkeypatch):
     assert largest.numbers >= 2 * 401**2
 
 
-def test_products_are_exact_where_the_user_allows_rough_ones(random_attention, assert_as_exact):
+def test_products_are_exact_where_the_user_allows_rough_ones(rows_read_by, random_attention, assert_as_exact):
     inputs = random_attention(TokenLayout(grid=(8, 8), has_class_token=True), width=64)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")

@@ -41,7 +41,7 @@ def roll_out(grid):
 
 
 @pytest.mark.parametrize("step", [all_statistics, roll_out])
-def test_memory_is_linear_in_the_tokens(benchmark, step):
+def test_memory_is_linear_in_the_tokens(rows_read_by, benchmark, step):
     sizes = [14, 32, 64]
     peaks = [benchmark.peak_bytes(lambda grid=grid: step(grid)) for grid in sizes]
     assert benchmark.exponent([grid**2 + 1 for grid in sizes], peaks) <= 1.1
@@ -64,7 +64,9 @@ def test_a_rollout_in_groups_keeps_one_group_alone(benchmark, tiny_model, monkey
     assert in_groups < whole - 6 * of_layer  # it would be 4 if the group before were kept too
 
 
-def test_all_statistics_of_12_layers_at_4097_tokens_stay_below_1_5_times_the_plain_pass(benchmark, monkeypatch):
+def test_all_statistics_of_12_layers_at_4097_tokens_stay_below_1_5_times_the_plain_pass(
+    rows_read_by, benchmark, monkeypatch
+):
     """With a narrow model and small tiles, in the proportion that both have in small/16."""
     monkeypatch.setattr("qkvit.analysis.statistics.blockwise.CPU_NUMBERS", 2**17)
     small = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 256, "image_size": 256, "patch_size": 4}

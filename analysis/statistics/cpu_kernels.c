@@ -1,0 +1,283 @@
+/* The fused CPU path, in C: everything that is read off a row of attention, while the row is in a core's first cache.
+ *
+ * cpu_library.py compiles this file when it is first needed and fused_cpu.py calls it; tile.py says the same in torch.
+ * The definitions are in reference.py. Sums over patches are float32 in as many partial sums as a vector has lanes; what
+ * is done once a row is double.
+ *
+ * Shapes: g images times heads, t queries, P patches, X tokens before them, N tokens, H heads, C width of the model.
+ */
+
+#include <math.h>
+#include <stdint.h>
+
+/* e^x for x <= 0, within two units of the last place: a power of two times a polynomial on half of log 2. */
+static inline float exp_of(float x) {
+    const float n = rintf(x * 1.44269504f);
+    const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+    float p = 1.98756912e-4f;
+    p = p * r + 1.39819994e-3f;
+    p = p * r + 8.33345205e-3f;
+    p = p * r + 4.16657962e-2f;
+    p = p * r + 1.66666657e-1f;
+    p = p * r + 0.5f;
+    p = p * r * r + r + 1.0f;
+    union { int32_t bits; float number; } power = {((int32_t)n + 127) * (1 << 23)};
+    return p * power.number;
+}
+
+static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
+static double softplus(double x) { return x > 30 ? x + exp(-x) : log1p(exp(x)); }
+
+/* What a row is read into. A field that is not asked for is NULL. fused_cpu.py has the same list. */
+typedef struct {
+    int64_t groups, queries, patches, prefix, tokens; /* g, t, P, X, N */
+    int64_t columns, first;                           /* patches in a line of the grid; which token the first query is */
+    int64_t class_token, registers;                   /* its index, -1 for none; how many there are, last before the patches */
+    float *scores;          /* (g, t, P); becomes the softmax over the patches alone */
+    float *prefix_scores;   /* (g, t, X); becomes their weights in the whole row */
+    const float *places;    /* (2, P), line and column of each patch */
+    const float *distances; /* (t, P), in patches */
+    const float *norms;     /* (g, N), of the projected values */
+    float *share;           /* (g, t), the weight on all patches */
+    float *inverse_sum;     /* (g, t), 1 / weighted_sum */
+    float *entropy, *maximum, *spread, *distance, *centre; /* (g, N); centre (g, N, 2) */
+    int64_t *argmaximum;
+    float *on_prefix, *on_patches, *on_self, *on_class_token, *on_registers, *on_neighbours;
+    float *weighted_sum, *weighted_on_prefix, *weighted_on_patches, *weighted_on_self, *weighted_on_class_token,
+        *weighted_on_registers;
+} Rows;
+
+/* Sums over the patches of a row, of u_j = exp(s_j - max s); the largest is left out of all. */
+typedef struct {
+    float largest;             /* max s */
+    int64_t best;              /* where it is */
+    double others, fall;       /* sum u_j, sum u_j (max s - s_j) */
+    double distance, weighted; /* sum u_j d_j, sum u_j ||v_j W|| */
+    double down, down_squared, across, across_squared; /* moments about the best patch */
+} Sums;
+
+/* The first of the largest scores; NaN is passed over. */
+static void find_largest(const float *restrict scores, int64_t count, float *largest, int64_t *best) {
+    enum { PIECE = 64 }; /* a search that stops early is not vectorised: find the piece, then the place in it */
+    int64_t piece = 0;
+    *largest = -INFINITY;
+    for (int64_t start = 0; start < count; start += PIECE) {
+        const int64_t end = start + PIECE < count ? start + PIECE : count;
+        float here = -INFINITY;
+#pragma omp simd reduction(max : here)
+        for (int64_t j = start; j < end; j++) here = scores[j] > here ? scores[j] : here;
+        if (here > *largest) *largest = here, piece = start;
+    }
+    *best = piece;
+    while (*best + 1 < count && scores[*best] != *largest) ++*best;
+}
+
+/* The scores of a row become u_j, without the largest. */
+static Sums exponentials(float *restrict scores, int64_t count, int64_t columns, const float *restrict places,
+                         const float *restrict distances, const float *restrict norms) {
+    Sums sums = {0};
+    find_largest(scores, count, &sums.largest, &sums.best);
+    const float largest = sums.largest;
+    if (largest == -INFINITY) return sums;
+    scores[sums.best] = -INFINITY;
+    float others = 0, fall = 0;
+#pragma omp simd reduction(+ : others, fall)
+    for (int64_t j = 0; j < count; j++) {
+        float x = scores[j] - largest;
+        x = x < -100.0f ? -100.0f : x; /* its exponential is 0, also times x */
+        float u = exp_of(x < -87.0f ? -87.0f : x);
+        u = x < -87.0f ? 0.0f : u;
+        scores[j] = u;
+        others += u;
+        fall -= u * x;
+    }
+    sums.others = others;
+    sums.fall = fall;
+    if (places) {
+        float down = 0, down_squared = 0, across = 0, across_squared = 0;
+        const float first_line = (float)(sums.best / columns), first_column = (float)(sums.best % columns);
+#pragma omp simd reduction(+ : down, down_squared, across, across_squared)
+        for (int64_t j = 0; j < count; j++) {
+            const float line = places[j] - first_line, column = places[count + j] - first_column;
+            down += scores[j] * line;
+            down_squared += scores[j] * line * line;
+            across += scores[j] * column;
+            across_squared += scores[j] * column * column;
+        }
+        sums.down = down;
+        sums.down_squared = down_squared;
+        sums.across = across;
+        sums.across_squared = across_squared;
+    }
+    if (distances) {
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < count; j++) sum += scores[j] * distances[j];
+        sums.distance = sum;
+    }
+    if (norms) {
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < count; j++) sum += scores[j] * norms[j];
+        sums.weighted = sum;
+    }
+    if (!(largest < INFINITY)) sums.others = NAN;
+    return sums;
+}
+
+/* Entropy of weights that sum to 1, by their logarithms. The largest is taken as 1 less the others: near 1, its logarithm
+ * is lost in its rounding. */
+static double small_entropy(const float *scores, int64_t count, double log_sum) {
+    double found = 0, others = 0;
+    int64_t best = 0;
+    for (int64_t k = 1; k < count; k++)
+        if (scores[k] > scores[best]) best = k;
+    for (int64_t k = 0; k < count; k++) {
+        const double log_weight = scores[k] - log_sum, weight = exp(log_weight);
+        if (k == best || weight == 0) continue;
+        others += weight;
+        found -= weight * log_weight;
+    }
+    return found - exp(scores[best] - log_sum) * log1p(-others);
+}
+
+static double sum_of(const float *numbers, int64_t count) {
+    double sum = 0;
+    for (int64_t k = 0; k < count; k++) sum += numbers[k];
+    return sum;
+}
+
+static double log_sum_of(const float *scores, int64_t count) {
+    double largest = -INFINITY, sum = 0;
+    for (int64_t k = 0; k < count; k++) largest = scores[k] > largest ? scores[k] : largest;
+    if (largest == -INFINITY) return sum_of(scores, count); /* NaN where one is among them */
+    for (int64_t k = 0; k < count; k++) sum += exp(scores[k] - largest);
+    return largest + log(sum);
+}
+
+/* The weights of the up to eight patches around one, among the patches. */
+static double around(const float *weights, int64_t lines, int64_t columns, int64_t patch) {
+    const int64_t line = patch / columns, column = patch % columns;
+    double sum = 0;
+    for (int64_t i = line - 1; i <= line + 1; i++)
+        for (int64_t j = column - 1; j <= column + 1; j++)
+            if (i >= 0 && i < lines && j >= 0 && j < columns && (i != line || j != column)) sum += weights[i * columns + j];
+    return sum;
+}
+
+static void read_row(const Rows *rows, int64_t group, int64_t row) {
+    const int64_t patches = rows->patches, prefix = rows->prefix, columns = rows->columns;
+    const int64_t lines = patches / columns, at = group * rows->queries + row, token = rows->first + row;
+    const int64_t out = group * rows->tokens + token, first_register = prefix - rows->registers;
+    const float *norms = rows->norms ? rows->norms + group * rows->tokens : 0;
+    const float *distances = rows->distances ? rows->distances + row * patches : 0;
+    float *weights = rows->scores + at * patches, *before = rows->prefix_scores + at * prefix;
+
+    Sums sums = exponentials(weights, patches, columns, rows->places, distances, norms ? norms + prefix : 0);
+    const int sees_patches = sums.largest > -INFINITY;
+    const double sum = 1 + sums.others, of_patches = sum_of(weights, sees_patches ? 0 : patches);
+    /* Of nothing but -inf, or NaN among them: the weights are 0, or NaN. */
+    const double inverse = sees_patches ? 1 / sum : of_patches == -INFINITY ? 0 : NAN;
+    if (sees_patches) weights[sums.best] = 1;
+    for (int64_t j = 0; j < patches; j++) weights[j] = sees_patches ? weights[j] * (float)inverse : (float)inverse;
+
+    /* Patches and the tokens before them have a softmax each; the odds say how the row is divided between them. */
+    const double log_sum = sees_patches ? sums.largest + log1p(sums.others) : of_patches;
+    const double log_sum_before = log_sum_of(before, prefix);
+    const double log_odds = prefix ? log_sum - log_sum_before : INFINITY;
+    const double share = sigmoid(log_odds), rest = sigmoid(-log_odds);
+    const double best_weight = share * inverse;
+
+    if (rows->entropy) {
+        double found = isinf(log_odds) ? 0 : share * softplus(-log_odds) + rest * softplus(log_odds);
+        if (share > 0 || isnan(share)) found += share * (log1p(sums.others) + sums.fall * inverse);
+        if (prefix > 1 && log_odds != INFINITY) found += rest * small_entropy(before, prefix, log_sum_before);
+        rows->entropy[out] = (float)found;
+    }
+    if (rows->places) {
+        const double down = sums.down * inverse, across = sums.across * inverse;
+        const double variance = (sums.down_squared + sums.across_squared) * inverse - down * down - across * across;
+        const double none = sees_patches ? 0 : NAN;
+        rows->centre[2 * out] = (float)(sums.best / columns + down + none);
+        rows->centre[2 * out + 1] = (float)(sums.best % columns + across + none);
+        rows->spread[out] = (float)(variance < 0 ? none : sqrt(variance) + none);
+    }
+    if (rows->distance) {
+        rows->distance[out] = sees_patches ? (float)((sums.distance + distances[sums.best]) * inverse) : NAN;
+    }
+
+    const double weighted_of_patches = norms ? share * inverse * (sums.weighted + norms[prefix + sums.best]) : 0;
+    double weighted_before = 0;
+    int64_t best_before = 0;
+    for (int64_t k = 0; k < prefix; k++) {
+        before[k] = log_sum_before == -INFINITY ? 0 : (float)(rest * exp(before[k] - log_sum_before));
+        if (before[k] > before[best_before]) best_before = k;
+        if (norms) weighted_before += before[k] * norms[k];
+    }
+    if (rows->maximum) {
+        const int is_before = prefix && before[best_before] > best_weight;
+        rows->maximum[out] = is_before ? before[best_before] : (float)best_weight;
+        rows->argmaximum[out] = is_before ? best_before : sums.best + prefix;
+    }
+    const double own = token < prefix ? before[token] : share * weights[token - prefix];
+    if (rows->on_prefix) {
+        rows->on_prefix[out] = (float)sum_of(before, prefix);
+        rows->on_patches[out] = (float)share;
+        rows->on_self[out] = (float)own;
+        if (rows->on_class_token) rows->on_class_token[out] = before[rows->class_token];
+        if (rows->on_registers) rows->on_registers[out] = (float)sum_of(before + first_register, rows->registers);
+        rows->on_neighbours[out] = token < prefix ? NAN : (float)(share * around(weights, lines, columns, token - prefix));
+    }
+    if (norms) {
+        const double total = weighted_before + weighted_of_patches;
+        double of_registers = 0;
+        for (int64_t k = first_register; k < prefix; k++) of_registers += before[k] * norms[k];
+        rows->weighted_sum[out] = (float)total;
+        rows->inverse_sum[at] = (float)(1 / total);
+        rows->weighted_on_prefix[out] = (float)(weighted_before / total);
+        rows->weighted_on_patches[out] = (float)(weighted_of_patches / total);
+        rows->weighted_on_self[out] = (float)(own * norms[token] / total);
+        if (rows->weighted_on_class_token)
+            rows->weighted_on_class_token[out] = (float)(before[rows->class_token] * norms[rows->class_token] / total);
+        if (rows->weighted_on_registers) rows->weighted_on_registers[out] = (float)(of_registers / total);
+    }
+    rows->share[at] = (float)share;
+}
+
+void read_rows(const Rows *rows) {
+    const int64_t count = rows->groups * rows->queries;
+#pragma omp parallel for schedule(static) if (count * rows->patches > 32768)
+    for (int64_t at = 0; at < count; at++) read_row(rows, at / rows->queries, at % rows->queries);
+}
+
+/* Of every head's part of the output (H, t, C), `stride` numbers from head to head: its norm (H, t), and its product with
+ * the sum of all parts, summed over the tokens: (H). */
+void norms_and_products(const float *parts, int64_t heads, int64_t stride, int64_t tokens, int64_t width, float *norms,
+                        double *products) {
+    enum { PIECE = 128, MOST_HEADS = 256 }; /* fused_cpu.py asks for no more heads */
+#pragma omp parallel for schedule(static) reduction(+ : products[:heads]) if (heads * tokens * width > 32768)
+    for (int64_t token = 0; token < tokens; token++) {
+        double squares[MOST_HEADS] = {0};
+        for (int64_t start = 0; start < width; start += PIECE) {
+            const int64_t count = start + PIECE < width ? PIECE : width - start;
+            float output[PIECE] = {0};
+            for (int64_t head = 0; head < heads; head++) {
+                const float *restrict part = parts + head * stride + token * width + start;
+#pragma omp simd
+                for (int64_t c = 0; c < count; c++) output[c] += part[c];
+            }
+            for (int64_t head = 0; head < heads; head++) {
+                const float *restrict part = parts + head * stride + token * width + start;
+                float square = 0, product = 0;
+#pragma omp simd reduction(+ : square, product)
+                for (int64_t c = 0; c < count; c++) {
+                    square += part[c] * part[c];
+                    product += part[c] * output[c];
+                }
+                squares[head] += square;
+                products[head] += product;
+            }
+        }
+        for (int64_t head = 0; head < heads; head++) norms[head * tokens + token] = (float)sqrt(squares[head]);
+    }
+}
