@@ -2,7 +2,8 @@
 
     python benchmarks/attention_statistics.py --output benchmarks/results/cpu-2-cores-statistics.json
 
-The model is QKViT small/16 with 12 layers, one image, float32, at 197, 1,025 and 4,097 tokens. What takes turns:
+The model is QKViT small/16 with 12 layers, float32; one image of 197, 1,025 and 4,097 tokens, and eight of 197. What
+takes turns:
 
     plain         the forward pass (sdpa)
     cheap         the forward pass with the cheap statistics (FUSED) of every layer, and rollout
@@ -40,6 +41,7 @@ import qkvit
 from qkvit.analysis import FUSED, TokenLayout, attention_statistics, model_rollout, record, rollout
 from qkvit.analysis.recording import Recording
 from qkvit.analysis.statistics import fused_gpu
+from qkvit.analysis.statistics.cpu_library import library
 
 PATCH_SIZE, SIZE = 16, "small"
 STEPS = ("plain", "cheap", "cheap_6", "everything", "everything_5", "eager")
@@ -48,14 +50,14 @@ STEPS = ("plain", "cheap", "cheap_6", "everything", "everything_5", "eager")
 class Bench:
     """A model, an image, and what is measured of them."""
 
-    def __init__(self, grid: int, device: str, **fields: Any) -> None:
+    def __init__(self, grid: int, device: str, images: int = 1, **fields: Any) -> None:
         torch.manual_seed(0)
         self.grid, self.device = grid, device
         fields = {"image_size": grid * PATCH_SIZE, "patch_size": PATCH_SIZE, "attn_implementation": "sdpa"} | fields
         config = qkvit.QKViTConfig.from_size(SIZE, **fields)
         self.model = qkvit.QKViTModel(config).eval().to(device)
         self.layout = TokenLayout.from_config(config)
-        self.image = torch.randn(1, 3, *config.image_shape, device=device)
+        self.image = torch.randn(images, 3, *config.image_shape, device=device)
 
     def plain(self) -> None:
         self.model(self.image)
@@ -136,7 +138,7 @@ class Bench:
     @property
     def maps_bytes(self) -> int:
         _, depth, heads, _ = qkvit.NAMED_SIZES[SIZE]
-        return depth * heads * self.layout.num_tokens**2 * 4
+        return len(self.image) * depth * heads * self.layout.num_tokens**2 * 4
 
 
 # ---- time
@@ -173,7 +175,7 @@ def time_row(bench: Bench, rounds: int, free_memory: float) -> dict[str, Any]:
             names = list(steps)
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 times[name].append(seconds(steps[name], bench.device))
-    row: dict[str, Any] = {"tokens": bench.layout.num_tokens, "rounds": rounds}
+    row: dict[str, Any] = {"tokens": bench.layout.num_tokens, "images": len(bench.image), "rounds": rounds}
     row["milliseconds"] = {name: round(1000 * median(values), 2) for name, values in times.items()}
 
     def ratio(over: str, under: str, less: str | None = None) -> list[float]:
@@ -294,7 +296,8 @@ def machine(device: str) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads, {cpu_name()}"
     versions = {"python": platform.python_version(), "torch": torch.__version__, "qkvit": qkvit.__version__}
     versions["transformers"] = transformers.__version__
-    return {"device": name, "load_average": os.getloadavg()[0], "versions": versions}
+    is_compiled = library() is not None
+    return {"device": name, "load_average": os.getloadavg()[0], "versions": versions, "compiled kernels": is_compiled}
 
 
 def cpu_name() -> str:
@@ -308,8 +311,9 @@ def cpu_name() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--grids", nargs="+", type=int, default=[14, 32, 64], help="patches on a side")
-    parser.add_argument("--rounds", nargs="+", type=int, default=[41, 15, 5], help="one number for each grid")
+    parser.add_argument("--grids", nargs="+", type=int, default=[14, 14, 32, 64], help="patches on a side")
+    parser.add_argument("--images", nargs="+", type=int, default=[1, 8, 1, 1], help="one number for each grid")
+    parser.add_argument("--rounds", nargs="+", type=int, default=[41, 15, 15, 5], help="one number for each grid")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
     parser.add_argument("--memory-of", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help="write a JSON file with machine, versions, date and all rows")
@@ -321,7 +325,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", *sys.argv]),
         **machine(args.device),
-        "model": f"{SIZE}/16, 12 layers, batch 1, float32",
+        "model": f"{SIZE}/16, 12 layers, float32",
         "ratios": "quartiles over rounds",
         "time": [],
         "memory": [],
@@ -337,11 +341,12 @@ def main() -> None:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
-    for grid, rounds in zip(args.grids, args.rounds, strict=True):
-        keep("time", time_row(Bench(grid, args.device), rounds, free_bytes()))
+    for grid, images, rounds in zip(args.grids, args.images, args.rounds, strict=True):
+        keep("time", time_row(Bench(grid, args.device, images), rounds, free_bytes()))
     if args.device == "cpu" and not args.no_memory:
-        keep("memory of one layer's statistics", linearity(args.grids))
-        for grid in args.grids:
+        grids = sorted(set(args.grids))
+        keep("memory of one layer's statistics", linearity(grids))
+        for grid in grids:
             keep("memory", memory_row(grid, free_bytes()))
 
 

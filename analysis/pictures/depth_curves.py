@@ -64,12 +64,15 @@ def draw_sinks(collected: Collected, path: str | Path, *, title: str, provenance
     axes[0].set_ylim(0, None)
     axes[0].set_ylabel("share of attention\n(dot: a head, line: mean)", fontsize=9)
     _legend(axes[0])
-    words = {"outliers": "outlier patches\nan image", "token_norm_ratio": "largest token norm,\ntimes the median"}
+    words = {
+        "outliers": "outlier patches an\nimage (draw over 5\ntimes the average)",
+        "token_norm_ratio": "largest token norm,\ntimes the median",
+    }
     for panel, name in zip(axes[1:], counted, strict=True):
         numbers, error = collected.mean(name), collected.half_interval(name).nan_to_num(0)
         low, high = (numbers - error).clamp_min(0), numbers + error
         panel.fill_between(collected.layers, low, high, color=OUTLIERS, alpha=0.2, linewidth=0, label="95 % interval")
-        panel.plot(collected.layers, numbers, color=OUTLIERS, linewidth=1.8, marker="o", markersize=3)
+        panel.plot(collected.layers, numbers, color=OUTLIERS, linewidth=1.8, marker="o", markersize=3, clip_on=False)
         if collected.control is not None:
             random = collected.control.mean(name)
             panel.plot(collected.layers, random, color=OUTLIERS, linewidth=1.5, linestyle=DOTTED)
@@ -77,6 +80,8 @@ def draw_sinks(collected: Collected, path: str | Path, *, title: str, provenance
         panel.set_ylabel(words[name], fontsize=8)
         top = 1.05 * (numbers + error).max().item()
         panel.set_ylim(*((0, max(top, 0.5)) if name == "outliers" else (1, max(top, 1.1))))
+    if counted:
+        axes[1].legend(fontsize=7.5, frameon=False, loc="lower right", bbox_to_anchor=(1.01, 0.93), handlelength=1.6)
     save(figure, path, provenance)
 
 
@@ -134,6 +139,7 @@ def _dots(
     for head in range(values.shape[1]):
         x = [place + spread[head].item() for place in places]
         options = {"color": colour, "alpha": 0.45, "markersize": 4, "markeredgewidth": 0, "linestyle": "none"}
+        options["clip_on"] = False  # a dot at 0 is whole
         options["label"] = label if head == 0 else None
         if error is None:
             panel.plot(x, values[:, head], marker="o", **options)

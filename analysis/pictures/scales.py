@@ -40,7 +40,7 @@ class Scale:
         from matplotlib.ticker import MaxNLocator
 
         if self.kind == "root":
-            return [self.high * part**2 for part in (0, 0.33, 0.67, 1)]
+            return [0.0, *dict.fromkeys(_rounded_down(self.high * part**2) for part in (0.33, 0.67, 1))]
         if self.kind == "log":
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             steps = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
@@ -48,6 +48,21 @@ class Scale:
             return found[:: 1 + len(found) // 6]
         places = MaxNLocator(nbins=5, min_n_ticks=3, steps=[1, 2, 5, 10]).tick_values(self.low, self.high)
         return [place for place in places if self.low <= place <= self.high]
+
+
+def _rounded_down(value: float) -> float:
+    """To one digit.
+
+    Example:
+
+    ```python
+    >>> _rounded_down(0.0378)
+    0.03
+
+    ```
+    """
+    power = math.floor(math.log10(value))
+    return round(math.floor(value / 10.0**power + 1e-9) * 10.0**power, -power)
 
 
 def scale_of(values: torch.Tensor, kind: Kind = "linear") -> Scale:

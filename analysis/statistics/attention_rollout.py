@@ -44,7 +44,8 @@ def rollout(
 
     Args:
         queries, keys: (B, H, N, D) of every layer, the first layer first. Or a `Recording` with "query" and "key" of
-            all layers alone, which knows scaling and masks too.
+            all layers alone, which knows scaling and masks too; one of the first layers alone gives the rollout up to
+            there.
         start: Which row: the index of a token, or a vector (N,) or (B, N) that weighs the rows. `None`: what `layout`
             says: the class token's row, without one the mean of the patches' rows.
         layout: What the tokens are.

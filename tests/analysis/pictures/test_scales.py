@@ -66,8 +66,8 @@ def test_the_numbers_beside_the_colours_are_as_they_are_written(values, kind):
     scale = scale_of(torch.tensor(values, dtype=torch.float64), kind)
     marks = scale.ticks()
     assert 3 <= len(marks) <= 7
-    if scale.kind != "root":
-        assert all(math.isclose(float(f"{mark:.3g}"), mark, abs_tol=1e-12) for mark in marks)
+    assert all(math.isclose(float(f"{mark:.3g}"), mark, abs_tol=1e-12) for mark in marks)
+    assert all(scale.low <= mark <= scale.high * (1 + 1e-9) for mark in marks)
 
 
 @pytest.mark.parametrize("values", [[-1.0, -1.0], [-5.0, -4.9]])
