@@ -54,8 +54,8 @@ def test_the_wheel_holds_every_module_of_every_folder(wheel):
     assert modules == expected
 
 
-def test_the_wheel_says_that_it_is_typed(wheel):
-    assert "qkvit/py.typed" in wheel.namelist()
+def test_the_wheel_says_that_it_is_typed_and_carries_the_kernels(wheel):
+    assert {"qkvit/py.typed", "qkvit/analysis/statistics/cpu_kernels.c"} <= set(wheel.namelist())
 
 
 @pytest.mark.parametrize("folder", ["training/recipes", "training/accelerate"])

@@ -111,7 +111,9 @@ class _Pass:
             self.has_outputs = inputs.output is not None and inputs.output.dtype == inputs.precise
             self.outputs = inputs.output if self.has_outputs else self.norms.new_empty(inputs.value.shape)
             self.results["value_norm"] = self.norms
-        self.is_compiled = fused_cpu.suits(inputs.precise, inputs.query.device, inputs.query.shape[1])
+        heads = inputs.query.shape[1]
+        is_dense = plan.images == 1 or plan.heads >= heads  # the kernels write to planes that follow each other
+        self.is_compiled = is_dense and fused_cpu.suits(inputs.precise, inputs.query.device, heads)
         if self.is_compiled:
             self.results |= fused_cpu.room_for_rows(groups, inputs.layout, inputs.query)
         size = plan.images * plan.heads * plan.queries * inputs.layout.num_patches
