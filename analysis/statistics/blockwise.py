@@ -1,7 +1,7 @@
 """The statistics in one pass over tiles of queries: exact, without an N x N tensor.
 
 A tile holds a few queries and all keys, so that its rows are complete and what is summed over queries is summed tile by
-tile. Two buffers of one tile are all that grows with N beside the inputs and the results.
+tile. One or two buffers of a tile are all that grows with N beside the inputs and the results.
 
 Shapes: B images, H heads, N tokens, P patches, X tokens before them, D width of a head; g images times heads and
 t queries of a tile.

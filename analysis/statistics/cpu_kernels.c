@@ -1,8 +1,8 @@
 /* The fused CPU path, in C: everything that is read off a row of attention, while the row is in a core's first cache.
  *
  * cpu_library.py compiles this file when it is first needed and fused_cpu.py calls it; tile.py says the same in torch.
- * The definitions are in reference.py. Sums over patches are float32 in as many partial sums as a vector has lanes; what
- * is done once a row is double.
+ * The definitions are in reference.py. Sums over patches are float32 within PIECE patches, and double over the pieces;
+ * what is done once a row is double.
  *
  * Shapes: g images times heads, t queries, P patches, X tokens before them, N tokens, H heads, C width of the model.
  */
@@ -10,7 +10,9 @@
 #include <math.h>
 #include <stdint.h>
 
-/* e^x for x <= 0, within two units of the last place: a power of two times a polynomial on half of log 2. */
+enum { PIECE = 512, SEARCH = 64, WIDTH = 128, MOST_HEADS = 256 };
+
+/* e^x for -87 <= x <= 0, within two units of the last place: a power of two times a polynomial on half of log 2. */
 static inline float exp_of(float x) {
     const float n = rintf(x * 1.44269504f);
     const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
@@ -32,6 +34,7 @@ static double softplus(double x) { return x > 30 ? x + exp(-x) : log1p(exp(x)); 
 typedef struct {
     int64_t groups, queries, patches, prefix, tokens; /* g, t, P, X, N */
     int64_t columns, first;                           /* patches in a line of the grid; which token the first query is */
+    int64_t threads;                                  /* how many to use */
     int64_t class_token, registers;                   /* its index, -1 for none; how many there are, last before the patches */
     float *scores;          /* (g, t, P); becomes the softmax over the patches alone */
     float *prefix_scores;   /* (g, t, X); becomes their weights in the whole row */
@@ -58,11 +61,10 @@ typedef struct {
 
 /* The first of the largest scores; NaN is passed over. */
 static void find_largest(const float *restrict scores, int64_t count, float *largest, int64_t *best) {
-    enum { PIECE = 64 }; /* a search that stops early is not vectorised: find the piece, then the place in it */
-    int64_t piece = 0;
+    int64_t piece = 0; /* a search that stops early is not vectorised: find the piece, then the place in it */
     *largest = -INFINITY;
-    for (int64_t start = 0; start < count; start += PIECE) {
-        const int64_t end = start + PIECE < count ? start + PIECE : count;
+    for (int64_t start = 0; start < count; start += SEARCH) {
+        const int64_t end = start + SEARCH < count ? start + SEARCH : count;
         float here = -INFINITY;
 #pragma omp simd reduction(max : here)
         for (int64_t j = start; j < end; j++) here = scores[j] > here ? scores[j] : here;
@@ -80,46 +82,48 @@ static Sums exponentials(float *restrict scores, int64_t count, int64_t columns,
     const float largest = sums.largest;
     if (largest == -INFINITY) return sums;
     scores[sums.best] = -INFINITY;
-    float others = 0, fall = 0;
+    const float first_line = (float)(sums.best / columns), first_column = (float)(sums.best % columns);
+    for (int64_t start = 0; start < count; start += PIECE) {
+        const int64_t end = start + PIECE < count ? start + PIECE : count;
+        float others = 0, fall = 0;
 #pragma omp simd reduction(+ : others, fall)
-    for (int64_t j = 0; j < count; j++) {
-        float x = scores[j] - largest;
-        x = x < -100.0f ? -100.0f : x; /* its exponential is 0, also times x */
-        float u = exp_of(x < -87.0f ? -87.0f : x);
-        u = x < -87.0f ? 0.0f : u;
-        scores[j] = u;
-        others += u;
-        fall -= u * x;
-    }
-    sums.others = others;
-    sums.fall = fall;
-    if (places) {
-        float down = 0, down_squared = 0, across = 0, across_squared = 0;
-        const float first_line = (float)(sums.best / columns), first_column = (float)(sums.best % columns);
-#pragma omp simd reduction(+ : down, down_squared, across, across_squared)
-        for (int64_t j = 0; j < count; j++) {
-            const float line = places[j] - first_line, column = places[count + j] - first_column;
-            down += scores[j] * line;
-            down_squared += scores[j] * line * line;
-            across += scores[j] * column;
-            across_squared += scores[j] * column * column;
+        for (int64_t j = start; j < end; j++) {
+            const float x = scores[j] - largest;
+            const float near = x >= -87.0f ? x : -87.0f;
+            float u = x >= -87.0f ? exp_of(near) : 0.0f;
+            u = x == x ? u : x; /* NaN */
+            scores[j] = u;
+            others += u;
+            fall -= u * near;
         }
-        sums.down = down;
-        sums.down_squared = down_squared;
-        sums.across = across;
-        sums.across_squared = across_squared;
-    }
-    if (distances) {
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < count; j++) sum += scores[j] * distances[j];
-        sums.distance = sum;
-    }
-    if (norms) {
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < count; j++) sum += scores[j] * norms[j];
-        sums.weighted = sum;
+        sums.others += others;
+        sums.fall += fall;
+        if (places) {
+            float down = 0, down_squared = 0, across = 0, across_squared = 0;
+#pragma omp simd reduction(+ : down, down_squared, across, across_squared)
+            for (int64_t j = start; j < end; j++) {
+                const float line = places[j] - first_line, column = places[count + j] - first_column;
+                down += scores[j] * line;
+                down_squared += scores[j] * line * line;
+                across += scores[j] * column;
+                across_squared += scores[j] * column * column;
+            }
+            sums.down += down;
+            sums.down_squared += down_squared;
+            sums.across += across;
+            sums.across_squared += across_squared;
+        }
+        float distance = 0, weighted = 0;
+        if (distances) {
+#pragma omp simd reduction(+ : distance)
+            for (int64_t j = start; j < end; j++) distance += scores[j] * distances[j];
+        }
+        if (norms) {
+#pragma omp simd reduction(+ : weighted)
+            for (int64_t j = start; j < end; j++) weighted += scores[j] * norms[j];
+        }
+        sums.distance += distance;
+        sums.weighted += weighted;
     }
     if (!(largest < INFINITY)) sums.others = NAN;
     return sums;
@@ -184,7 +188,7 @@ static void read_row(const Rows *rows, int64_t group, int64_t row) {
     /* Patches and the tokens before them have a softmax each; the odds say how the row is divided between them. */
     const double log_sum = sees_patches ? sums.largest + log1p(sums.others) : of_patches;
     const double log_sum_before = log_sum_of(before, prefix);
-    const double log_odds = prefix ? log_sum - log_sum_before : INFINITY;
+    const double log_odds = prefix ? log_sum - log_sum_before : isfinite(log_sum) ? INFINITY : NAN;
     const double share = sigmoid(log_odds), rest = sigmoid(-log_odds);
     const double best_weight = share * inverse;
 
@@ -210,7 +214,7 @@ static void read_row(const Rows *rows, int64_t group, int64_t row) {
     double weighted_before = 0;
     int64_t best_before = 0;
     for (int64_t k = 0; k < prefix; k++) {
-        before[k] = log_sum_before == -INFINITY ? 0 : (float)(rest * exp(before[k] - log_sum_before));
+        before[k] = log_sum_before == -INFINITY ? (float)rest : (float)(rest * exp(before[k] - log_sum_before));
         if (before[k] > before[best_before]) best_before = k;
         if (norms) weighted_before += before[k] * norms[k];
     }
@@ -246,21 +250,23 @@ static void read_row(const Rows *rows, int64_t group, int64_t row) {
 
 void read_rows(const Rows *rows) {
     const int64_t count = rows->groups * rows->queries;
-#pragma omp parallel for schedule(static) if (count * rows->patches > 32768)
+    const int threads = (int)rows->threads;
+    (void)threads; /* without OpenMP */
+#pragma omp parallel for schedule(static) num_threads(threads) if (count * rows->patches > 32768)
     for (int64_t at = 0; at < count; at++) read_row(rows, at / rows->queries, at % rows->queries);
 }
 
 /* Of every head's part of the output (H, t, C), `stride` numbers from head to head: its norm (H, t), and its product with
  * the sum of all parts, summed over the tokens: (H). */
-void norms_and_products(const float *parts, int64_t heads, int64_t stride, int64_t tokens, int64_t width, float *norms,
-                        double *products) {
-    enum { PIECE = 128, MOST_HEADS = 256 }; /* fused_cpu.py asks for no more heads */
-#pragma omp parallel for schedule(static) reduction(+ : products[:heads]) if (heads * tokens * width > 32768)
+void norms_and_products(const float *parts, int64_t heads, int64_t stride, int64_t tokens, int64_t width, int64_t threads,
+                        float *norms, double *products) {
+    (void)threads; /* without OpenMP */
+#pragma omp parallel for schedule(static) num_threads((int)threads) reduction(+ : products[:heads]) if (heads * tokens * width > 32768)
     for (int64_t token = 0; token < tokens; token++) {
-        double squares[MOST_HEADS] = {0};
-        for (int64_t start = 0; start < width; start += PIECE) {
-            const int64_t count = start + PIECE < width ? PIECE : width - start;
-            float output[PIECE] = {0};
+        double squares[MOST_HEADS] = {0}; /* fused_cpu.py asks for no more */
+        for (int64_t start = 0; start < width; start += WIDTH) {
+            const int64_t count = start + WIDTH < width ? WIDTH : width - start;
+            float output[WIDTH] = {0};
             for (int64_t head = 0; head < heads; head++) {
                 const float *restrict part = parts + head * stride + token * width + start;
 #pragma omp simd

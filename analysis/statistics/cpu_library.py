@@ -17,7 +17,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("cpu_kernels.c")
 FLAGS = ("-std=c11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
-# From the fastest to what every compiler knows. Threads are those of torch, whose OpenMP is in the process already.
+# From the fastest to what every compiler knows. Where torch's OpenMP is the compiler's, both share one pool of threads.
 CHOICES = (("-march=native", "-fopenmp"), ("-march=native", "-fopenmp-simd"), ("-fopenmp-simd",), ())
 SECONDS = 60  # a compiler that takes longer hangs
 
@@ -34,34 +34,37 @@ def find_library() -> ctypes.CDLL | None:
         return None
     with contextlib.suppress(OSError, RuntimeError):  # no home, no room, no right to write
         path = _folder() / f"{_fingerprint()}.so"
-        if not path.exists() and not _compile(path):
-            return None
-        return _declared(ctypes.CDLL(str(path)))
+        with contextlib.suppress(OSError, AttributeError):  # not there, or cut off, or another machine's
+            return _declared(ctypes.CDLL(str(path)))
+        return _compiled(path)
     return None
 
 
 def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     loaded.read_rows.argtypes, loaded.read_rows.restype = [pointer], None
-    loaded.norms_and_products.argtypes = [pointer, count, count, count, count, pointer, pointer]
+    loaded.norms_and_products.argtypes = [pointer, count, count, count, count, count, pointer, pointer]
     loaded.norms_and_products.restype = None
     return loaded
 
 
-def _compile(path: Path) -> bool:
-    """Compile aside, then rename: another process may be at it too."""
+def _compiled(path: Path) -> ctypes.CDLL | None:
+    """Compile aside, try it, then rename: another process may be at it too."""
     compiler = next((found for name in (os.environ.get("CC"), "cc", "gcc", "clang") if (found := _which(name))), None)
     if compiler is None:
-        return False
+        return None
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / "kernels.so"
-        for choice in CHOICES:
+        for number, choice in enumerate(CHOICES):
+            if "-march=native" in choice and not _features():
+                continue
+            made = Path(folder) / f"{number}.so"
             command = [compiler, *FLAGS, *choice, str(SOURCE), "-o", str(made), "-lm"]
-            with contextlib.suppress(subprocess.SubprocessError, OSError):
-                if subprocess.run(command, capture_output=True, timeout=SECONDS, check=False).returncode == 0:
-                    made.replace(path)
-                    return True
-    return False
+            with contextlib.suppress(subprocess.SubprocessError, OSError, AttributeError):
+                subprocess.run(command, capture_output=True, timeout=SECONDS, check=True)
+                loaded = _declared(ctypes.CDLL(str(made)))
+                made.replace(path)
+                return loaded
+    return None
 
 
 def _which(name: str | None) -> str | None:
@@ -79,15 +82,15 @@ def _folder() -> Path:
 
 
 def _fingerprint() -> str:
-    """Of all that the compiled code depends on: the source, the flags, and the processor that it is compiled for."""
-    parts = (SOURCE.read_text(encoding="utf-8"), repr((FLAGS, CHOICES)), platform.system(), _processor())
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    """Of all that the compiled code depends on. A home folder may be shared by machines of several kinds."""
+    parts = (SOURCE.read_text(encoding="utf-8"), FLAGS, CHOICES, platform.system(), platform.machine(), _features())
+    return hashlib.sha256(repr((*parts, platform.libc_ver())).encode()).hexdigest()[:32]
 
 
-def _processor() -> str:
-    """What the processor can do. A home folder may be shared by machines of several kinds."""
+def _features() -> str:
+    """What the processor can do; empty where it does not say."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith(("flags", "Features")):
+            if line.lower().startswith(("flags", "features")):
                 return line
-    return f"{platform.machine()} {platform.processor()}"
+    return ""

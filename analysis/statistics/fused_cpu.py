@@ -18,7 +18,9 @@ from .tile import Attention
 
 MOST_HEADS = 256
 
-_COUNTS = ("groups", "queries", "patches", "prefix", "tokens", "columns", "first", "class_token", "registers")
+_COUNTS = (
+    *("groups", "queries", "patches", "prefix", "tokens", "columns", "first", "threads", "class_token", "registers"),
+)
 _TENSORS = ("scores", "prefix_scores", "places", "distances", "norms", "share", "inverse_sum")
 _FIELDS = (
     *("entropy", "maximum", "spread", "distance", "centre", "argmaximum", "on_prefix", "on_patches", "on_self"),
@@ -46,7 +48,7 @@ def room_for_rows(groups: frozenset[str], layout: TokenLayout, query: torch.Tens
     for name in row_fields(groups, layout):
         shape = (*rows, 2) if name == "centre" else rows
         dtype = torch.int64 if name == "argmaximum" else torch.float32
-        found[name] = torch.empty(shape, dtype=dtype)
+        found[name] = torch.empty(shape, dtype=dtype, device=query.device)
     return found
 
 
@@ -75,7 +77,7 @@ def read_rows(
     kernels, layout = library(), grid.layout
     assert kernels is not None
     groups, queries, patches = scores.shape
-    share, inverse_sum = torch.empty(2, groups, queries).unbind()
+    share, inverse_sum = scores.new_empty(2, groups, queries).unbind()
     prefix = prefix_scores.contiguous()
     tensors = {
         "scores": scores,
@@ -94,6 +96,7 @@ def read_rows(
         "tokens": patches + grid.prefix,
         "columns": layout.grid[1],
         "first": tokens.start,
+        "threads": torch.get_num_threads(),
         "class_token": -1 if layout.class_token is None else layout.class_token,
         "registers": layout.num_register_tokens,
     }
@@ -109,7 +112,7 @@ def norms_and_products(parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     kernels = library()
     assert kernels is not None
     heads, images, tokens, width = parts.shape
-    norms, products = torch.empty(images, heads, tokens), torch.zeros(images, heads, dtype=torch.float64)
+    norms, products = parts.new_empty(images, heads, tokens), parts.new_zeros(images, heads, dtype=torch.float64)
     for image in range(images):
         kernels.norms_and_products(
             parts[:, image].data_ptr(),
@@ -117,7 +120,8 @@ def norms_and_products(parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
             images * tokens * width,
             tokens,
             width,
+            torch.get_num_threads(),
             norms[image].data_ptr(),
             products[image].data_ptr(),
         )
-    return norms, products.float()
+    return norms, products.to(parts.dtype)

@@ -21,9 +21,8 @@ CPU_PIECE, GPU_PIECE = 2**20, 2**25
 def projected_norms(vectors: torch.Tensor, projection: torch.Tensor | None) -> torch.Tensor:
     """||v W|| of each vector with its head's block W of the projection: (B, H, N, D) -> (B, H, N)."""
     if projection is not None:
-        if vectors.shape[0] * vectors.shape[2] <= len(
-            projection
-        ):  # few: the factors would take longer than the product
+        # Of a few vectors the product itself takes less time than the factors.
+        if vectors.shape[0] * vectors.shape[2] <= len(projection):
             return norms_and_shares(vectors, projection)[0]
         vectors = vectors @ head_factors(projection, vectors.shape[1]).to(vectors.dtype)
     return torch.linalg.vector_norm(vectors, dim=-1)

@@ -48,12 +48,21 @@ def by_torch() -> Any:
 
 
 @pytest.fixture(params=["compiled", "torch"], scope="session")
-def rows_read_by(request) -> Iterator[str]:
-    """What reads the rows on the CPU: the compiled kernels or torch."""
+def rows_read_by(request) -> str:
+    """What reads the rows on the CPU while the test runs: the compiled kernels or torch."""
     if request.param == "compiled" and library() is None:
         pytest.skip("there is no C compiler")
-    with by_torch() if request.param == "torch" else contextlib.nullcontext():
-        yield request.param
+    return request.param
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item) -> Any:
+    # Not in the fixture: one of the session would last over other tests, and hypothesis refuses one of the function.
+    by = getattr(item, "funcargs", {}).get("rows_read_by")
+    with by_torch() if by == "torch" else contextlib.nullcontext():
+        if by == "compiled":
+            assert fused_cpu.suits(torch.float32, torch.device("cpu"), 1)
+        return (yield)
 
 
 @pytest.fixture
