@@ -154,7 +154,7 @@ class _Pass:
             heads = len(attention.weights) // self._images(block)
             self._add("products", tiles.products_of_heads(attention, heads), block.images)
 
-    def _compiled_rows(self, block: _Block, queries: slice) -> tuple[tiles.Attention, torch.Tensor]:
+    def _compiled_rows(self, block: _Block, queries: slice) -> tuple[tiles.Attention, torch.Tensor | None]:
         """As `_rows`, by the kernels of cpu_kernels.c."""
         query = block.query[:, queries]
         [scores] = self._room(query)
@@ -230,14 +230,15 @@ class _Pass:
         row_weights = []
         if "received" in self.groups:
             row_weights.append(torch.ones_like(attention.on_patches))
-        if inverse_sum is not None and block.value_norm is not None:
+        if inverse_sum is not None:
             row_weights.append(inverse_sum)
         if not row_weights:
             return
         sums = list(tiles.column_sums(attention, torch.stack(row_weights, dim=1)).unbind(dim=1))  # (g, N) each
         if "received" in self.groups:
             self._add("received", sums.pop(0), block.images, block.heads)
-        if sums and block.value_norm is not None:
+        if inverse_sum is not None:
+            assert block.value_norm is not None
             self._add("weighted_received", sums.pop() * block.value_norm, block.images, block.heads)
 
     def _write(self, block: _Block, queries: slice, **of_rows: torch.Tensor) -> None:

