@@ -1,7 +1,7 @@
 """Say in one sentence why a saved model does not load: the file, what is wrong with it, and what to do.
 
 safetensors and transformers name neither the damaged file nor a way out. Nothing is looked at before a load fails, so
-whatever transformers can load, it loads.
+whatever transformers can load, it loads; only weights that are not those that were saved are refused after it.
 """
 
 import json
@@ -14,6 +14,8 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
+
+from .checksums_qkvit import SUMS, changed_weights
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -68,6 +70,19 @@ def _sentence(name_or_path: str, subfolder: str, has_config: bool, error: Except
         way_out = "pass a folder that save_pretrained wrote, or connect to the Hub for an id"
         return f"{name_or_path!r} is no folder here, and the Hub does not answer; {way_out}"
     return None
+
+
+def refuse_changed(name_or_path: Any, subfolder: str = "") -> None:
+    """Refuse a folder's weights that are not those that were saved there.
+
+    Raises:
+        OSError: a file has another SHA-256 than SHA256SUMS says.
+    """
+    folder = Path(name_or_path, subfolder)
+    changed = changed_weights(folder) if folder.is_dir() else None
+    if changed is not None:
+        why = f"{changed} is not what was saved there: its SHA-256 is not the one in {SUMS}"
+        raise OSError(f"{why}; {AGAIN}, or delete {SUMS} if the change was meant")
 
 
 # ---- tensors that do not fit

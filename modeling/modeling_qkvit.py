@@ -19,9 +19,10 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from ..configuration.configuration_qkvit import QKViTConfig
 from .attention_qkvit import QKViTAttention
 from .checks_qkvit import check_arguments, check_pixels, chosen_layers, masked_patches_from, token_mask_from
+from .checksums_qkvit import write_sums
 from .embeddings_qkvit import QKViTEmbeddings
 from .layers_qkvit import QKViTLayer, QKViTResidual
-from .loading_qkvit import load_checked, plain_load_errors
+from .loading_qkvit import load_checked, plain_load_errors, refuse_changed
 from .losses_qkvit import classification_loss
 from .normalization_qkvit import make_norm
 from .outputs_qkvit import (
@@ -59,12 +60,24 @@ class QKViTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers loads it, with an error of one sentence where a file or tensor is missing or wrong."""
-        has_config = kwargs.get("config") is not None
-        with plain_load_errors(pretrained_model_name_or_path, kwargs.get("subfolder") or "", has_config):
+        """As transformers loads it, with one sentence where a file or tensor is missing, damaged or changed."""
+        has_config, subfolder = kwargs.get("config") is not None, kwargs.get("subfolder") or ""
+        with plain_load_errors(pretrained_model_name_or_path, subfolder, has_config):
             loaded = load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+        if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
+            refuse_changed(pretrained_model_name_or_path, subfolder)
         (loaded[0] if isinstance(loaded, tuple) else loaded).settle()
         return loaded
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
+        """As transformers saves it, with the sums of the weight files beside them: `from_pretrained` checks them."""
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process:
+            write_sums(save_directory)
+
+    def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        write_sums(working_dir)  # save_pretrained(push_to_hub=True) uploads before it returns
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def settle(self) -> None:
         """Lay the weights of Q, K and V next to each other in memory, for one product in inference.

@@ -14,6 +14,7 @@ _OF_A_MODEL = (
     "preprocessor_config.json",
     "model*.safetensors",
     "model*.safetensors.index.json",
+    "SHA256SUMS",
     "pytorch_model*.bin",
     "pytorch_model*.bin.index.json",
     "*_qkvit.py",

@@ -124,15 +124,9 @@ def tensor_digest(tensors: "Iterable[tuple[str, torch.Tensor]]") -> str:
 
 
 def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow_hash(file)
+    from ..modeling.checksums_qkvit import file_digest  # modeling loads torch
 
-
-def _slow_hash(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+    return file_digest(path)
 
 
 def _sync(path: Path) -> None:

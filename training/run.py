@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
 
+from ..modeling.checksums_qkvit import SUMS
 from .augmentation.pipeline import Augmenter
 from .checkpoints import ASIDE, checkpoints, step_of
 from .disk_errors import check_space
@@ -320,7 +321,7 @@ class Run:
         return metrics
 
     def _save(self, trainer: RecipeTrainer) -> None:
-        """Write the model aside and move it into its place, the weights last; all processes have parts of it."""
+        """Write the model aside and move it into its place, the weights late; all processes have parts of it."""
         aside = self.output / ASIDE
         if self.args.should_save:
             shutil.rmtree(aside, ignore_errors=True)
@@ -330,7 +331,7 @@ class Run:
                 trainer.save_whole(aside / "model" / "averaged")
         if not self.args.should_save:
             return
-        for path in sorted((aside / "model").iterdir(), key=lambda path: path.suffix == ".safetensors"):
+        for path in sorted((aside / "model").iterdir(), key=_moves_late):
             target = self.output / path.name
             if target.is_dir():
                 shutil.rmtree(target)
@@ -359,6 +360,11 @@ class Run:
     def _say(self, text: str) -> None:
         if self.args.process_index == 0:
             self.say(text)
+
+
+def _moves_late(path: Path) -> tuple[bool, bool]:
+    """The weights after the rest, and their sums after them: weights stand beside no sums of others."""
+    return path.name == SUMS, path.suffix == ".safetensors"
 
 
 def _bare(measured: dict[str, float], prefix: str) -> dict[str, float]:

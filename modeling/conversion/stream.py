@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ..checksums_qkvit import write_sums
 from .checkpoint_reader import CheckpointFiles
 from .families.family import Shape
 from .importing import Conversion, full_name
@@ -52,6 +53,7 @@ def convert_folder(
         dtypes = {full_name(model, name): dtype for name, dtype in conversion.dtypes().items()}
         tensors = ((full_name(model, name), tensor) for name, tensor in conversion.tensors(progress))
         write_safetensors(folder / "model.safetensors", shapes, dtypes, tensors)
+    write_sums(folder)
     return type(model).__name__
 
 

@@ -193,6 +193,56 @@ def test_a_file_cut_anywhere_is_refused(raises_sentence, saved, tmp_path_factory
         QKViTForImageClassification.from_pretrained(folder)
 
 
+@given(st.data())
+def test_a_bit_changed_anywhere_is_refused(raises_sentence, saved, tmp_path_factory, data):
+    folder = Path(shutil.copytree(saved, tmp_path_factory.mktemp("changed") / "model"))
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[data.draw(st.integers(0, len(weights) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    (folder / "model.safetensors").write_bytes(weights)
+    with raises_sentence((OSError, RuntimeError), str(folder)):
+        QKViTForImageClassification.from_pretrained(folder)
+
+
+def change_a_weight(file: Path) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def test_changed_weights_are_named_with_the_way_out(raises_sentence, folder, load):
+    change_a_weight(folder / "model.safetensors")
+    words = (str(folder / "model.safetensors"), "not what was saved there", "SHA256SUMS", "if the change was meant")
+    with raises_sentence(OSError, *words):
+        load(folder)
+    (folder / "SHA256SUMS").unlink()
+    load(folder)
+
+
+def test_a_changed_shard_is_named(raises_sentence, tiny_model, tmp_path, load):
+    tiny_model().save_pretrained(tmp_path, max_shard_size="20KB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[2]
+    change_a_weight(shard)
+    with raises_sentence(OSError, str(shard), "not what was saved there"):
+        load(tmp_path)
+
+
+def test_weights_of_the_callers_are_not_compared(folder):
+    change_a_weight(folder / "model.safetensors")
+    state = {name: tensor + 1 for name, tensor in load_file(folder / "model.safetensors").items()}
+    loaded = QKViTForImageClassification.from_pretrained(None, config=folder / "config.json", state_dict=state)
+    assert torch.equal(loaded.classifier.weight, state["classifier.weight"])
+
+
+def test_what_is_saved_over_changed_weights_loads(tiny_model, folder, load):
+    change_a_weight(folder / "model.safetensors")
+    tiny_model().save_pretrained(folder)
+    load(folder)
+
+
+def test_a_process_that_is_not_the_main_one_writes_no_sums(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path, is_main_process=False)
+    assert not (tmp_path / "SHA256SUMS").exists()
+
+
 def test_a_git_lfs_pointer_is_told_from_weights(raises_sentence, folder, load):
     (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
     with raises_sentence(OSError, "model.safetensors", "Git LFS pointer", "git lfs pull"):
@@ -311,7 +361,8 @@ def test_a_folder_that_is_not_here_while_the_hub_does_not_answer(raises_sentence
 
 
 def change(folder: Path, **tensors: torch.Tensor | None) -> None:
-    """Give tensors of a saved model other values; None takes one out."""
+    """Give tensors of a saved model other values, as a tool that knows no sums; None takes one out."""
+    (folder / "SHA256SUMS").unlink()
     changed = load_file(folder / "model.safetensors") | {name.replace("__", "."): new for name, new in tensors.items()}
     kept = {name: tensor for name, tensor in changed.items() if tensor is not None}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
@@ -375,9 +426,7 @@ def test_a_tensor_of_another_shape_is_an_error(raises_sentence, folder, load):
 
 
 def test_who_asks_for_the_report_is_told_what_is_missing_and_not_refused(folder):
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["qkvit.layers.0.attention.q_proj.weight"]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    change(folder, qkvit__layers__0__attention__q_proj__weight=None)
     _, info = QKViTForImageClassification.from_pretrained(folder, output_loading_info=True)
     assert info["missing_keys"] == {"qkvit.layers.0.attention.q_proj.weight"}
 

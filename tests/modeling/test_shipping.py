@@ -350,4 +350,5 @@ def test_what_is_pushed_is_complete(tiny_model, tmp_path, monkeypatch, way):
         model.push_to_hub("someone/something")
     else:
         model.save_pretrained(tmp_path / "model", push_to_hub=True, repo_id="someone/something")
-    assert set(uploaded) >= {*flat_sources(), "config.json", "model.safetensors", "preprocessor_config.json"}
+    weights = {"model.safetensors", "SHA256SUMS"}
+    assert set(uploaded) >= {*flat_sources(), *weights, "config.json", "preprocessor_config.json"}
