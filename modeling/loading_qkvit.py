@@ -72,19 +72,6 @@ def _sentence(name_or_path: str, subfolder: str, has_config: bool, error: Except
     return None
 
 
-def refuse_changed(name_or_path: Any, subfolder: str = "") -> None:
-    """Refuse a folder's weights that are not those that were saved there.
-
-    Raises:
-        OSError: a file has another SHA-256 than SHA256SUMS says.
-    """
-    folder = Path(name_or_path, subfolder)
-    changed = changed_weights(folder) if folder.is_dir() else None
-    if changed is not None:
-        why = f"{changed} is not what was saved there: its SHA-256 is not the one in {SUMS}"
-        raise OSError(f"{why}; {AGAIN}, or delete {SUMS} if the change was meant")
-
-
 # ---- tensors that do not fit
 
 
@@ -96,7 +83,8 @@ def load_checked(load: Callable[..., Any], name_or_path: Any, *args: Any, **kwar
 
     Raises:
         RuntimeError: a tensor has another shape, as where transformers raises it.
-        OSError: one of the base model is missing, and the caller did not ask for `output_loading_info`.
+        OSError: one of the base model is missing, and the caller did not ask for `output_loading_info`; or a file's
+            SHA-256 is not the one that was written beside it.
     """
     wants_info = kwargs.pop("output_loading_info", False)
     try:
@@ -107,8 +95,11 @@ def load_checked(load: Callable[..., Any], name_or_path: Any, *args: Any, **kwar
         # transformers names the shapes in its log alone: they are asked for again.
         _, info = load(name_or_path, *args, output_loading_info=True, **{**kwargs, "ignore_mismatched_sizes": True})
         raise RuntimeError(_mismatched(name_or_path, info["mismatched_keys"])) from error
-    if not wants_info and not _may_lack_tensors(model, kwargs):  # who asks for the report sees what is missing
-        _refuse_missing(name_or_path, info["missing_keys"])
+    lacking = [] if _may_lack_tensors(model, kwargs) else _of_the_base(info["missing_keys"])
+    if lacking and not wants_info:  # who asks for the report sees what is missing
+        raise OSError(_lacks(name_or_path, lacking))
+    if not lacking and name_or_path is not None and kwargs.get("state_dict") is None:
+        _refuse_changed(Path(name_or_path, kwargs.get("subfolder") or ""))
     return (model, info) if wants_info else model
 
 
@@ -135,12 +126,21 @@ def _may_lack_tensors(model: Any, kwargs: dict[str, Any]) -> bool:
     )
 
 
-def _refuse_missing(name_or_path: Any, names: Any) -> None:
-    missing = sorted(name for name in names if _OF_THE_BASE.search(name) and not name.endswith("mask_token"))
-    if missing:
-        lacks = f"{name_or_path} lacks {missing[0]}, one of {len(missing)} missing tensors"
-        way_out = f"{AGAIN}, or pass ignore_mismatched_sizes=True to start what is missing anew"
-        raise OSError(f"{lacks}: it is damaged or another model's; {way_out}")
+def _of_the_base(missing: Any) -> list[str]:
+    return sorted(name for name in missing if _OF_THE_BASE.search(name) and not name.endswith("mask_token"))
+
+
+def _lacks(name_or_path: Any, missing: list[str]) -> str:
+    lacks = f"{name_or_path} lacks {missing[0]}, one of {len(missing)} missing tensors"
+    way_out = f"{AGAIN}, or pass ignore_mismatched_sizes=True to start what is missing anew"
+    return f"{lacks}: it is damaged or another model's; {way_out}"
+
+
+def _refuse_changed(folder: Path) -> None:
+    changed = changed_weights(folder) if folder.is_dir() else None
+    if changed is not None:
+        why = f"{changed} is not what was saved there: its SHA-256 is not the one in {SUMS}"
+        raise OSError(f"{why}; {AGAIN}, or delete {SUMS} if the change was meant")
 
 
 def _missing(folder: Path, has_config: bool) -> str | None:

@@ -22,7 +22,7 @@ from .checks_qkvit import check_arguments, check_pixels, chosen_layers, masked_p
 from .checksums_qkvit import write_sums
 from .embeddings_qkvit import QKViTEmbeddings
 from .layers_qkvit import QKViTLayer, QKViTResidual
-from .loading_qkvit import load_checked, plain_load_errors, refuse_changed
+from .loading_qkvit import load_checked, plain_load_errors
 from .losses_qkvit import classification_loss
 from .normalization_qkvit import make_norm
 from .outputs_qkvit import (
@@ -64,8 +64,6 @@ class QKViTPreTrainedModel(PreTrainedModel):
         has_config, subfolder = kwargs.get("config") is not None, kwargs.get("subfolder") or ""
         with plain_load_errors(pretrained_model_name_or_path, subfolder, has_config):
             loaded = load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
-        if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
-            refuse_changed(pretrained_model_name_or_path, subfolder)
         (loaded[0] if isinstance(loaded, tuple) else loaded).settle()
         return loaded
 

@@ -225,6 +225,18 @@ def test_a_changed_shard_is_named(raises_sentence, tiny_model, tmp_path, load):
         load(tmp_path)
 
 
+def test_who_asks_for_the_report_sees_other_tensors_and_not_the_refusal_of_other_bytes(folder):
+    save_file({"tensor": torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt"})
+    _, report = QKViTModel.from_pretrained(folder, output_loading_info=True)
+    assert "layers.0.attention.q_proj.weight" in report["missing_keys"]
+
+
+def test_changed_weights_are_refused_to_who_asks_for_the_report_too(raises_sentence, folder):
+    change_a_weight(folder / "model.safetensors")
+    with raises_sentence(OSError, "not what was saved there"):
+        QKViTModel.from_pretrained(folder, output_loading_info=True)
+
+
 def test_weights_of_the_callers_are_not_compared(folder):
     change_a_weight(folder / "model.safetensors")
     state = {name: tensor + 1 for name, tensor in load_file(folder / "model.safetensors").items()}
