@@ -1,43 +1,62 @@
 """Where in the image attention goes: one panel a layer."""
 
 import math
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import torch
 
 from ..collected import Collected
-from .figure import INK, add_axes, colour_bar, frame, save, titled_figure
+from .figure import FAINT, INK, add_axes, colour_bar, frame, save, titled_figure
 
 LEAST_WIDTH = 6.5  # inches, that the title needs
 
 
 def draw_places(collected: Collected, path: str | Path, *, title: str, provenance: str = "") -> None:
-    """Write, for each layer, how much attention each patch draws on average over images and heads."""
-    _draw(collected, collected.map("received"), path, title, provenance, "times the average over tokens")
+    """Write, for each layer, how much attention each patch draws on average over images and heads.
+
+    With a control, below each layer stands the same for random weights.
+    """
+    _draw(collected, _received, path, title, provenance, "times the average over tokens")
+
+
+def _received(collected: Collected) -> torch.Tensor:
+    return collected.map("received")
 
 
 def draw_rollout(collected: Collected, path: str | Path, *, title: str, provenance: str = "") -> None:
     """Write, for each layer, what the last layer's class token takes from each patch that enters it, by rollout.
 
-    Without a class token: what the last layer's patches take on average.
+    Without a class token: what the last layer's patches take on average. With a control, below each layer stands the
+    same for random weights.
     """
+    _draw(collected, _taken, path, title, provenance, "times the average over patches")
+
+
+def _taken(collected: Collected) -> torch.Tensor:
     assert collected.grid is not None, "images of one size"
     rows = collected.map("rollout")
-    shares = rows / rows[:, collected.grid[2] :].mean(dim=1, keepdim=True)
-    _draw(collected, shares, path, title, provenance, "times the average over patches")
+    return rows / rows[:, collected.grid[2] :].mean(dim=1, keepdim=True)
 
 
 def _draw(
-    collected: Collected, of_tokens: torch.Tensor, path: str | Path, title: str, provenance: str, unit: str
+    collected: Collected,
+    of_tokens: Callable[[Collected], torch.Tensor],
+    path: str | Path,
+    title: str,
+    provenance: str,
+    unit: str,
 ) -> None:
-    """Panels of (L, N)."""
+    """A panel a layer of (L, N), and one of the control where there is one."""
     from matplotlib.colors import LogNorm
 
     assert collected.grid is not None, "images of one size"
     rows, columns, prefix = collected.grid
-    maps = of_tokens[:, prefix:].unflatten(1, (rows, columns))
-    in_a_row = min(len(maps), 8 if len(maps) > 12 else 6)
-    down = math.ceil(len(maps) / in_a_row)
+    sources = [collected] if collected.control is None else [collected, collected.control]
+    maps = torch.stack([of_tokens(source)[:, prefix:].unflatten(1, (rows, columns)) for source in sources])
+    in_a_row = min(maps.shape[1], 8 if maps.shape[1] > 12 else 6)
+    down = math.ceil(maps.shape[1] / in_a_row) * len(maps)
     width = 1.25
     height = width * min(max(rows / columns, 0.3), 3)
     left, top, gap, right, bottom = 0.3, 0.85, 0.3, 0.95, 0.05
@@ -46,13 +65,16 @@ def _draw(
     reach = max(maps.max().item(), 1 / max(maps.min().item(), 1e-3), 2.0)
     highest = min(reach, 30.0)
     norm = LogNorm(1 / highest, highest)
-    for place, layer in enumerate(collected.layers):
-        row, column = divmod(place, in_a_row)
+    for of_layer, which in product(range(maps.shape[1]), range(len(maps))):
+        row, column = divmod(of_layer, in_a_row)
         x = left + column * (width + 0.12)
-        y = size[1] - top - row * (height + gap) - height
+        y = size[1] - top - (row * len(maps) + which) * (height + gap) - height
         panel = add_axes(figure, x, y, width, height)
-        shown = panel.imshow(maps[place], cmap="RdBu_r", norm=norm, interpolation="nearest", aspect="auto")
-        panel.set_title(f"layer {layer}", fontsize=8, pad=3, color=INK)
+        shown = panel.imshow(maps[which, of_layer], cmap="RdBu_r", norm=norm, interpolation="nearest", aspect="auto")
+        name = f"layer {collected.layers[of_layer]}"
+        panel.set_title(
+            name if which == 0 else f"{name}, random", fontsize=8, pad=3, color=INK if which == 0 else FAINT
+        )
         panel.set_xticks([])
         panel.set_yticks([])
         frame(panel)

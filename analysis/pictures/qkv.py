@@ -1,5 +1,7 @@
 """Queries, keys and values of one image and one layer as they are, and the map that they make: one row a head.
 
+Beyond eight heads, the rows stand in blocks beside each other.
+
 Single dimensions of Q and K mean nothing by themselves (another basis gives the same attention); what can be read is
 which tokens are alike, and which pairs give a high score.
 
@@ -14,6 +16,8 @@ import torch
 
 from ..token_layout import TokenLayout
 from .figure import FAINT, colour_bar, new_figure, save
+
+MOST_IN_A_BLOCK = 8
 
 
 def token_names(layout: TokenLayout) -> list[str]:
@@ -60,25 +64,35 @@ def draw_qkv(
     layout.check(weights.shape[-1])
     num_heads = len(weights)
     names = token_names(layout)
-    figure = new_figure(10.5, 2.1 + 2.1 * num_heads, layout="constrained")
-    heading, body = figure.subfigures(2, 1, height_ratios=[1.5, 0.6 + 2.1 * num_heads])
-    _draw_heading(heading, image, layout, title)
-    axes = body.subplots(num_heads, 4, squeeze=False)
-    for column, (name, vectors) in enumerate((("queries", query), ("keys", key), ("values", value))):
-        _draw_vectors(body, axes[:, column], vectors, name)
-    _draw_maps(body, axes[:, 3], weights, names)
-    for head in range(num_heads):
-        axes[head][0].set_ylabel(f"head {head}", fontsize=10)
-        _name_tokens(axes[head][0].yaxis, names)
-        _name_tokens(axes[head][3].yaxis, names)
+    blocks = -(-num_heads // MOST_IN_A_BLOCK)
+    rows = -(-num_heads // blocks)
+    figure = new_figure(10.5 * blocks, 2.1 + 2.1 * rows, layout="constrained")
+    heading, body = figure.subfigures(2, 1, height_ratios=[1.5, 0.6 + 2.1 * rows])
+    _draw_heading(heading, image, layout, title, blocks)
+    limits = [_limit(vectors) for vectors in (query, key, value)]
+    largest = weights.max().item()
+    for block, part in enumerate(body.subfigures(1, blocks, squeeze=False)[0]):
+        heads = range(block * rows, min((block + 1) * rows, num_heads))
+        some = slice(heads.start, heads.stop)
+        axes = part.subplots(rows, 4, squeeze=False)
+        for panel in axes[len(heads) :].flat:
+            panel.set_axis_off()
+        axes = axes[: len(heads)]
+        for column, (name, vectors) in enumerate((("queries", query), ("keys", key), ("values", value))):
+            _draw_vectors(part, axes[:, column], vectors[some], name, limits[column])
+        _draw_maps(part, axes[:, 3], weights[some], names, largest)
+        for row, head in enumerate(heads):
+            axes[row][0].set_ylabel(f"head {head}", fontsize=10)
+            _name_tokens(axes[row][0].yaxis, names)
+            _name_tokens(axes[row][3].yaxis, names)
     save(figure, path, provenance)
 
 
-def _draw_heading(strip: Any, image: torch.Tensor, layout: TokenLayout, title: str) -> None:
+def _draw_heading(strip: Any, image: torch.Tensor, layout: TokenLayout, title: str, blocks: int) -> None:
     """The image, cut into its patches, and how to read the rest."""
     rows, columns = layout.grid
     height, width = image.shape
-    picture, text = strip.subplots(1, 2, width_ratios=[1, 6])
+    picture, text = strip.subplots(1, 2, width_ratios=[1, 7 * blocks - 1])
     aspect = (height / rows) / (width / columns)  # a pixel stays square
     picture.imshow(image.cpu(), cmap="Greys", vmin=0, vmax=1, extent=(0, columns, rows, 0), aspect=aspect)
     picture.set_xticks([column + 0.5 for column in range(columns)], range(columns))
@@ -97,10 +111,14 @@ def _draw_heading(strip: Any, image: torch.Tensor, layout: TokenLayout, title: s
     text.text(0, 0.5, explanation, fontsize=9, va="top", color=FAINT, transform=text.transAxes)
 
 
-def _draw_vectors(figure: Any, panels: Sequence[Any], vectors: torch.Tensor, name: str) -> None:
-    """A column of panels for (H, N, D): one scale for all heads, that a few outliers do not stretch."""
+def _limit(vectors: torch.Tensor) -> float:
+    """Where the colours end: one scale for all heads, that a few outliers do not stretch."""
+    return max(vectors.detach().float().abs().flatten().quantile(0.99).item(), 1e-12)
+
+
+def _draw_vectors(figure: Any, panels: Sequence[Any], vectors: torch.Tensor, name: str, limit: float) -> None:
+    """A column of panels for (H, N, D)."""
     vectors = vectors.detach().float().cpu()
-    limit = max(vectors.abs().flatten().quantile(0.99).item(), 1e-12)
     for panel, of_head in zip(panels, vectors, strict=True):
         shown = panel.imshow(of_head, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
         panel.set_yticks([])
@@ -112,11 +130,11 @@ def _draw_vectors(figure: Any, panels: Sequence[Any], vectors: torch.Tensor, nam
     _colour_bar(figure, panels, shown, extend="both")
 
 
-def _draw_maps(figure: Any, panels: Sequence[Any], weights: torch.Tensor, names: Sequence[str]) -> None:
+def _draw_maps(figure: Any, panels: Sequence[Any], weights: torch.Tensor, names: Sequence[str], largest: float) -> None:
     """A column of panels for the attention maps (H, N, N)."""
     weights = weights.detach().float().cpu()
     for panel, of_head in zip(panels, weights, strict=True):
-        shown = panel.imshow(of_head, cmap="Oranges", vmin=0, vmax=weights.max().item(), aspect="auto")
+        shown = panel.imshow(of_head, cmap="Oranges", vmin=0, vmax=largest, aspect="auto")
         panel.set_xticks([])
     panels[0].set_title("attention, query by key", fontsize=10)
     _name_tokens(panels[-1].xaxis, names)

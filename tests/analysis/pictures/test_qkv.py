@@ -18,6 +18,21 @@ def test_a_picture_of_queries_keys_and_values_is_written(layout, tensors, tmp_pa
         assert len(picture.convert("RGB").getcolors(maxcolors=10**6)) > 100
 
 
+@pytest.mark.parametrize("heads", [8, 9, 12, 16, 25])
+def test_many_heads_stand_in_blocks_beside_each_other(tensors, figures, tmp_path, heads):
+    layout = TokenLayout(grid=(2, 2))
+    images, query, key, value, weights = (tensor[0] for tensor in tensors(layout, heads=heads))
+    draw_qkv(images, query, key, value, weights, layout, tmp_path / "qkv.png", title="Layer 0")
+    (figure,) = figures
+    assert figure.get_figheight() < 20
+    assert figure.get_figwidth() < 45
+    rows = [axes for axes in figure.axes if axes.get_ylabel().startswith("head ")]
+    assert [axes.get_ylabel() for axes in rows] == [f"head {head}" for head in range(heads)]
+    shown = [panel.images[0] for panel in figure.axes if panel.images and panel.axison]
+    of_heads = shown[1 : 1 + 4 * heads]  # after the image; colour bars have no image
+    assert len({it.norm.vmax for it in of_heads}) == 4  # queries, keys, values and maps have one scale each
+
+
 def test_every_token_has_a_name_of_its_own(layout):
     names = token_names(layout)
     assert len(names) == len(set(names)) == layout.num_tokens

@@ -1,12 +1,13 @@
 """The pictures of a data set are drawn for every size of model, with what there is."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
-from qkvit.analysis.pictures import draw_all, draw_rollout
+from qkvit.analysis.pictures import draw_all, draw_places, draw_rollout
 
 
 @pytest.mark.parametrize(("layers", "heads"), [(range(40), 16), (range(1), 1)])
@@ -38,3 +39,20 @@ def test_a_rollout_is_shown_beside_that_of_the_average_patch(tmp_path, collected
     shares = collected.map("rollout")[0, 1:]
     expected = (shares / shares.mean()).unflatten(0, (4, 6))
     torch.testing.assert_close(torch.from_numpy(panels[0].images[0].get_array().data), expected)
+
+
+@pytest.mark.parametrize("draw", [draw_places, draw_rollout])
+def test_random_weights_stand_below_each_layer(tmp_path, collected_from, figures, draw):
+    """Of the same layer, with the same colours for the same number."""
+    control = collected_from(range(3), 1)
+    draw(replace(collected_from(range(3), 2), control=control), tmp_path / "picture.png", title="Where: tiny")
+    panels = {panel.get_title(): panel for panel in figures[0].axes if panel.images}
+    assert len(panels) == 6
+    draw(control, tmp_path / "picture.png", title="Where: random")
+    of_control = [panel for panel in figures[1].axes if panel.images]
+    for layer, expected in enumerate(of_control):
+        trained, random = panels[f"layer {layer}"], panels[f"layer {layer}, random"]
+        assert random.images[0].norm is trained.images[0].norm
+        assert (random.images[0].get_array() == expected.images[0].get_array()).all()
+        assert random.get_position().x0 == trained.get_position().x0
+        assert random.get_position().y1 < trained.get_position().y0
