@@ -5,7 +5,8 @@ The folder it writes:
     statistics.parquet     a row for each layer, head and statistic: mean, deviation, n, 95 % interval, quantiles; with
                            --control, mean and interval for random weights
     statistics.csv         the same
-    classes.parquet        the same for each class, where there are classes; no CSV, for 1,000 classes make 2 million rows
+    classes.parquet        the same for each class, where there are classes; no CSV, since 1,000 classes make
+                           2 million rows
     vectors.safetensors    mean and second moment of each head's queries, keys and values; maps of received attention
                            and, with --rollout, of rollout
     weights.parquet        with --weights: a row for each layer, head and statistic, beside random weights
