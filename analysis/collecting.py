@@ -3,7 +3,7 @@
 Shapes: B images, H heads, N tokens, P patches, C width of the model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,9 +13,14 @@ from .attention_layers import chosen
 from .attention_product import AttentionCall
 from .head_weights import output_projection
 from .statistics import attention_statistics
-from .statistics.attention_rollout import rows_by_layer
+from .statistics.attention_rollout import rows_by_layer, rows_of_maps
+from .statistics.groups import asked_groups
 from .tally import VECTORS, Batch, Tally
 from .token_layout import TokenLayout
+
+# Up to so many tokens, rollout keeps every layer's map, the mean of its heads. Beyond, maps would be larger than the
+# queries and keys of half the layers, and the other half runs again in their place.
+TOKENS_FOR_MAPS = 400
 
 OUTLIER = 5.0  # a patch that draws so many times the average attention is counted as an outlier
 
@@ -34,6 +39,7 @@ class Collecting(Session):
         self.layout = TokenLayout(grid=(1, 1))
         self.batch = Batch(0, (1, 1, 0))
         self.contrast: torch.Tensor | None = None
+        self.maps: dict[int, torch.Tensor] = {}
         self.is_looking = True
 
     def begin(self, number: int, layout: TokenLayout, pixel_values: torch.Tensor) -> Batch:
@@ -41,35 +47,47 @@ class Collecting(Session):
         self.layout = layout
         self.batch = Batch(number, (*layout.grid, layout.num_prefix))
         self.contrast = patch_contrast(pixel_values, layout)
+        self.maps = {}
         self.is_looking = True
         return self.batch
 
     def run(self, forward: Callable[[], Any]) -> None:
-        """Run the model for the batch; for rollout, its first half once more."""
+        """Run the model for the batch; for rollout of many tokens, its first half once more."""
         if not self.rollout:
             forward()
             return
-        half = -(-len(self.modules) // 2)
-        for layer, row in rows_by_layer(self.model, forward, None, self.layout, layers_at_once=half):
+        for layer, row in self._rolled_out(forward):
             self.is_looking = False  # the whole model has run; what runs from here on has been seen
             if layer in self.chosen:
                 self._add_rollout(layer, row)
 
+    def _rolled_out(self, forward: Callable[[], Any]) -> Iterator[tuple[int, torch.Tensor]]:
+        if not self._keeps_maps:
+            half = -(-len(self.modules) // 2)
+            yield from rows_by_layer(self.model, forward, None, self.layout, layers_at_once=half)
+            return
+        forward()
+        layers = sorted(self.maps, reverse=True)
+        maps = [self.maps.pop(layer) for layer in reversed(layers)]
+        yield from zip(layers, rows_of_maps(maps, None, self.layout), strict=True)
+
+    @property
+    def _keeps_maps(self) -> bool:
+        return self.rollout and self.layout.num_tokens <= TOKENS_FOR_MAPS
+
     def see(self, call: AttentionCall, seen: dict[str, torch.Tensor]) -> None:
         layer = self.layers[call.module]
-        if layer not in self.chosen or not self.is_looking:
+        is_chosen = layer in self.chosen
+        if not self.is_looking or not (is_chosen or self._keeps_maps):
             return
-        if self.rollout and ("query", layer) in self.batch.vectors:
+        if self.rollout and (layer in self.maps or ("query", layer) in self.batch.vectors):
             raise ValueError(f"layer {layer} runs twice for a batch, and a rollout is of one run; leave rollout out")
-        for name in VECTORS:
-            vectors = getattr(call, name).detach()
-            if not vectors.isfinite().all():
-                raise ValueError(
-                    f"layer {layer}: the {name} vectors hold NaN or infinity; look at the weights up to this layer and"
-                    " at the pixel values, or compute in float32"
-                )
-            self.batch.add_vectors(name, layer, vectors)
-        self._add_statistics(layer, call, seen["output"].detach())
+        groups = asked_groups(self.statistics, has_value=True) if is_chosen else frozenset[str]()
+        if is_chosen:
+            self._add_vectors(layer, call)
+        if self._keeps_maps:
+            groups |= {"mean_map"}
+        self._add_statistics(layer, call, seen["output"].detach(), groups)
 
     def see_tokens(self, layer: int, tokens: torch.Tensor) -> None:
         """What enters a layer: (B, N, C)."""
@@ -78,8 +96,18 @@ class Collecting(Session):
         norms = tokens.detach()[:, self.layout.patches].float().norm(dim=-1)  # (B, P)
         self.batch.values["token_norm_ratio", layer] = norms.amax(dim=1) / norms.median(dim=1).values
 
-    def _add_statistics(self, layer: int, call: AttentionCall, output: torch.Tensor) -> None:
-        needs_value = self.statistics is None or "values" in self.statistics
+    def _add_vectors(self, layer: int, call: AttentionCall) -> None:
+        for name in VECTORS:
+            vectors = getattr(call, name).detach()
+            if not vectors.isfinite().all():
+                raise ValueError(
+                    f"layer {layer}: the {name} vectors hold NaN or infinity; look at the weights up to this layer and"
+                    " at the pixel values, or compute in float32"
+                )
+            self.batch.add_vectors(name, layer, vectors)
+
+    def _add_statistics(self, layer: int, call: AttentionCall, output: torch.Tensor, groups: frozenset[str]) -> None:
+        needs_value = "values" in groups
         found = attention_statistics(
             call.query.detach(),
             call.key.detach(),
@@ -89,11 +117,13 @@ class Collecting(Session):
             output=output if needs_value else None,
             output_projection=output_projection(layer, call.module) if needs_value else None,
             attention_mask=call.plain_mask()(),
-            statistics=self.statistics,
+            statistics=groups,
         )
         self.batch.values |= {(name, layer): numbers for name, numbers in found.per_head().items()}
         if found.received is not None:
             self._add_received(layer, found.received)
+        if found.mean_map is not None:
+            self.maps[layer] = found.mean_map
 
     def _add_rollout(self, layer: int, row: torch.Tensor) -> None:
         """Of the row (B, N) of the rollout down to a layer."""

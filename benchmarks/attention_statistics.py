@@ -7,7 +7,8 @@ takes turns:
 
     plain         the forward pass (sdpa)
     cheap         the forward pass with the cheap statistics (FUSED) of every layer, and rollout
-    everything    the forward pass with all statistics of every layer, values included, and rollout
+    everything    the forward pass with all statistics of every layer, values included, and rollout; both as `collect`
+                  does it: of few tokens rollout keeps the layers' maps (mean of heads), of more queries and keys
     cheap_6       as cheap, but rollout keeps six layers at a time: the model's first half runs again
     everything_5  as everything, with five layers at a time: the first seven layers run again, and the first two
     eager         transformers' ViT of the same size, attn_implementation="eager", output_attentions=True
@@ -28,7 +29,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -38,10 +39,21 @@ import torch
 import transformers
 
 import qkvit
-from qkvit.analysis import FUSED, TokenLayout, attention_statistics, model_rollout, record, rollout
+from qkvit.analysis import (
+    FUSED,
+    AttentionStatistics,
+    TokenLayout,
+    attention_statistics,
+    map_rollout,
+    model_rollout,
+    record,
+    rollout,
+)
+from qkvit.analysis.collecting import TOKENS_FOR_MAPS
 from qkvit.analysis.recording import Recording
 from qkvit.analysis.statistics import fused_gpu
 from qkvit.analysis.statistics.cpu_library import library
+from qkvit.analysis.statistics.groups import GROUPS
 
 PATCH_SIZE, SIZE = 16, "small"
 STEPS = ("plain", "cheap", "cheap_6", "everything", "everything_5", "eager")
@@ -63,10 +75,10 @@ class Bench:
         self.model(self.image)
 
     def cheap(self) -> None:
-        rollout(self._statistics(FUSED, with_values=False, kept=("query", "key")), layout=self.layout)
+        self._rolled_out(FUSED, with_values=False)
 
     def everything(self) -> None:
-        rollout(self._statistics(None, with_values=True, kept=("query", "key")), layout=self.layout)
+        self._rolled_out(GROUPS, with_values=True)
 
     def blockwise(self) -> None:
         with mock.patch.object(fused_gpu, "_has_triton", return_value=False):
@@ -78,9 +90,17 @@ class Bench:
     def everything_5(self) -> None:
         self._statistics(None, with_values=True, kept=(), layers_at_once=5)
 
+    def _rolled_out(self, groups: Iterable[str], with_values: bool) -> None:
+        if self.layout.num_tokens > TOKENS_FOR_MAPS:
+            recording, _ = self._statistics(groups, with_values, kept=("query", "key"))
+            rollout(recording, layout=self.layout)
+            return
+        _, found = self._statistics([*groups, "mean_map"], with_values, kept=())
+        map_rollout([layer.mean_map for layer in found], layout=self.layout)
+
     def _statistics(
         self, statistics: Any, with_values: bool, kept: tuple[str, ...], layers_at_once: int | None = None
-    ) -> Recording:
+    ) -> tuple[Recording, list[AttentionStatistics]]:
         """Each layer's statistics while the model runs; of the layers' tensors, those that are `kept`.
 
         With `layers_at_once`, rollout runs the model, and statistics are taken the first time.
@@ -117,7 +137,7 @@ class Bench:
                 self.model(self.image)
             else:
                 model_rollout(self.model, self.image, layout=self.layout, layers_at_once=layers_at_once)
-        return recording
+        return recording, found
 
     def eager(self) -> None:
         self.eager_model(self.image, output_attentions=True)

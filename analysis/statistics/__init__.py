@@ -1,7 +1,7 @@
 """Exact statistics of attention, without an N x N matrix."""
 
-from .attention_rollout import model_rollout, rollout
+from .attention_rollout import map_rollout, model_rollout, rollout
 from .groups import FUSED
 from .statistics import AttentionStatistics, attention_statistics
 
-__all__ = ["FUSED", "AttentionStatistics", "attention_statistics", "model_rollout", "rollout"]
+__all__ = ["FUSED", "AttentionStatistics", "attention_statistics", "map_rollout", "model_rollout", "rollout"]

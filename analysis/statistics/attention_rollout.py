@@ -90,12 +90,59 @@ def _rows(
 ) -> Iterator[torch.Tensor]:
     """The row (B, N) after each layer, the last layer first."""
     step = _step_of(backend, layers[0].query.device)
-    row = _start_row(start, layout, layers[-1].query)
+    query = layers[-1].query
+    row = _start_row(start, layout, (query.shape[0], query.shape[2]), query)
     for layer in reversed(layers):
         if layer.query.shape[::2] != layers[-1].query.shape[::2]:
             raise ValueError("the layers have other numbers of images or tokens; pass those of one forward pass")
         row = (row + step(layer, row)) / 2
         yield row.to(torch.promote_types(layer.query.dtype, torch.float32))
+
+
+@torch.no_grad()
+def map_rollout(
+    maps: Sequence[torch.Tensor], start: int | torch.Tensor | None = None, *, layout: TokenLayout | None = None
+) -> torch.Tensor:
+    """`rollout` from attention maps that are there already: (B, N).
+
+    Args:
+        maps: Of every layer, the first layer first: (B, H, N, N), as `output_attentions=True` gives them, or their mean
+            over heads, (B, N, N), as `attention_statistics(..., statistics="mean_map")` does.
+        start, layout: As in `rollout`.
+
+    Raises:
+        ValueError: there are no maps, shapes differ, or neither `start` nor `layout` says where to start.
+
+    Example:
+
+    ```python
+    >>> maps = [torch.full((1, 2, 4, 4), 0.25)] * 2  # two layers, every token looks at every token alike
+    >>> map_rollout(maps, start=0)
+    tensor([[0.4375, 0.1875, 0.1875, 0.1875]])
+
+    ```
+    """
+    if not len(maps):
+        raise ValueError("there are no maps to roll out; pass those of one layer at least")
+    *_, row = rows_of_maps(maps, start, layout)
+    return row
+
+
+def rows_of_maps(
+    maps: Sequence[torch.Tensor], start: int | torch.Tensor | None, layout: TokenLayout | None
+) -> Iterator[torch.Tensor]:
+    """The row (B, N) after each layer's map (B, H, N, N) or (B, N, N), the last layer first."""
+    batch, tokens = maps[-1].shape[0], maps[-1].shape[-1]
+    row = _start_row(start, layout, (batch, tokens), maps[-1])
+    for weights in reversed(maps):
+        if weights.ndim not in (3, 4) or (len(weights), *weights.shape[-2:]) != (batch, tokens, tokens):
+            raise ValueError(
+                f"a map has the shape {tuple(weights.shape)}, the last one is of {batch} images and {tokens} tokens;"
+                " pass maps of one forward pass, each (images, heads, tokens, tokens) or (images, tokens, tokens)"
+            )
+        mean = weights if weights.ndim == 3 else weights.mean(dim=1)
+        row = (row + (row[:, None] @ mean.to(row.dtype))[:, 0]) / 2
+        yield row
 
 
 @torch.no_grad()
@@ -199,10 +246,12 @@ def _layers(queries: Any, keys: Any, scaling: float | None, mask: torch.Tensor |
     return [layer._replace(mask=checked_mask(layer.mask, layer.query)) for layer in layers]
 
 
-def _start_row(start: int | torch.Tensor | None, layout: TokenLayout | None, query: torch.Tensor) -> torch.Tensor:
-    """(B, N)."""
-    batch, _, tokens, _ = query.shape
-    dtype = torch.promote_types(query.dtype, torch.float32)
+def _start_row(
+    start: int | torch.Tensor | None, layout: TokenLayout | None, shape: tuple[int, int], like: torch.Tensor
+) -> torch.Tensor:
+    """(B, N), on the device of `like` and in its data type, float32 at least."""
+    batch, tokens = shape
+    dtype, device = torch.promote_types(like.dtype, torch.float32), like.device
     if start is None:
         if layout is None:
             raise ValueError(
@@ -215,8 +264,8 @@ def _start_row(start: int | torch.Tensor | None, layout: TokenLayout | None, que
             raise ValueError(
                 f"start has the shape {tuple(start.shape)}; pass an index, ({tokens},) or {(batch, tokens)}"
             )
-        return start.to(query.device, dtype).expand(batch, tokens)
-    row = torch.zeros(batch, tokens, device=query.device, dtype=dtype)
+        return start.to(device, dtype).expand(batch, tokens)
+    row = torch.zeros(batch, tokens, device=device, dtype=dtype)
     if start is None:
         assert layout is not None
         row[:, layout.patches] = 1 / layout.num_patches

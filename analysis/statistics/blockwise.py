@@ -153,6 +153,8 @@ class _Pass:
         if "similarity" in self.groups:
             heads = len(attention.weights) // self._images(block)
             self._add("products", tiles.products_of_heads(attention, heads), block.images)
+        if "mean_map" in self.groups:
+            self._add_map(block, queries, attention)  # the last to read the weights
 
     def _compiled_rows(self, block: _Block, queries: slice) -> tuple[tiles.Attention, torch.Tensor | None]:
         """As `_rows`, by the kernels of cpu_kernels.c."""
@@ -240,6 +242,13 @@ class _Pass:
         if inverse_sum is not None:
             assert block.value_norm is not None
             self._add("weighted_received", sums.pop() * block.value_norm, block.images, block.heads)
+
+    def _add_map(self, block: _Block, queries: slice, attention: tiles.Attention) -> None:
+        batch, heads, tokens, _ = self.inputs.query.shape
+        if "mean_map" not in self.results:
+            self.results["mean_map"] = attention.weights.new_zeros(batch, tokens, tokens)
+        some_heads = block.heads.stop - block.heads.start
+        self.results["mean_map"][block.images, queries] += tiles.mean_over_heads(attention, some_heads, heads)
 
     def _write(self, block: _Block, queries: slice, **of_rows: torch.Tensor) -> None:
         """Put numbers (g, t, ...) into results (B, H, N, ...)."""

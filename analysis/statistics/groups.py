@@ -32,12 +32,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# What has N x N numbers is given only by name.
+ON_REQUEST: dict[str, tuple[str, ...]] = {"mean_map": ("mean_map",)}
+
 # Those that cost little beside the product of queries and keys.
 FUSED = ("entropy", "maximum", "received", "masses", "place")
 
 
 def asked_groups(statistics: str | Iterable[str] | None, has_value: bool) -> frozenset[str]:
-    """The names of the groups to compute. `None` asks for all; "values" among them only where values are given.
+    """The names of the groups to compute. `None` asks for all of `GROUPS`; "values" only where values are given.
 
     Raises:
         ValueError: a name is not a group's, or "values" is asked for and there are none.
@@ -53,9 +56,10 @@ def asked_groups(statistics: str | Iterable[str] | None, has_value: bool) -> fro
     if statistics is None:
         return frozenset(GROUPS) if has_value else frozenset(GROUPS) - {"values"}
     asked = frozenset([statistics] if isinstance(statistics, str) else statistics)
-    unknown = sorted(map(str, asked - GROUPS.keys()))
+    names = [*GROUPS, *ON_REQUEST]
+    unknown = sorted(map(str, asked.difference(names)))
     if unknown:
-        raise ValueError(f"there is no group of statistics {', '.join(unknown)}; choose from {', '.join(GROUPS)}")
+        raise ValueError(f"there is no group of statistics {', '.join(unknown)}; choose from {', '.join(names)}")
     if "values" in asked and not has_value:
         raise ValueError('the statistics "values" need the values; pass value=, or leave them out')
     return asked

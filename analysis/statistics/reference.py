@@ -34,6 +34,8 @@ def reference_statistics(inputs: AttentionInputs, groups: frozenset[str]) -> dic
     if "similarity" in groups:
         flat = weights.flatten(2)  # (B, H, N * N)
         found["products"] = flat @ flat.transpose(1, 2)
+    if "mean_map" in groups:
+        found["mean_map"] = weights.mean(dim=1)
     if "values" in groups:
         found |= of_values(weights, inputs)
     return found

@@ -11,7 +11,7 @@ import torch
 from ..token_layout import TokenLayout
 from .blockwise import blockwise_statistics, cpu_plan, gpu_plan
 from .fused_gpu import fused_statistics, suits
-from .groups import Backend, asked_groups, backend_for
+from .groups import ON_REQUEST, Backend, asked_groups, backend_for
 from .inputs import AttentionInputs
 from .reference import reference_statistics
 
@@ -45,6 +45,7 @@ class AttentionStatistics:
     | weighted_received | column | as received, of these shares | (B, H, N) |
     | output_norm | row | norm of the head's part of the output, ||sum_j p_ij v_j W|| | (B, H, N) |
     | output_share | head | sum_i <part_i, output_i> / sum_i ||output_i||^2: sums to 1, may be negative | (B, H) |
+    | mean_map | layer | sum_h p_ij / H, the only one of N x N numbers: for `map_rollout` of few tokens | (B, N, N) |
 
     Distance is the mean attention distance of Dosovitskiy et al. 2021 (arXiv 2010.11929). Sinks, tokens that draw much
     of all attention: Darcet et al. 2024 (arXiv 2309.16588). Norm-weighted attention: Kobayashi et al. 2020 (arXiv
@@ -77,6 +78,7 @@ class AttentionStatistics:
     weighted_received: torch.Tensor | None = None
     output_norm: torch.Tensor | None = None
     output_share: torch.Tensor | None = None
+    mean_map: torch.Tensor | None = None
 
     @property
     def distance_fraction(self) -> torch.Tensor | None:
@@ -95,13 +97,13 @@ class AttentionStatistics:
 
         The mean over tokens. `distance`, `centre`, `spread` and the weights on kinds of tokens are averaged over the
         rows of patches; `centre` gives "centre_row" and "centre_column"; `head_similarity` is averaged over the other
-        heads. Left out are `received` and `weighted_received`, whose mean is 1, and `argmaximum`. Rows that are NaN are
-        left out of a mean, and a mean of none is NaN.
+        heads. Left out are `received` and `weighted_received`, whose mean is 1, `argmaximum` and `mean_map`. Rows that
+        are NaN are left out of a mean, and a mean of none is NaN.
         """
         found: dict[str, torch.Tensor] = {}
         for name, numbers in self.items():
             match name:
-                case "received" | "weighted_received" | "argmaximum":
+                case "received" | "weighted_received" | "argmaximum" | "mean_map":
                     continue
                 case "sink_share" | "output_share":
                     found[name] = numbers
@@ -151,7 +153,8 @@ def attention_statistics(
         attention_mask: Broadcasts to (B, H, N, N): True for the keys that a query may see, or numbers added to the
             scores.
         statistics: Groups to compute, of "entropy", "maximum", "received", "masses", "place", "distance", "similarity"
-            and "values". `None`: all that can be had. The first five are the cheap ones, `qkvit.analysis.FUSED`.
+            and "values". `None`: all of these that can be had. The first five are the cheap ones,
+            `qkvit.analysis.FUSED`. "mean_map" is given only by name.
         backend: "cpu" goes over blocks that fit a core's cache; "gpu" runs Triton kernels, or, where they do not suit
             (float64, no Triton, a GPU before compute capability 8.0), goes over blocks that fill the device;
             "reference" builds the maps in float64. `None`: by the device of the query.
@@ -210,7 +213,9 @@ def _cpu(inputs: AttentionInputs, groups: frozenset[str]) -> dict[str, torch.Ten
 
 def _gpu(inputs: AttentionInputs, groups: frozenset[str]) -> dict[str, torch.Tensor]:
     if suits(inputs.query, inputs.value, inputs.mask, inputs.layout.num_prefix):
-        return fused_statistics(inputs, groups)
+        maps = groups & ON_REQUEST.keys()  # no kernel makes maps
+        found = fused_statistics(inputs, groups - maps) if groups - maps else {}
+        return found | (blockwise_statistics(inputs, maps, gpu_plan(inputs, maps)) if maps else {})
     return blockwise_statistics(inputs, groups, gpu_plan(inputs, groups))
 
 

@@ -275,6 +275,13 @@ def outputs(attention: Attention, value: torch.Tensor) -> torch.Tensor:
     return found
 
 
+def mean_over_heads(attention: Attention, num_heads: int, of_heads: int) -> torch.Tensor:
+    """sum_h p_ij / H for each image, over `num_heads` of its H = `of_heads` heads: (b, t, N). Uses up the weights."""
+    patches = attention.weights.mul_(attention.on_patches[..., None]).unflatten(0, (-1, num_heads)).sum(dim=1)
+    prefix = attention.prefix.unflatten(0, (-1, num_heads)).sum(dim=1)  # (b, t, X)
+    return torch.cat([prefix, patches], dim=-1).div_(of_heads)
+
+
 def products_of_heads(attention: Attention, num_heads: int) -> torch.Tensor:
     """sum_ij p_ij q_ij for every two heads p and q of an image: (g / H, H, H)."""
     products = []

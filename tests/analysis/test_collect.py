@@ -67,8 +67,18 @@ def test_chosen_layers_and_groups(model, source, over, quiet):
     torch.testing.assert_close(collected.mean("entropy"), quiet(model, over(source)).mean("entropy")[[0, 2]])
 
 
+@pytest.fixture(params=["maps are kept", "the first half runs again"])
+def rollout_way(request, monkeypatch):
+    """Few tokens or many: each way is right for both."""
+    from qkvit.analysis import collecting
+
+    assert collecting.TOKENS_FOR_MAPS >= 197
+    monkeypatch.setattr(collecting, "TOKENS_FOR_MAPS", 0 if request.param.endswith("again") else 10**6)
+    return request.param
+
+
 @pytest.mark.parametrize("layers", [None, [0, 2]])
-def test_rollout_down_to_every_layer(tiny_model, source, layers, over, quiet):
+def test_rollout_down_to_every_layer(tiny_model, source, layers, over, quiet, rollout_way):
     """In exact numbers: the product of (A + I) / 2 over the layers above."""
     model = tiny_model(qkvit.QKViTModel, num_register_tokens=1, attn_implementation="eager")
     (whole,) = over(source, NUM_IMAGES)
@@ -100,7 +110,21 @@ def test_a_rollout_that_was_not_asked_for_has_no_map(model, source, raises_sente
         quiet(model, over(source)).map("rollout")
 
 
-def test_the_second_run_that_rollout_needs_takes_no_statistics(model, monkeypatch, quiet):
+def test_the_model_runs_once_where_maps_are_kept(model, quiet, rollout_way):
+    layers_run = []
+    for layer in model.layers:
+        layer.register_forward_hook(lambda *_: layers_run.append(1))
+    quiet(model, [torch.rand(2, 3, 16, 16)], rollout=True)
+    assert len(layers_run) == (3 if rollout_way == "maps are kept" else 3 + 1)
+
+
+def test_layers_that_are_not_asked_for_have_no_statistics_of_their_maps(model, quiet, rollout_way):
+    collected = quiet(model, [torch.rand(2, 3, 16, 16)], rollout=True, layers=[1], statistics="entropy")
+    assert {row["layer"] for row in collected.rows()} == {1}
+    assert collected.layers == (1,)
+
+
+def test_the_second_run_that_rollout_needs_takes_no_statistics(model, monkeypatch, quiet, rollout_way):
     from qkvit.analysis import collecting
 
     calls, take = [], collecting.attention_statistics
@@ -111,7 +135,7 @@ def test_the_second_run_that_rollout_needs_takes_no_statistics(model, monkeypatc
     assert len(calls) == len(model.layers)
 
 
-def test_of_a_model_that_runs_twice_for_a_batch_the_last_run_counts(model, quiet, raises_sentence):
+def test_of_a_model_that_runs_twice_for_a_batch_the_last_run_counts(model, quiet, raises_sentence, rollout_way):
     images = torch.rand(2, 3, 16, 16)
     twice = quiet(model, [images], forward=lambda m, pixels: (m(1 - pixels), m(pixels)))
     once = quiet(model, [images])

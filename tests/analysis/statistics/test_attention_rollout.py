@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from qkvit import QKViTModel
-from qkvit.analysis import TokenLayout, model_rollout, record, rollout
+from qkvit.analysis import TokenLayout, attention_statistics, map_rollout, model_rollout, record, rollout
 
 
 def matrix(maps):
@@ -41,6 +41,35 @@ def test_a_row_of_the_rollout_is_that_of_the_product_of_the_maps(random_attentio
     for backend in ("cpu", "reference"):
         row = rollout(queries, keys, start, scaling=first.scaling, attention_mask=first.mask, backend=backend)
         torch.testing.assert_close(row.double(), exact, rtol=1e-4, atol=1e-35)
+
+
+@given(
+    depth=some.integers(1, 5),
+    largest=some.sampled_from([0.0, 1.0, 20.0, 80.0]),
+    start=some.integers(-16, 15),
+    seed=some.integers(0, 1000),
+)
+def test_a_rollout_of_maps_is_that_of_their_queries_and_keys(random_attention, depth, largest, start, seed):
+    queries, keys, first, maps = random_layers(depth, largest, seed, random_attention, LAYOUT)
+    exact = matrix(maps)[:, start]
+    means = [
+        attention_statistics(query, key, LAYOUT, scaling=first.scaling, statistics="mean_map").mean_map
+        for query, key in zip(queries, keys, strict=True)
+    ]
+    torch.testing.assert_close(map_rollout(means, start).double(), exact, rtol=1e-4, atol=1e-35)
+    torch.testing.assert_close(map_rollout(maps, start), exact)
+    torch.testing.assert_close(map_rollout(maps, layout=LAYOUT), matrix(maps)[:, 0])
+
+
+def test_what_is_no_row_of_maps_is_refused(raises_sentence):
+    maps = [torch.full((2, 3, 4, 4), 0.25)] * 2
+    with raises_sentence(ValueError, "there are no maps"):
+        map_rollout([], 0)
+    with raises_sentence(ValueError, "start=", "layout="):
+        map_rollout(maps)
+    for other in (torch.ones(2, 3, 4, 5), torch.ones(1, 3, 4, 4), torch.ones(2, 5, 5), torch.ones(4, 4)):
+        with raises_sentence(ValueError, str(tuple(other.shape)), "maps of one forward pass"):
+            map_rollout([other, *maps], 0)
 
 
 def test_the_same_row_on_every_backend(random_attention, backend, device):

@@ -9,7 +9,7 @@ import torch
 from qkvit import QKViTModel
 from qkvit.analysis import FUSED, AttentionStatistics, TokenLayout, attention_statistics, head_facts, record
 from qkvit.analysis.head_facts import facts_of_maps
-from qkvit.analysis.statistics.groups import GROUPS
+from qkvit.analysis.statistics.groups import GROUPS, ON_REQUEST
 
 LAYOUT = TokenLayout(grid=(3, 4), has_class_token=True, num_register_tokens=2)
 
@@ -20,7 +20,7 @@ def ask(inputs, **changes):
 
 
 def test_every_field_belongs_to_one_group():
-    names = [name for names in GROUPS.values() for name in names]
+    names = [name for names in (GROUPS | ON_REQUEST).values() for name in names]
     fields = {field.name for field in dataclasses.fields(AttentionStatistics)}
     assert len(names) == len(set(names))
     assert {name if name != "products" else "head_similarity" for name in names} == fields - {"layout"}
@@ -43,6 +43,26 @@ def test_all_that_can_be_had_is_computed_unless_less_is_asked(random_attention):
     assert ask(inputs).distance is not None
     assert ask(inputs, value=inputs.value).value_norm is not None
     assert ask(inputs, statistics=FUSED).distance is None
+
+
+@pytest.mark.parametrize("mask", [None, "keys", "pairs"])
+@pytest.mark.parametrize("layout", [LAYOUT, TokenLayout(grid=(5, 3)), TokenLayout(grid=(11, 13), has_class_token=True)])
+def test_the_mean_map_is_the_mean_of_the_heads_maps(random_attention, assert_as_exact, backend, device, layout, mask):
+    inputs = random_attention(layout, batch=3, heads=3, largest=30.0, mask=mask)
+    moved = {"query": inputs.query.to(device), "key": inputs.key.to(device)}
+    moved["attention_mask"] = inputs.mask if inputs.mask is None else inputs.mask.to(device)
+    alone = ask(inputs, **moved, statistics="mean_map", backend=backend)
+    together = ask(inputs, **moved, statistics=[*FUSED, "similarity", "mean_map"], backend=backend)
+    exact = ask(inputs, attention_mask=inputs.mask, statistics=[*FUSED, "similarity", "mean_map"], backend="reference")
+    assert [name for name, _ in alone.items()] == ["mean_map"]
+    torch.testing.assert_close(alone.mean_map.double().cpu(), exact.mean_map, rtol=1e-4, atol=1e-35)
+    assert_as_exact(dict(together.items()), dict(exact.items()))  # the map is read last
+    assert "mean_map" not in together.per_head()
+
+
+def test_maps_are_made_only_for_who_names_them(random_attention):
+    inputs = random_attention(LAYOUT)
+    assert ask(inputs, value=inputs.value).mean_map is None
 
 
 def test_shapes_are_as_the_table_says(random_attention):
