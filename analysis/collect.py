@@ -71,8 +71,8 @@ def collect(
             tuples of both; or tensors of pixel values.
         layers: Which layers, negative ones from the end. `None`: all.
         statistics: Groups of `attention_statistics`. `None`: all.
-        rollout: Attention rollout too. It needs queries and keys of many layers at once: of half of them, for which the
-            first half of the model runs a second time.
+        rollout: Attention rollout too. Up to 400 tokens, every layer's map is kept, the mean of its heads; of more, the
+            queries and keys of half the layers, and the first half of the model runs a second time.
         class_names: Names of the labels 0, 1, ...; `None`: those of the data, or no statistics for each class.
         layout: What the tokens are. `None`: from the model's configuration and the size of the images.
         forward: Runs the model: a function of model and pixel values. `None`: `model(pixel_values=...)`.
