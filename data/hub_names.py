@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 _HUB_ID = re.compile(r"(?:([A-Za-z0-9][\w.-]*)/)?([A-Za-z0-9][\w.-]*)")
+_CONFIGS = ("config.json", "adapter_config.json")  # of a model, of an adapter that names its model
 _SECONDS = 10  # that the Hub may take for its answer
 _found: set[tuple[str, str]] = set()  # asked for once
 
@@ -20,13 +21,19 @@ def look_for(name: str | Path, kind: Literal["model", "dataset"]) -> None:
     id, because there is no folder of its first part, is asked for in silence.
 
     Raises:
-        ValueError: there is no such file or folder, and no such id, or the Hub cannot be asked.
+        ValueError: there is no such file or folder, and no such id, or the Hub cannot be asked; or a model's folder has
+            no config.json.
 
     Example:
 
     ```python
     >>> Path("runs/digits").mkdir(parents=True)
+    >>> Path("runs/digits/config.json").touch()
     >>> look_for("runs/digits", "model")
+    >>> look_for("runs", "model")
+    Traceback (most recent call last):
+    ...
+    ValueError: runs is no model: it has no config.json; did you mean runs/digits?
     >>> look_for("./runs/digit", "model")
     Traceback (most recent call last):
     ...
@@ -37,6 +44,8 @@ def look_for(name: str | Path, kind: Literal["model", "dataset"]) -> None:
     name = str(name)
     with suppress(OSError):  # too long for a path, or in a folder that may not be read
         if Path(name).exists():
+            if kind == "model" and Path(name).is_dir():
+                _refuse_other_folders(Path(name))
             return
     if "://" in name or "{" in name:  # an address, or shards with numbers: looked for where they are opened
         return
@@ -59,6 +68,14 @@ def look_for(name: str | Path, kind: Literal["model", "dataset"]) -> None:
                 f" {what} on the Hub"
             )
     _found.add((name, kind))
+
+
+def _refuse_other_folders(folder: Path) -> None:
+    if any((folder / config).exists() for config in _CONFIGS):
+        return
+    inside = sorted(path.parent for path in folder.glob("*/config.json"))
+    way_out = f"did you mean {inside[0]}?" if inside else "pass a folder that save_pretrained wrote"
+    raise ValueError(f"{folder} is no model: it has no {_CONFIGS[0]}; {way_out}")
 
 
 def _ask(name: str, kind: str, what: str) -> str | None:

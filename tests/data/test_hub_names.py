@@ -15,6 +15,7 @@ def here(tmp_path, monkeypatch):
     """A working folder with runs/mymodel and photos, an empty cache, and nothing asked yet."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "mymodel").mkdir(parents=True)
+    (tmp_path / "runs" / "mymodel" / "config.json").touch()
     (tmp_path / "photos").mkdir()
     monkeypatch.setattr(hub_names, "_found", set())
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -57,7 +58,7 @@ def test_the_hub_is_asked_once_and_said_to_be_where_a_path_may_be_meant(hub, cap
     assert capsys.readouterr() == ("", said)
 
 
-@pytest.mark.parametrize("name", ["runs/mymodel", "photos", "./photos", "hf://datasets/runs/x", "runs/{000..009}.tar"])
+@pytest.mark.parametrize("name", ["runs/mymodel", "./runs/mymodel", "hf://datasets/runs/x", "runs/{000..009}.tar"])
 def test_what_is_here_and_addresses_are_no_matter_for_the_hub(hub, capsys, name):
     look_for(name, "dataset")
     assert hub.asked == []
@@ -108,3 +109,22 @@ def test_open_images_refuses_a_mistyped_folder(hub, raises_sentence):
     hub.answer = ConnectionError("no network")
     with raises_sentence(ValueError, "no folder or file photo here (did you mean photos?)", "no network"):
         open_images("photo")
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("photos", "photos is no model: it has no config.json; pass a folder that"),
+        ("runs", "did you mean runs/mymodel?"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_refused_with_the_one_in_it(raises_sentence, hub, folder, words):
+    with raises_sentence(ValueError, words):
+        look_for(folder, "model")
+    look_for(folder, "dataset")
+    assert hub.asked == []
+
+
+def test_an_adapter_is_a_model(here):
+    (here / "photos" / "adapter_config.json").touch()
+    look_for("photos", "model")
