@@ -73,7 +73,8 @@ def collect(
         statistics: Groups of `attention_statistics`. `None`: all.
         rollout: Attention rollout too. Up to 400 tokens, every layer's map is kept, the mean of its heads; of more, the
             queries and keys of half the layers, and the first half of the model runs a second time.
-        class_names: Names of the labels 0, 1, ...; `None`: those of the data, or no statistics for each class.
+        class_names: Names of the labels 0, 1, ...; `None`: those of the data, or no statistics for each class, as where
+            an image has several labels.
         layout: What the tokens are. `None`: from the model's configuration and the size of the images.
         forward: Runs the model: a function of model and pixel values. `None`: `model(pixel_values=...)`.
         progress_folder: Where to keep how far it is, every 30 seconds and when it is stopped. A later call with the
@@ -103,7 +104,7 @@ def collect(
     fingerprint = check_weights(model)
     source = getattr(dataloader, "source", None)
     names = class_names if class_names is not None else getattr(source, "class_names", None)
-    names = None if names is None else tuple(names)
+    names = None if names is None or getattr(source, "multi_label", False) else tuple(names)
     asked = None if statistics is None else sorted([statistics] if isinstance(statistics, str) else statistics)
     session = Collecting(model, layers, asked, Tally(len(names or ())), rollout)
     rank, world = _processes()
@@ -142,7 +143,8 @@ def check_weights(model: nn.Module) -> str:
         total = float(parameter.detach().double().sum())
         if not math.isfinite(total):
             raise ValueError(f"the weights of {name} hold NaN or infinity; pass a model that was saved whole")
-        digest.update(f"{name} {tuple(parameter.shape)} {total:.6e}\n".encode())
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -210,7 +212,7 @@ def _parts(batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4:
         shape = tuple(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
         raise ValueError(f"pixel_values are {shape}; pass a tensor (images, channels, height, width)")
-    return pixel_values, None if labels is None else labels.cpu()
+    return pixel_values, None if labels is None or labels.ndim > 1 else labels.cpu()  # several labels an image
 
 
 def _forward(model: Any, pixel_values: torch.Tensor) -> Any:

@@ -154,6 +154,8 @@ class Collecting(Session):
 def patch_contrast(pixel_values: torch.Tensor, layout: TokenLayout) -> torch.Tensor | None:
     """Rank of each patch by the standard deviation of its pixels, from 0 to 1: (B, P); None for a single patch.
 
+    Patches of the same deviation have the mean of their ranks.
+
     Example:
 
     ```python
@@ -170,4 +172,7 @@ def patch_contrast(pixel_values: torch.Tensor, layout: TokenLayout) -> torch.Ten
     cut = pixel_values[..., : rows * height, : columns * width].float()
     patches = cut.unflatten(-1, (columns, width)).unflatten(-3, (rows, height))  # (B, colours, rows, h, columns, w)
     deviations = patches.var(dim=(3, 5), correction=0).mean(dim=1).flatten(1)  # (B, P)
-    return deviations.argsort(dim=1).argsort(dim=1).float() / (layout.num_patches - 1)
+    in_order = deviations.sort(dim=1).values
+    fewer = torch.searchsorted(in_order, deviations)  # how many are below; equal ones share the middle of their ranks
+    up_to = torch.searchsorted(in_order, deviations, right=True)
+    return (fewer + up_to - 1) / (2 * (layout.num_patches - 1))

@@ -3,7 +3,6 @@
 Commands import what is heavy when they run, and raise `UserError` for what a user can put right.
 """
 
-import errno
 import functools
 import os
 import signal
@@ -19,13 +18,10 @@ from .cli_evaluate import evaluate
 from .cli_quickstart import quickstart
 from .cli_statistics import statistics
 from .cli_train import train
-from .errors import UserError
+from .errors import REFUSALS, UserError
 from .option_names import as_options
 from .training.command import said_of_usage
 from .version import __version__
-
-# What the machine refuses, rather than the program: told without a traceback.
-_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 # What a function calls an argument, where the option has another name.
 _OTHER_NAMES = {"family": "to"}
@@ -76,7 +72,10 @@ def _options(
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run a command and exit: 0 success, 1 a defect of ours, 2 a user's error, 130 stopped with ctrl-C."""
+    """Run a command and exit: 0 success, 2 a user's error, 130 stopped with ctrl-C, 143 ended by SIGTERM.
+
+    1: problems that `data check` found, training whose loss is not finite, or a defect of ours, with its traceback.
+    """
     signal.signal(signal.SIGTERM, _stop)  # so that a command that is ended cleans up behind itself
     try:
         result: Any = app(arguments, standalone_mode=False, prog_name="qkvit")
@@ -87,7 +86,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except UserError as error:
         _leave(f"error: {error}", 2)
     except OSError as error:
-        if error.errno not in _REFUSALS:
+        if error.errno not in REFUSALS:
             raise
         _leave(f"error: {error.strerror}: {error.filename}" if error.filename else f"error: {error.strerror}", 2)
     except Exception as error:

@@ -7,19 +7,18 @@ The folder it writes:
     predictions.parquet    a row for each image: name, class, prediction, probability; and as .csv
 """
 
-import contextlib
 import json
 import os
 import platform
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import UserError
+from .errors import UserError, sentences
 from .evaluation_labels import match_labels
 from .finished_folder import check_target, finished_folder
 from .metrics import compute
@@ -105,12 +104,12 @@ def run_evaluation(
             f"{data_name} is the data of a recipe, from a package; what a model makes of the images held out is in"
             " metrics.json of its run, or pass --data with images of your own"
         )
-    with plain_errors():
+    with sentences():
         look_for(model_name, "model")
         look_for(data_name, "dataset")
     with quiet_libraries(), finished_folder(output) as folder:
         model, processor = load_classifier(model_name, device)
-        with plain_errors():
+        with sentences():
             choice: Any = on_bad_image  # checked there
             # An address can be read in place alone.
             source = held_out_images(model_name, data_name, split, choice) or open_images(
@@ -130,16 +129,6 @@ def run_evaluation(
     return record
 
 
-@contextlib.contextmanager
-def plain_errors() -> Any:
-    """Errors of loading and decoding, which are sentences, as a user's errors."""
-    try:
-        yield
-    except (ValueError, OSError, RuntimeError) as error:
-        lines = str(error).strip().splitlines()
-        raise UserError(lines[0].rstrip(".:") if lines else type(error).__name__) from error
-
-
 def load_classifier(name: str, device: str) -> tuple[Any, Any]:
     """A classifier in float32, in eval mode, and its image processor.
 
@@ -149,7 +138,7 @@ def load_classifier(name: str, device: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    with plain_errors():
+    with sentences(f"{name} cannot be loaded: ", also=(RuntimeError,)):
         model, report = AutoModelForImageClassification.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True
         )
@@ -210,19 +199,28 @@ def predict(
     names: list[str] = []
     labels, probabilities = [], []
     to_index = torch.tensor(indices)
-    with torch.inference_mode(), plain_errors(), tqdm(total=len(source), unit=" images", delay=1) as bar:
-        for batch in batches(source, processor, batch_size=batch_size, num_workers=num_workers):
+    with torch.inference_mode(), tqdm(total=len(source), unit=" images", delay=1) as bar:
+        for batch in _told(batches(source, processor, batch_size=batch_size, num_workers=num_workers)):
             known = batch["labels"] >= 0
             bar.update(len(known))
             if not known.any():
                 continue
             logits = model(pixel_values=batch["pixel_values"][known].to(model.device)).logits  # (B, labels)
+            if not logits.isfinite().all():
+                of_image = batch["name"][int(known.nonzero()[(~logits.isfinite()).any(dim=1).nonzero()[0, 0], 0])]
+                raise UserError(f"{model.name_or_path} gives NaN or infinity for {of_image}; look at its weights")
             probabilities.append(logits.double().softmax(dim=-1).cpu().numpy())
             labels.append(to_index[batch["labels"][known]].numpy())
             names += [name for name, is_known in zip(batch["name"], known.tolist(), strict=True) if is_known]
     if not names:
         raise UserError(f"no image of {source.name} has a label; pass a data set with labels")
     return Predictions(names, np.concatenate(labels), np.concatenate(probabilities), time.perf_counter() - start)
+
+
+def _told(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches, with what goes wrong in reading them as a user's errors; not what goes wrong in the model."""
+    with sentences(also=(RuntimeError,)):
+        yield from batches
 
 
 def measure(predictions: Predictions) -> dict[str, float | int | None]:

@@ -29,8 +29,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
-from .finished_folder import check_target, finished_folder
+from .errors import UserError, sentences
+from .finished_folder import check_target, check_writable, finished_folder
 from .packages import check_packages
 from .startup import load_models
 from .training.quiet import quiet_libraries
@@ -109,27 +109,33 @@ def run_statistics(request: Request) -> None:
     if request.rollout and request.data is None:
         raise UserError("--rollout runs over images; pass --data SOURCE too")
     load_models()
+    from .analysis import weight_statistics
     from .analysis.progress_file import remove_progress
     from .analysis.statistics.groups import asked_groups
     from .data.hub_names import look_for
 
-    with _sentences():
+    with sentences():
         asked_groups(request.groups, has_value=True)
     with quiet_libraries(), _processes(request.device) as (rank, device):
         check_target(request.output, marker=RECORD, force=request.force, what="qkvit statistics")
+        if rank == 0:
+            check_writable(request.output)
         start = time.perf_counter()
-        with _sentences():
+        with sentences():
             look_for(request.model, "model")
             if request.data is not None:
                 look_for(request.data, "dataset")
         model = load_model(request.model, device)
         record = _provenance(request, model)
-        collected = None
+        weights = collected = None
+        if request.weights and rank == 0:
+            with sentences():
+                weights = weight_statistics(model, seed=request.seed)
         if request.data is not None:
             collected = _collect(request, model, layers, record, rank)
         if rank == 0:
-            with _sentences(), finished_folder(request.output) as folder:
-                _write(request, model, collected, record, folder, start)
+            with sentences(), finished_folder(request.output) as folder:
+                _write(request, weights, collected, record, folder, start)
             _farewell(request, collected)
         if collected is not None:
             _wait()  # what was measured is kept until the result is written
@@ -146,7 +152,7 @@ def load_model(name: str, device: str) -> Any:
     import torch
     from transformers import AutoModel
 
-    with _sentences(f"{name} cannot be loaded: "):
+    with sentences(f"{name} cannot be loaded: ", also=(RuntimeError,)):
         model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     missing = sorted(key for key in report["missing_keys"] if re.search(r"\.\d+\.", key))
     if missing:
@@ -162,9 +168,9 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
     from .data import batches, open_images
 
     assert request.data is not None
-    with _sentences(f"{request.model} has no image processor: "):
+    with sentences(f"{request.model} has no image processor: "):
         processor = AutoImageProcessor.from_pretrained(request.model)
-    with _sentences():
+    with sentences():
         source = open_images(
             request.data,
             split=request.split,
@@ -186,7 +192,7 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
             goes_on = ", going on where it was stopped" if any(request.progress.glob("progress-*")) else ""
             processes = "1 process" if world == 1 else f"{world} processes"
             images = str(source)[1:-1].partition(" ")[2]  # without the name of the class
-            if request.images is not None:
+            if request.images is not None and request.images < len(source):
                 images = f"{request.images} drawn of {images}"
             print(f"{request.model} over {images}, on {device_name(model)}, {processes}{goes_on}", flush=True)
 
@@ -212,22 +218,23 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
             if rank == 0 and request.progress.exists():
                 print("\nwhat was measured is kept; the same command goes on from there", flush=True)
             raise
-    record["data"] = source.describe() | {"drawn": request.images, "left out": collected.bad_images}
+    drawn = None if request.images is None else min(request.images, len(source))
+    record["data"] = source.describe() | {"drawn": drawn, "left out": collected.bad_images}
     record["image processor"] = json.loads(processor.to_json_string())
     return collected
 
 
-def _write(request: Request, model: Any, collected: Any, record: dict[str, Any], folder: Path, start: float) -> None:
+def _write(request: Request, weights: Any, collected: Any, record: dict[str, Any], folder: Path, start: float) -> None:
     from .analysis.pictures import draw_all, draw_weight_maps
 
     note = f"{record['command']}, qkvit {__version__}, {record['date']}"
     pictures = folder / "pictures"
     name = Path(request.model).name
-    if request.weights:
-        statistics = _weights(model, request, folder, record)
+    if weights is not None:
+        _write_weights(weights, folder, record)
         pictures.mkdir()
         title = f"What the weights alone say: {name}"
-        draw_weight_maps(statistics, pictures / "weights.png", title=title, provenance=note)
+        draw_weight_maps(weights, pictures / "weights.png", title=title, provenance=note)
     if collected is not None:
         draw_all(collected, pictures, model=name, provenance=note)
     record["seconds"] = round(time.perf_counter() - start, 1)
@@ -238,17 +245,13 @@ def _write(request: Request, model: Any, collected: Any, record: dict[str, Any],
         (folder / RECORD).write_text(text, encoding="utf-8")
 
 
-def _weights(model: Any, request: Request, folder: Path, record: dict[str, Any]) -> Any:
+def _write_weights(statistics: Any, folder: Path, record: dict[str, Any]) -> None:
     import pandas as pd
 
-    from .analysis import weight_statistics
-
-    statistics = weight_statistics(model, seed=request.seed)
     rows = pd.DataFrame(statistics.rows())
     rows.to_parquet(folder / "weights.parquet", index=False)
     rows.to_csv(folder / "weights.csv", index=False)
     record["caveats"] = list(statistics.caveats)
-    return statistics
 
 
 def _layers(text: str | None) -> list[int] | None:
@@ -270,6 +273,8 @@ def _layers(text: str | None) -> list[int] | None:
         if match is None:
             raise UserError(f"--layers {text} is no list of layers; pass one such as 0,5-8,-1")
         first, last = int(match[1]), match[2]
+        if last is not None and int(last) < first:
+            raise UserError(f"--layers {text}: {part.strip()} goes backwards; pass {last}-{first}")
         found += [first] if last is None else range(first, int(last) + 1)
     if not found:
         raise UserError(f"--layers {text} names no layer; pass a list such as 0,5-8,-1")
@@ -307,18 +312,6 @@ def _wait() -> None:
 
     if dist.is_initialized():
         dist.barrier()
-
-
-@contextmanager
-def _sentences(beginning: str = "") -> Iterator[None]:
-    """What others raise for a user's mistakes, as one sentence. A full disk and the like are told by `cli.main`."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(beginning + lines[0].strip().rstrip(".:")) from error
 
 
 def device_name(model: Any) -> str:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from . import load_without_qkvit
+from .errors import UserError
 from .finished_folder import check_target, finished_folder
 from .packages import check_packages
 from .quickstart_report import accuracy_table, facts_table, farewell, write_facts
@@ -151,7 +152,8 @@ def train_model(folder: Path, *, seed: int, settings: list[str]) -> tuple[Any, d
         The model, the recipe and the run's metrics.
     """
     from .modeling import QKViTForImageClassification
-    from .training import Recipe, TrainingStoppedError
+    from .training import Recipe, TrainingRefusedError, TrainingStoppedError
+    from .training.errors import TrainingTerminatedError
     from .training.run import Run
 
     # On the CPU: too small a model for a GPU to help, and one result for everyone.
@@ -166,8 +168,12 @@ def train_model(folder: Path, *, seed: int, settings: list[str]) -> tuple[Any, d
     _say(f"Training on {recipe.data.images or 4000:,} of them, {passes}; 1,000 are held out.")
     try:
         metrics = run.train()
-    except TrainingStoppedError as error:  # SIGTERM: the run has saved a checkpoint, in a folder that goes with it
-        print("\nstopped", file=sys.stderr)
+    except TrainingRefusedError as error:
+        raise UserError(str(error)) from error
+    except TrainingStoppedError as error:
+        # At SIGTERM the run has saved a checkpoint, but in a folder that goes with it.
+        said = "stopped" if isinstance(error, TrainingTerminatedError) else f"error: {error}"
+        print(f"\n{said}", file=sys.stderr)
         sys.exit(error.code)
     (folder / "recipe.yaml").write_text(Recipe.load(told).to_yaml(), encoding="utf-8")
     (folder / "pictures").mkdir()

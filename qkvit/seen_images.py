@@ -1,5 +1,6 @@
 """Which of the images that a model is measured on it was trained on, as far as the recipe beside it says."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,8 @@ def held_out_images(model: str, data: str, split: str | None, on_bad_image: Any 
 
 def _trained_on(model: str, data: str) -> tuple[Path, Data | None]:
     """The data of the recipe beside a model, and its folder, where it names the same source; else None."""
-    for folder in (Path(model), Path(model).parent):  # a checkpoint and averaged weights are in the run's folder
+    is_in_a_run = re.fullmatch(r"averaged|checkpoint-\d+", Path(model).name)
+    for folder in (Path(model), Path(model).parent) if is_in_a_run else (Path(model),):
         try:
             recipe = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
             of_data = build(Data, recipe["data"], "data")

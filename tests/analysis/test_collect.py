@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import qkvit
 from qkvit.analysis import TokenLayout, attention_statistics, record
+from qkvit.analysis.collect import check_weights
 from qkvit.analysis.collecting import OUTLIER, patch_contrast
 from qkvit.analysis.tally import Tally
 from qkvit.data import open_images
@@ -181,6 +182,30 @@ def test_contrast_ranks_patches_of_every_shape():
     assert contrast[1].argmax() == 0
     assert contrast.max() == 1
     assert patch_contrast(image, TokenLayout(grid=(1, 1))) is None
+
+
+def test_equal_patches_have_equal_contrast():
+    image = torch.zeros(1, 1, 6, 6)
+    assert patch_contrast(image, TokenLayout(grid=(3, 3))).unique().tolist() == [0.5]
+    image[0, 0, 0, 0] = 1
+    contrast = patch_contrast(image, TokenLayout(grid=(3, 3)))[0]
+    assert contrast[0] == 1
+    assert contrast[1:].tolist() == pytest.approx([7 / 16] * 8)  # ranks 0 to 7 of 8, on average 3.5
+
+
+def test_models_that_differ_in_the_order_of_numbers_are_two_models(model):
+    before = check_weights(model)
+    assert check_weights(model) == before
+    with torch.no_grad():
+        weight = model.layers[1].attention.q_proj.weight
+        weight.copy_(weight.flip(0))
+    assert check_weights(model) != before
+
+
+def test_images_of_several_labels_have_no_statistics_of_classes(model, quiet):
+    images, labels = torch.rand(4, 3, 16, 16), torch.eye(4)
+    collected = quiet(model, [{"pixel_values": images, "labels": labels}])
+    torch.testing.assert_close(collected.mean("entropy"), quiet(model, [images]).mean("entropy"))
 
 
 def test_what_enters_a_layer_is_seen(model, source, over, quiet):

@@ -175,15 +175,12 @@ def test_a_run_that_is_ended_leaves_nothing(capfd, monkeypatch, tmp_path):
 
 
 def test_a_run_that_is_ended_while_it_trains_leaves_nothing(capsys, monkeypatch, tmp_path):
-    from qkvit.training import TrainingStoppedError
+    from qkvit.training.errors import TrainingTerminatedError
     from qkvit.training.run import Run
-
-    class _EndedError(TrainingStoppedError):
-        code = 143
 
     def ended(self, **_):
         self.output.mkdir()
-        raise _EndedError("stopped by SIGTERM: go on with --resume")
+        raise TrainingTerminatedError("stopped by SIGTERM: go on with --resume")
 
     monkeypatch.setattr(Run, "train", ended)
     code, _, errors = leave(capsys, "quickstart", "--quick", "--output", tmp_path / "run")

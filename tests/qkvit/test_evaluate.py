@@ -170,6 +170,27 @@ def test_a_model_of_transformers_is_evaluated_too_and_few_labels_have_no_top_5(c
     assert "top-5 accuracy" in screen
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_model_that_gives_nan_is_refused_with_the_image(capsys, images, tiny_model, names, tmp_path):
+    model = tiny_model(id2label=dict(enumerate(names)), num_labels=7)
+    with torch.no_grad():
+        model.classifier.bias[3] = torch.nan
+    model.save_pretrained(tmp_path / "model")
+    arguments = (tmp_path / "model", "--data", images, "--split", "test", "-o", tmp_path / "out")
+    code, _, errors = leave(capsys, *arguments)
+    assert code == 2
+    assert "gives NaN or infinity for ant/0.png; look at its weights" in errors.splitlines()[-1]
+
+
+def test_a_defect_in_the_models_pass_is_no_users_error(capsys, images, saved, monkeypatch, tmp_path):
+    def fail(*args, **kwargs):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr("qkvit.QKViTForImageClassification.forward", fail)
+    with pytest.raises(RuntimeError, match="ours"):
+        main(["evaluate", str(saved), "--data", str(images), "--split", "test", "-o", str(tmp_path / "out")])
+
+
 def test_labels_without_names_are_taken_by_index_where_the_user_says_so(capsys, images, tiny_model, tmp_path):
     tiny_model(num_labels=6).save_pretrained(tmp_path / "model")
     arguments = [tmp_path / "model", "--data", images, "--split", "test", "-o", tmp_path / "out"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, ViTConfig, ViTModel
 
 import qkvit
 from qkvit.analysis import collect
@@ -230,6 +230,7 @@ def test_bad_images_stop_or_are_listed(leave, here, tmp_path):
         (["--rollout", "--weights"], "--data"),
         (["--data", "pets", "--layers", "first"], "--layers first"),
         (["--data", "pets", "--layers", "9"], "--layers 9 asks for layer 9"),
+        (["--data", "pets", "--layers", "0,1-0"], "1-0 goes backwards; pass 0-1"),
         (["--data", "pets", "--only", "entropie"], "entropie"),
         (["--data", "pets", "--on-bad-image", "ignore"], "ignore"),
         (["--data", "pets", "--split", "test"], "test"),
@@ -264,6 +265,43 @@ def test_weights_that_are_not_numbers_are_one_sentence(leave, here, tmp_path):
     for arguments in (["--data", "pets"], ["--weights"]):
         result = leave(*arguments, "-o", tmp_path / "out", model=str(tmp_path / "broken"))
         assert_one_sentence(result, "1", "NaN")
+
+
+@pytest.mark.parametrize("family", ["ours", "theirs"])
+def test_damaged_weights_are_one_sentence(leave, here, tmp_path, family):
+    if family == "ours":
+        shutil.copytree(here / "model", tmp_path / "broken")
+    else:
+        fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        ViTModel(ViTConfig(**fields, image_size=16, patch_size=4)).save_pretrained(tmp_path / "broken")
+    weights = tmp_path / "broken" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    result = leave("--weights", "-o", tmp_path / "out", model=str(tmp_path / "broken"))
+    assert_one_sentence(result, "broken", "damaged or cut short", "again")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_images_are_read(leave, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = leave("--data", "pets", "-o", tmp_path / "file" / "out")
+    assert_one_sentence(result, "cannot be written", "--output")
+    assert "pets" not in result[1]
+
+
+def test_weights_that_cannot_be_measured_are_told_before_the_images_are_read(leave, monkeypatch, tmp_path):
+    def refuse(*args, **kwargs):
+        raise ValueError("the projections are one")
+
+    monkeypatch.setattr("qkvit.analysis.weight_statistics", refuse)
+    result = leave("--data", "pets", "--weights", "-o", tmp_path / "out")
+    assert_one_sentence(result, "the projections are one")
+    assert "pets" not in result[1]
+
+
+def test_more_images_than_there_are_is_all_of_them(leave, tmp_path):
+    code, screen, _ = leave("--data", "pets", "--images", 500, "--only", "entropy", "-o", tmp_path / "out")
+    assert code == 0
+    assert "drawn" not in screen
+    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["data"]["drawn"] == 7
 
 
 def test_an_earlier_result_is_kept_without_force(leave, tmp_path):

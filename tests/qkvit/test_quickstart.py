@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from qkvit import QKViTConfig, QKViTForImageClassification
-from qkvit.quickstart import check_saved_model, classify
+from qkvit.errors import UserError
+from qkvit.quickstart import check_saved_model, classify, train_model
+from qkvit.training import TrainingRefusedError, TrainingStoppedError
+from qkvit.training.errors import TrainingTerminatedError
 from qkvit.training.images.mnist5k import Digits
 
 
@@ -47,3 +50,30 @@ def test_a_model_that_does_not_load_is_an_error(saved, tmp_path):
     _, digits, logits = saved
     with pytest.raises(RuntimeError, match="does not load in a process without qkvit"):
         check_saved_model(tmp_path, digits.images, digits.labels, logits)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (TrainingTerminatedError("saved in run/checkpoint-3"), 143, "\nstopped\n"),
+        (TrainingStoppedError("the loss is NaN in step 3"), 1, "\nerror: the loss is NaN in step 3\n"),
+    ],
+)
+def test_why_training_stopped_is_told(tmp_path, monkeypatch, capsys, error, code, said):
+    def stop(self):
+        raise error
+
+    monkeypatch.setattr("qkvit.training.run.Run.train", stop)
+    with pytest.raises(SystemExit) as exit_:
+        train_model(tmp_path, seed=0, settings=["images=512"])
+    assert exit_.value.code == code
+    assert capsys.readouterr().err == said
+
+
+def test_why_training_is_refused_is_told(tmp_path, monkeypatch):
+    def refuse(self):
+        raise TrainingRefusedError("there is no room")
+
+    monkeypatch.setattr("qkvit.training.run.Run.train", refuse)
+    with pytest.raises(UserError, match="there is no room"):
+        train_model(tmp_path, seed=0, settings=["images=512"])

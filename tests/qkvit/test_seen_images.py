@@ -65,6 +65,15 @@ def test_a_model_inside_the_runs_folder_is_the_runs(model, inside):
     assert said == said_of_seen_images("run", "photos", None)
 
 
+def test_a_recipe_beside_another_model_is_not_its_own(model, tmp_path):
+    """As where models and runs lie in one folder."""
+    model(source="photos", held_out=0.2)
+    (tmp_path / "run" / "recipe.yaml").rename(tmp_path / "recipe.yaml")
+    for name in ("good", "run", "someone/good"):
+        assert said_of_seen_images(name, "photos", None) is None
+        assert held_out_images(name, "photos", "validation", "skip") is None
+
+
 def test_without_a_recipe_nothing_is_said(tmp_path):
     assert said_of_seen_images(str(tmp_path), "photos", None) is None
     (tmp_path / "recipe.yaml").write_text("data: [")
