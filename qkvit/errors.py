@@ -36,9 +36,10 @@ def sentences(beginning: str = "", *, also: tuple[type[Exception], ...] = ()) ->
     """
     from safetensors import SafetensorError
 
+    theirs: tuple[type[Exception], ...] = (ValueError, OSError, SafetensorError, *also)
     try:
         yield
-    except (ValueError, OSError, SafetensorError, *also) as error:
+    except theirs as error:
         if isinstance(error, OSError) and error.errno in REFUSALS:
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
