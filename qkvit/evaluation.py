@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .device import usable_device
 from .errors import UserError, sentences
 from .evaluation_labels import match_labels
 from .finished_folder import check_target, finished_folder
@@ -97,7 +98,7 @@ def run_evaluation(
     from .data.hub_names import look_for
     from .training.recipe import BUILT_IN
 
-    device = _device(device)
+    device = usable_device(device)
     torch.manual_seed(seed)
     if data_name in BUILT_IN and not Path(data_name).exists():
         raise UserError(
@@ -150,18 +151,6 @@ def load_classifier(name: str, device: str) -> tuple[Any, Any]:
             )
         processor = AutoImageProcessor.from_pretrained(name)
         return model.eval().to(device), processor
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # of a device that this torch does not know, or that is not there
-        raise UserError(f"--device {name} cannot be used here; pass cpu, or leave it out") from error
-    return name
 
 
 def _indices(source: Any, config: Any, by_index: bool) -> list[int]:

@@ -23,12 +23,13 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .device import usable_device
 from .errors import UserError, sentences
 from .finished_folder import check_target, check_writable, finished_folder
 from .packages import check_packages
@@ -39,7 +40,6 @@ from .version import __version__
 # pandas and pyarrow come with datasets.
 NEEDED = {"datasets": "datasets", "pandas": "datasets", "pyarrow": "datasets", "matplotlib": "matplotlib"}
 RECORD = "provenance.json"
-_DEFAULTS = {"output": "statistics", "on_bad_image": "stop", "batch_size": 16, "num_workers": 0, "device": "auto"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +69,9 @@ class Request:
     def command(self) -> str:
         """What can be typed to get the same."""
         words = ["qkvit", "statistics", self.model]
-        for name, value in asdict(self).items():
-            flag = "--" + name.replace("_", "-")
-            value = str(value) if isinstance(value, Path) else value
-            if name in ("model", "force") or value in (None, False) or _DEFAULTS.get(name) == value:
+        for field in fields(self):
+            value, flag = getattr(self, field.name), "--" + field.name.replace("_", "-")
+            if field.name in ("model", "force") or (value == field.default and field.name != "seed"):
                 continue
             words += [flag] if value is True else [flag, str(value)]
         return shlex.join(words)
@@ -284,18 +283,12 @@ def _layers(text: str | None) -> list[int] | None:
 @contextmanager
 def _processes(device: str) -> Iterator[tuple[int, str]]:
     """Join the other processes of torchrun, if there are any; this one's rank and device."""
-    import torch
     import torch.distributed as dist
 
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = usable_device(device)
     if device == "cuda" and world > 1:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # a device that this torch does not know, or that is not there
-        raise UserError(f"--device {device} cannot be used here; pass cpu, or leave it out") from error
     if world == 1:
         yield 0, device
         return
