@@ -33,6 +33,7 @@ def check(recipe: Any) -> None:
     _check_ranges(recipe)
     _check_distillation(recipe.distillation)
     _check_progressive(recipe.data.progressive)
+    _check_schedule(recipe.optimisation, recipe.arguments)
     _check_best(recipe.optimisation, recipe.arguments)
 
 
@@ -133,6 +134,19 @@ def _check_progressive(stages: list[list[float]] | None) -> None:
         raise TrainingRefusedError(f"data.progressive={stages} does not begin at 0 and rise below 1; {shape}")
     if any(pixels < 1 or pixels != int(pixels) for _, pixels in stages):
         raise TrainingRefusedError(f"data.progressive={stages} has a size that is no whole number above 0; {shape}")
+
+
+def _check_schedule(optimisation: Any, arguments: dict[str, Any]) -> None:
+    """What is said in epochs; the rest is checked when the steps are known."""
+    if arguments.get("lr_scheduler_type") != "warmup_stable_decay" or arguments.get("max_steps", -1) > 0:
+        return
+    warmup, cooldown = optimisation.warmup_epochs or 0, optimisation.cooldown_epochs or 0
+    epochs = arguments.get("num_train_epochs", 3)
+    if warmup + cooldown > epochs:
+        raise TrainingRefusedError(
+            f"optimisation.warmup_epochs={warmup:g} and cooldown_epochs={cooldown:g} are longer than"
+            f" arguments.num_train_epochs={epochs:g}; shorten one of them, or train for longer"
+        )
 
 
 def _check_best(optimisation: Any, arguments: dict[str, Any]) -> None:
