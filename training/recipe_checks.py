@@ -11,6 +11,7 @@ _AMOUNTS = (
     *(f"augmentation.{name}" for name in ("randaugment_operations", "randaugment_spread")),
     *(f"optimisation.{name}" for name in ("warmup_epochs", "cooldown_epochs")),
     *(f"arguments.{name}" for name in ("learning_rate", "weight_decay", "max_grad_norm", "num_train_epochs")),
+    *(f"arguments.{name}" for name in ("eval_steps", "save_steps", "logging_steps")),
 )
 # At least 1.
 _COUNTS = (
@@ -174,6 +175,10 @@ def _check_best(optimisation: Any, arguments: dict[str, Any]) -> None:
 def _saved_where_evaluated(arguments: dict[str, Any], evaluation: str) -> bool:
     if arguments.get("save_strategy", "epoch") != evaluation:
         return False
+    if evaluation != "steps":
+        return True
     save, every = arguments.get("save_steps", 500), arguments.get("eval_steps")
-    every = arguments.get("logging_steps", 10) if every is None else every  # as TrainingArguments has it
-    return evaluation != "steps" or save % every == 0
+    every = every or arguments.get("logging_steps", 10)  # as TrainingArguments has it
+    if min(save, every) < 1:  # shares of a run whose steps are not known yet
+        return save > 0
+    return save % every == 0
