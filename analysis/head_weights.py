@@ -20,6 +20,7 @@ PROJECTIONS = {
 }
 NORMS_BEFORE = ("attention_norm", "layernorm_before", "norm1", "layer_norm1", "rms_norm1")
 SCALES_AFTER = ("attention_residual.layer_scale", "layer_scale1.lambda1", "lambda_1")
+POSITION_BIASES = ("relative_position_bias_table", "continuous_position_bias_mlp")
 HEAD_NORMS = ("q_norm", "k_norm", "query_norm", "key_norm")
 
 
@@ -94,6 +95,8 @@ def caveats(model: Any) -> tuple[str, ...]:
     )
     if turned:
         found.append("positions turn queries and keys, and numbers about W_Q^T W_K are those of a token with itself")
+    if any(part in POSITION_BIASES for name, _ in model.named_parameters() for part in name.split(".")):
+        found.append("a bias by relative position is added to scores, and numbers about W_Q^T W_K leave that out")
     return tuple(found)
 
 

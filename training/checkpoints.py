@@ -30,11 +30,27 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def publish(aside: Path, place: Path) -> None:
-    """Rename a sealed checkpoint to its place."""
-    if place.exists():  # a broken one of the same step: the newest whole one is older
-        shutil.rmtree(place)
+    """Rename a sealed checkpoint to its place.
+
+    One of the same step that is there goes last: it may be the only whole one, saved before the evaluation that the new
+    one holds. Killed in between, the new one waits for `publish_sealed`.
+    """
+    before = aside.with_name(f"{aside.name}.before")
+    replaces = place.exists()
+    if replaces:
+        _sync(aside.parent)
+        place.rename(before)
     aside.rename(place)
     _sync(place.parent)
+    if replaces:
+        shutil.rmtree(before)
+
+
+def publish_sealed(output: Path) -> None:
+    """Publish what a run sealed and was killed before it had renamed it."""
+    for aside in sorted((output / ASIDE).glob("checkpoint-*")):
+        if _NAME.fullmatch(aside.name) and sealed_facts(aside) is not None:
+            publish(aside, output / aside.name)
 
 
 def sealed_facts(folder: Path) -> dict[str, Any] | None:

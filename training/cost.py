@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -75,7 +76,10 @@ def _counter(model: nn.Module) -> Iterator[FlopCounterMode]:
 
 
 def activation_bytes(model: nn.Module, size: tuple[int, int]) -> int:
-    """Bytes that one image's forward pass keeps for the backward pass, weights not counted."""
+    """Bytes that one image's forward pass keeps for the backward pass, weights not counted.
+
+    Batch normalisation runs as in evaluation: it could not normalise one image, and would learn from it.
+    """
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, Any] = {}
 
@@ -85,8 +89,14 @@ def activation_bytes(model: nn.Module, size: tuple[int, int]) -> int:
             kept[storage.data_ptr()] = storage  # held, so that no other takes its place
         return tensor
 
-    with _mode(model, training=True), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(pixel_values=_image(model, size))
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        with _mode(model, training=True), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(pixel_values=_image(model, size))
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
     return sum(storage.nbytes() for storage in kept.values())
 
 
@@ -116,13 +126,17 @@ def memory_estimate(
 
 @contextmanager
 def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    before = model.training
+    before = {module: module.training for module in model.modules()}
     model.train(training)
+    for module in before:
+        if isinstance(module, _BatchNorm):
+            module.eval()
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
-        model.train(before)
+        for module, was in before.items():
+            module.training = was
 
 
 def _image(model: nn.Module, size: tuple[int, int]) -> torch.Tensor:

@@ -19,6 +19,13 @@ from .images.bad_images import Unusable, usable
 from .multi_label import MultiLabelScores
 
 
+def metric_names(classes: int, *, multi_label: bool) -> list[str]:
+    """What `evaluate` measures of a model with so many classes, beside the number of images."""
+    if multi_label:
+        return ["loss", "mean_average_precision", "micro_f1", "exact_match"]
+    return ["loss", "accuracy", *(["accuracy_top5"] if classes > 5 else [])]
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,

@@ -158,7 +158,8 @@ class Optimisation:
         early_stopping: Stop after so many evaluations in a row without a new best one. `None`: never.
         early_stopping_delta: By how much an evaluation must be better to count as one.
         keep_best: Keep the so many best checkpoints beside the newest. What is best for this and for early stopping is
-            said by `metric_for_best_model` of TrainingArguments; without it, the accuracy.
+            said by `metric_for_best_model` of TrainingArguments; without it, the accuracy (of several labels, the mean
+            average precision), or the loss with `load_best_model_at_end`.
         channels_last: Pixels with the channels last in memory, for models whose patches go through a convolution.
         attention_health_steps: How often attention is looked at, after the first step and then so many each time
             (`training/watching/attention_health.py`). 0: never.

@@ -11,6 +11,7 @@ _AMOUNTS = (
     *(f"augmentation.{name}" for name in ("randaugment_operations", "randaugment_spread")),
     *(f"optimisation.{name}" for name in ("warmup_epochs", "cooldown_epochs")),
     *(f"arguments.{name}" for name in ("learning_rate", "weight_decay", "max_grad_norm", "num_train_epochs")),
+    *(f"arguments.{name}" for name in ("eval_steps", "save_steps", "logging_steps")),
 )
 # At least 1.
 _COUNTS = (
@@ -33,6 +34,7 @@ def check(recipe: Any) -> None:
     _check_ranges(recipe)
     _check_distillation(recipe.distillation)
     _check_progressive(recipe.data.progressive)
+    _check_schedule(recipe.optimisation, recipe.arguments)
     _check_best(recipe.optimisation, recipe.arguments)
 
 
@@ -135,6 +137,19 @@ def _check_progressive(stages: list[list[float]] | None) -> None:
         raise TrainingRefusedError(f"data.progressive={stages} has a size that is no whole number above 0; {shape}")
 
 
+def _check_schedule(optimisation: Any, arguments: dict[str, Any]) -> None:
+    """What is said in epochs; the rest is checked when the steps are known."""
+    if arguments.get("lr_scheduler_type") != "warmup_stable_decay" or arguments.get("max_steps", -1) > 0:
+        return
+    warmup, cooldown = optimisation.warmup_epochs or 0, optimisation.cooldown_epochs or 0
+    epochs = arguments.get("num_train_epochs", 3)
+    if warmup + cooldown > epochs:
+        raise TrainingRefusedError(
+            f"optimisation.warmup_epochs={warmup:g} and cooldown_epochs={cooldown:g} are longer than"
+            f" arguments.num_train_epochs={epochs:g}; shorten one of them, or train for longer"
+        )
+
+
 def _check_best(optimisation: Any, arguments: dict[str, Any]) -> None:
     for name in ("early_stopping", "keep_best"):
         count = getattr(optimisation, name)
@@ -160,6 +175,10 @@ def _check_best(optimisation: Any, arguments: dict[str, Any]) -> None:
 def _saved_where_evaluated(arguments: dict[str, Any], evaluation: str) -> bool:
     if arguments.get("save_strategy", "epoch") != evaluation:
         return False
+    if evaluation != "steps":
+        return True
     save, every = arguments.get("save_steps", 500), arguments.get("eval_steps")
-    every = arguments.get("logging_steps", 10) if every is None else every  # as TrainingArguments has it
-    return evaluation != "steps" or save % every == 0
+    every = every or arguments.get("logging_steps", 10)  # as TrainingArguments has it
+    if min(save, every) < 1:  # shares of a run whose steps are not known yet
+        return save > 0
+    return save % every == 0

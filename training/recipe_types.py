@@ -35,7 +35,7 @@ def fit(value: Any, hint: Any, where: str) -> Any:
     if origin is Literal:
         if value not in arguments or isinstance(value, bool) != any(isinstance(one, bool) for one in arguments):
             raise TrainingRefusedError(
-                f"{where}={value!r} is not known; write {_or(arguments)}{_nearest(value, arguments)}"
+                f"{where}={value!r} is not known; write {_or(arguments)}{nearest(value, arguments)}"
             )
         return value
     if isinstance(hint, type) and is_dataclass(hint):
@@ -94,7 +94,7 @@ def _fit_scalar(value: Any, hint: Any, where: str) -> Any:
         known = [one.value for one in hint]
         value = "no" if value is False else value  # so YAML reads a bare no
         if value not in known:
-            raise TrainingRefusedError(f"{where}={value!r} is not known; write {_or(known)}{_nearest(value, known)}")
+            raise TrainingRefusedError(f"{where}={value!r} is not known; write {_or(known)}{nearest(value, known)}")
         return value
     return value  # a type of another library: it checks for itself
 
@@ -155,7 +155,8 @@ def unknown(name: Any, known: Iterable[str], where: str = "") -> TrainingRefused
     )
 
 
-def _nearest(value: Any, known: Iterable[Any]) -> str:
+def nearest(value: Any, known: Iterable[Any]) -> str:
+    """What may have been meant, in brackets; nothing where no name is near."""
     near = difflib.get_close_matches(str(value), [str(one) for one in known], n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 

@@ -46,6 +46,7 @@ from .run_folder import (
     write_record,
 )
 from .trainer import RecipeTrainer
+from .watching.best import check_best
 from .watching.progress import TrainingProgress
 from .watching.reporters import check_reporters
 from .watching.stops import StopOnRequest
@@ -118,7 +119,7 @@ class Run:
             planned = dataclasses.replace(self.recipe, model=dataclasses.replace(self.recipe.model, start=start))
             model = build_model(planned, names, multi_label=several)
         set_trainable(model, self.recipe.optimisation.trainable)
-        plan = self._plan(model, images, len(names))
+        plan = self._plan(model, images, len(names), several)
         asked, real = self.recipe.processes, self.args.world_size
         for sentence in said_of_sharing(asked or real):
             self._say(sentence)
@@ -129,7 +130,7 @@ class Run:
     def _is_new(self) -> bool:
         return self.recipe.model.start is None or self.recipe.model.size is not None
 
-    def _plan(self, model: nn.Module, images: int, classes: int) -> Plan:
+    def _plan(self, model: nn.Module, images: int, classes: int, several: bool) -> Plan:
         plan = make_plan(self.recipe, self.args, model, image_size(self.recipe.data, model.config), images, classes)
         plan = with_progression(plan, self.recipe.data.progressive, model)
         self._say("\n".join([f"{self.recipe.name}:", *(f"  {line}" for line in plan.lines())]))
@@ -137,6 +138,7 @@ class Run:
             raise TrainingRefusedError(
                 f"{images} images do not fill a global batch of {plan.global_batch}; lower per_device_train_batch_size"
             )
+        check_best(self.recipe.optimisation, self.args, plan.steps, classes, multi_label=several)
         return plan
 
     # ---- training
@@ -171,7 +173,7 @@ class Run:
             model, processor = self._model(splits)
             if self.recipe.optimisation.find_batch_size:
                 self._find_batch_size(model, teacher, resumed=not fresh)
-            plan = self._plan(model, len(splits.train), len(splits.class_names))
+            plan = self._plan(model, len(splits.train), len(splits.class_names), splits.multi_label)
             if "logging_steps" not in self.recipe.arguments:  # a short run has curves too
                 self.args.logging_steps = min(int(self.args.logging_steps), max(1, plan.steps // 10))
             check_space(self.output, plan.memory)

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from .checkpoints import ASIDE, checkpoints, newest_whole
+from .checkpoints import ASIDE, checkpoints, newest_whole, publish_sealed
 from .errors import TrainingRefusedError
 from .recipe import Recipe
 
@@ -170,7 +170,8 @@ def _said(value: Any) -> str:
 
 
 def find_checkpoint(output: Path) -> Path | None:
-    """The newest whole checkpoint; what was being written when the run was stopped is removed."""
+    """The newest whole checkpoint; what was being written when the run was stopped is finished or removed."""
+    publish_sealed(output)
     shutil.rmtree(output / ASIDE, ignore_errors=True)
     found, broken = newest_whole(output)
     for path in broken:

@@ -41,9 +41,9 @@ def model(tiny_model):
     return tiny_model(qkvit.QKViTModel, layer_scale_init_value=0.5).double()
 
 
-def of_family(name):
+def of_family(name, **fields):
     torch.manual_seed(0)
-    return getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**SMALL)).eval()
+    return getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**SMALL, **fields)).eval()
 
 
 def products(model):
@@ -247,6 +247,10 @@ def test_what_the_numbers_leave_out_is_said(tiny_model):
     (turned,) = weight_statistics(tiny_model(position_embedding="rope2d"), control=False).caveats
     assert "positions" in turned
     assert len(weight_statistics(of_family("DINOv3ViT"), control=False).caveats) == 1
+    assert weight_statistics(of_family("Beit"), control=False).caveats == ()
+    for where in ("use_relative_position_bias", "use_shared_relative_position_bias"):
+        (added,) = weight_statistics(of_family("Beit", **{where: True}), control=False).caveats
+        assert "relative position" in added
 
 
 def test_weights_that_are_not_numbers_are_refused_with_their_layer(model, raises_sentence):

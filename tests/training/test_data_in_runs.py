@@ -271,6 +271,23 @@ def test_several_labels_are_learnt(recipe, parquet):
     assert metrics["validation"]["mean_average_precision"] > 0.95
 
 
+def test_of_several_labels_the_mean_average_precision_decides(recipe, parquet, tmp_path, raises_sentence):
+    import datasets
+
+    feature = datasets.List(datasets.ClassLabel(names=[*COLOURS, "bright"]))
+    source = parquet(lambda label: [label, 2] if label else [0], feature)
+    best = ["keep_best=1", "early_stopping=9", "eval_strategy=steps", "eval_steps=2", "save_strategy=steps"]
+    best += ["save_steps=2", "save_total_limit=1", "max_steps=6"]
+    train(recipe(source, "run"), best)
+    folder = tmp_path / "run"
+    log = json.loads((folder / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+    measured = {entry["step"]: entry[name] for entry in log if (name := "eval_mean_average_precision") in entry}
+    first = next(step for step, value in measured.items() if value == max(measured.values()))
+    assert {path.name for path in folder.glob("checkpoint-*")} == {f"checkpoint-{first}", "checkpoint-6"}
+    with raises_sentence(TrainingRefusedError, "'accuracy'", "mean_average_precision"):
+        train(recipe(source, "other"), [*best, "metric_for_best_model=accuracy"])
+
+
 @pytest.mark.parametrize("how", ["shares", "present"])
 def test_targets_of_several_labels_are_mixed_as_the_pixels_are(how):
     colours = torch.tensor([0, 255]).repeat(4)  # an image is black or white, so that its mean is the partner's share

@@ -49,6 +49,13 @@ def test_shipped_recipes_are_whole_and_come_back(name):
         ({"augmentation": {"mixup": float("nan")}}, ["augmentation.mixup=nan"]),
         ({"augmentation": {"randaugment_operations": -1}}, ["augmentation.randaugment_operations=-1"]),
         ({"optimisation": {"warmup_epochs": -1}}, ["optimisation.warmup_epochs=-1"]),
+        (
+            {
+                "optimisation": {"warmup_epochs": 1, "cooldown_epochs": 5},
+                "arguments": {"lr_scheduler_type": "warmup_stable_decay", "num_train_epochs": 4},
+            },
+            ["warmup_epochs=1", "cooldown_epochs=5", "num_train_epochs=4"],
+        ),
         ({"arguments": {"learning_rate": -1e-3}}, ["arguments.learning_rate=-0.001"]),
         ({"arguments": {"gradient_accumulation_steps": 0}}, ["arguments.gradient_accumulation_steps=0"]),
         ({"arguments": {"max_steps": 0}}, ["arguments.max_steps=0"]),

@@ -19,8 +19,14 @@ _PARTS = {
     "o": ("o_proj", "out_proj", "attention.output"),
     "mlp": ("mlp", "intermediate", "fc1", "fc2"),
     "token": ("class_token", "distillation_token", "register_tokens", "mask_token", "cls_token", "probe"),
-    "position": ("position_embeddings", "position_embedding", "pos_embed"),
-    "scale": ("layer_scale", "layer_scale1", "layer_scale2", "lambda1"),
+    "position": (
+        *("position_embeddings", "position_embedding", "pos_embed"),
+        *("relative_position_bias_table", "continuous_position_bias_mlp"),
+    ),
+    "scale": (
+        *("layer_scale", "layer_scale1", "layer_scale2", "lambda1", "lambda_1", "lambda_2"),
+        *("layer_scale_parameter", "logit_scale"),
+    ),
     "head": ("classifier", "distillation_classifier", "cls_classifier", "head", "fc_norm"),
     "embeddings": ("embeddings",),
 }
@@ -45,6 +51,8 @@ def roles(model: nn.Module) -> dict[str, set[str]]:
     for name, _ in model.named_parameters():
         dotted = f".{name}."
         tags = {role for role, parts in _PARTS.items() if any(f".{part}." in dotted for part in parts)}
+        if ".output.dense." in dotted and "o" not in tags:  # after "intermediate"
+            tags.add("mlp")
         if name.rpartition(".")[0] in norms:
             tags.add("norm")
         if name.endswith("bias"):

@@ -1,20 +1,49 @@
 """Which evaluation was the best: early stopping, and the best checkpoints.
 
 Both follow from the evaluations in the log alone, which a checkpoint holds: so a resumed run decides as the
-uninterrupted one. What is compared is `metric_for_best_model` of TrainingArguments, or else the accuracy; more is
-better unless its name ends in "loss" or `greater_is_better` is false.
+uninterrupted one. What is compared is `metric_for_best_model` of TrainingArguments, which they set to the loss for
+`load_best_model_at_end` and for schedules that follow it; or else the accuracy, or the mean average precision where
+an image may have several labels. More is better unless the name ends in "loss" or `greater_is_better` is false.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainingArguments
 
 from ..checkpoints import checkpoints, step_of
-from ..errors import TrainingStoppedError
+from ..errors import TrainingRefusedError, TrainingStoppedError
+from ..evaluation import metric_names
 from ..recipe import Optimisation
+from ..recipe_types import nearest
 
 Scores = list[tuple[int, float]]  # step, score: more is better
+
+
+def check_best(settings: Optimisation, args: TrainingArguments, steps: int, classes: int, *, multi_label: bool) -> None:
+    """Refuse what only a run with its images shows: a metric that is not measured, checkpoints beside evaluations.
+
+    Args:
+        steps: Of the whole run; `eval_steps` and `save_steps` below 1 are shares of it.
+    """
+    known = metric_names(classes, multi_label=multi_label)
+    if settings.average_decay is not None:
+        known += [f"average_{name}" for name in known]
+    name = args.metric_for_best_model
+    if name is not None and name.removeprefix("eval_") not in known:
+        raise TrainingRefusedError(
+            f"arguments.metric_for_best_model={name!r} is not measured; write {' or '.join(known)}"
+            f"{nearest(name, known)}"
+        )
+    if settings.keep_best is None or args.eval_strategy != "steps":
+        return
+    every, save = (math.ceil(steps * each) if each < 1 else each for each in (args.eval_steps or 1, args.save_steps))
+    if save % every:
+        raise TrainingRefusedError(
+            f"optimisation.keep_best needs a checkpoint where the model is evaluated, and of {steps} steps every"
+            f" {save:g}th is saved and every {every:g}th evaluated; give save_steps the value of eval_steps"
+        )
 
 
 def scores(log: list[dict[str, Any]], args: TrainingArguments) -> Scores:
@@ -23,11 +52,12 @@ def scores(log: list[dict[str, Any]], args: TrainingArguments) -> Scores:
     Raises:
         TrainingStoppedError: they do not have what is to be compared.
     """
-    name = (args.metric_for_best_model or "accuracy").removeprefix("eval_")
     sign = -1 if args.metric_for_best_model and not args.greater_is_better else 1
     found = []
     for entry in log:
         measured = [each.removeprefix("eval_") for each in entry if each.startswith("eval_")]
+        usual = "mean_average_precision" if "micro_f1" in measured else "accuracy"
+        name = (args.metric_for_best_model or usual).removeprefix("eval_")
         if measured and name not in measured:
             raise TrainingStoppedError(
                 f"the evaluations have no {name!r} to compare: set metric_for_best_model to {' or '.join(measured)}"

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from transformers import ViTConfig, ViTForImageClassification
 
 from qkvit import QKViTForImageClassification
@@ -45,6 +46,31 @@ def test_transformers_norms_do_not_decay(theirs):
     assert decays["vit.layernorm.weight"] == 0
     assert all(decays[name] == 0 for name in decays if "layernorm" in name)
     assert any(decays[name] > 0 for name in decays)
+
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SMALL |= {"image_size": 32, "patch_size": 8, "layer_scale_init_value": 0.1, "use_relative_position_bias": True}
+WINDOWS = {"image_size": 32, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
+FAMILIES = {
+    "Beit": SMALL,
+    "Data2VecVision": SMALL,
+    "Swin": WINDOWS,
+    "Swinv2": WINDOWS,
+    "ConvNext": {"hidden_sizes": [8] * 4, "depths": [1] * 4, "layer_scale_init_value": 0.1},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scales_and_positions_of_other_families_do_not_decay(family):
+    config = getattr(transformers, f"{family}Config")(num_labels=3, **FAMILIES[family])
+    model = getattr(transformers, f"{family}ForImageClassification")(config)
+    decays, found = decayed(model), roles(model)
+    for name, parameter in model.named_parameters():
+        matrix = parameter.ndim in (2, 4) and "position" not in name
+        assert (decays[name] > 0) == matrix, name
+        if ".output.dense." in name:
+            assert len(found[name] & {"o", "mlp"}) == 1
+            assert ("o" in found[name]) == (".attention." in name)
 
 
 @pytest.mark.parametrize("fixture", ["everything", "theirs"])

@@ -9,7 +9,8 @@ from transformers import TrainingArguments
 
 from qkvit.training import TrainingRefusedError, TrainingStoppedError, train
 from qkvit.training.checkpoints import checkpoints, step_of
-from qkvit.training.recipe import Optimisation
+from qkvit.training.recipe import Optimisation, Recipe
+from qkvit.training.run import Run
 from qkvit.training.trainer import RecipeTrainer
 from qkvit.training.watching.best import EarlyStopping, best_checkpoints, scores, since_best
 
@@ -70,8 +71,12 @@ def test_another_metric_decides(tiny, tmp_path, measured):
     folder = tmp_path / "run"
     train(evaluated(tiny, folder, keep_best=1), ["metric_for_best_model=loss", "max_steps=6", "save_total_limit=1"])
     assert steps(folder) == [6], "the loss falls"
-    with pytest.raises(TrainingStoppedError, match=r"no 'f1' to compare.*accuracy"):
-        train(evaluated(tiny, tmp_path / "b", early_stopping=1), ["metric_for_best_model=f1"])
+
+
+def test_evaluations_without_what_is_compared_stop_the_run(tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, metric_for_best_model="accuracy")
+    with pytest.raises(TrainingStoppedError, match=r"no 'accuracy' to compare.*images"):
+        scores([{"step": 1, "eval_images": 0}], args)
 
 
 def test_with_early_stopping_evaluations_are_part_of_the_recipe(tiny, tmp_path, measured, raises_sentence):
@@ -126,12 +131,37 @@ def test_of_equal_checkpoints_the_older_is_better(tmp_path):
         (["keep_best=2", "save_steps=3"], ["save_steps"]),
         (["keep_best=2", "save_strategy=epoch"], ["save_strategy"]),
         (["early_stopping=2", "early_stopping_delta=-1"], ["early_stopping_delta=-1"]),
+        (["keep_best=2", "eval_steps=0", "logging_steps=2", "save_steps=3"], ["save_steps"]),
+        (["keep_best=2", "eval_steps=0.2", "save_steps=0.3"], ["16 steps", "every 5th is saved", "every 4th"]),
+        (["keep_best=2", "eval_steps=0.5", "save_steps=12"], ["every 12th is saved", "every 8th"]),
+        (["eval_steps=-1"], ["eval_steps=-1", "0 or more"]),
+        (["load_best_model_at_end=true", "metric_for_best_model=acuracy"], ["'acuracy'", "did you mean accuracy?"]),
+        (["early_stopping=1", "metric_for_best_model=f1"], ["'f1'", "loss or accuracy"]),
+        (["early_stopping=1", "metric_for_best_model=average_loss"], ["'average_loss'", "loss or accuracy"]),
     ],
 )
 def test_what_does_not_go_together_is_refused(tiny, tmp_path, raises_sentence, settings, words):
     with raises_sentence(TrainingRefusedError, *words):
         train(evaluated(tiny, tmp_path / "run"), settings)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["eval_steps=0.125", "save_steps=0.5"],
+        ["eval_steps=0.1", "save_steps=0.5", "max_steps=20"],
+        ["eval_steps=0", "logging_steps=2"],
+        ["average_decay=0.9", "metric_for_best_model=eval_average_accuracy"],
+    ],
+)
+def test_what_goes_together_is_accepted(tiny, tmp_path, settings):
+    train(evaluated(tiny, tmp_path / "run", keep_best=1), settings)
+
+
+def test_a_plan_refuses_a_metric_that_is_not_measured(tiny, tmp_path, raises_sentence):
+    with raises_sentence(TrainingRefusedError, "'acuracy'"):
+        Run(Recipe.load(evaluated(tiny, tmp_path / "run"), ["metric_for_best_model=acuracy"])).dry_run()
 
 
 def test_the_log_of_a_real_run_is_compared(tiny, tmp_path):
