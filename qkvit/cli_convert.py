@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import UserError
+from .errors import UserError, sentences
 from .startup import load_models
 
 
@@ -32,7 +32,7 @@ def convert(
     from .modeling.conversion import check_choices, convert_folder
     from .modeling.whole_folder import check_free, whole_folder
 
-    try:
+    with sentences():
         check_choices(to, layout, dtype)
         check_free(destination, force)
         look_for(source, "model")
@@ -43,8 +43,6 @@ def convert(
             return
         with whole_folder(destination, force) as part:
             name = convert_folder(source, part, dtype=dtype)
-    except ValueError as error:
-        raise UserError(str(error)) from error
     typer.echo(
         f"{destination} holds a {name}; load it with\n"
         f"    from qkvit import {name}\n"

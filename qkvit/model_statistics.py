@@ -101,12 +101,12 @@ def run_statistics(request: Request) -> None:
     """
     if request.data is None and not request.weights:
         raise UserError("there is nothing to measure; pass --data SOURCE, --weights, or both")
-    check_packages(NEEDED)
     layers = _layers(request.layers)
     if request.control and request.data is None:
         raise UserError("--control runs over images; pass --data SOURCE too (--weights has a control of its own)")
     if request.rollout and request.data is None:
         raise UserError("--rollout runs over images; pass --data SOURCE too")
+    check_packages(NEEDED)
     load_models()
     from .analysis import weight_statistics
     from .analysis.progress_file import remove_progress

@@ -9,5 +9,5 @@ def check_packages(needed: dict[str, str]) -> None:
     """Refuse to start when a package that is needed later is missing; `needed` is module -> package."""
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        packages = " ".join(needed[name] for name in missing)
+        packages = " ".join(dict.fromkeys(needed[name] for name in missing))
         raise UserError(f"{', '.join(missing)} cannot be imported; run: pip install {packages}")

@@ -85,5 +85,5 @@ def _draw(
     ticks = [tick for tick in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if 1 / highest <= tick <= highest]
     bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     bar.ax.minorticks_off()
-    bar.set_label(unit, fontsize=8)
+    bar.set_label(f"{unit}, {maps.min():.2f} to {maps.max():.2f}", fontsize=8)
     save(figure, path, provenance)
