@@ -78,9 +78,11 @@ class Moments:
         return factor * self.standard_deviation() / self.count.sqrt()
 
     def state(self) -> State:
+        """Everything, as tensors by name; `load_state` takes it back."""
         return {"count": self.count, "mean": self.mean, "squares": self.squares}
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `state` gave."""
         self.count, self.mean, self.squares = (state[name].clone() for name in ("count", "mean", "squares"))
 
 
@@ -170,6 +172,7 @@ class Quantiles:
         }
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `state` gave."""
         self._keys, self._counts, self._waiting = state["keys"].clone(), state["counts"].clone(), []
         self._smallest, self._largest = state["smallest"].clone(), state["largest"].clone()
 
@@ -220,9 +223,11 @@ class Sums:
         return self.first / count[..., None], self.second / count[..., None, None]
 
     def state(self) -> State:
+        """Everything, as tensors by name; `load_state` takes it back."""
         return {"count": self.count, "first": self.first, "second": self.second}
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `state` gave."""
         self.count, self.first, self.second = (state[name].clone() for name in ("count", "first", "second"))
 
 

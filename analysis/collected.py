@@ -40,6 +40,7 @@ class Collected:
 
     @classmethod
     def from_tally(cls, tally: Tally, class_names: tuple[str, ...] | None) -> "Collected":
+        """The results of a tally that every image has gone through."""
         assert tally.cells is not None
         layers = tuple(sorted({cell.layer for cell in tally.cells}))
         grid = tally.grid if tally.maps is not None else None

@@ -139,10 +139,12 @@ class TokenLayout:
 
     @property
     def num_patches(self) -> int:
+        """Rows times columns of the grid."""
         return self.grid[0] * self.grid[1]
 
     @property
     def num_tokens(self) -> int:
+        """All tokens of an image: those before the patches, and the patches."""
         return self.num_prefix + self.num_patches
 
     @property

@@ -13,6 +13,7 @@ from .findings import EXAMPLES, Finding
 from .image_source import ImageSource
 from .inspection import Inspection, inspect
 from .opening import kind_of, open_images, splits_in
+from .splits import canonical
 
 UNEVEN = 10  # times as many images in the largest class as in the smallest
 
@@ -90,8 +91,8 @@ def check(
         opened = open_images(source, split=split, label=label, streaming=streaming, multi_label=True)
         name = split or opened.split or "all"
         found[name] = inspect(opened, num_workers, started(name, len(opened)) if started else lambda count: None)
-    order = sorted(found, key=lambda name: (name != "train", name != "validation", name))
-    found = {name: found[name] for name in order}
+    order = ("train", "validation")  # whatever they are called
+    found = dict(sorted(found.items(), key=lambda item: (*(canonical(item[0]) != name for name in order), item[0])))
     findings = [*_unusable(found), *_labels(found), *twice(found), *alike(found), *_converted(found)]
     findings += _small(found, image_size)
     return Check(

@@ -34,15 +34,17 @@ class Columns:
 
     def with_classes(self, values: Iterable[Any]) -> "Columns":
         """Labels without published names: their values in order."""
-        known = sorted({value for value in values if value is not None})
+        known = sorted({value for value in values if not _missing(value)})
         return Columns(self.image, self.label, known, by_value=True, multi_label=self.multi_label)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
+        """The names of the classes in the order of their indices; `None` where there are no labels."""
         return None if self.classes is None else tuple(str(value) for value in self.classes)
 
     @property
     def wanted(self) -> list[str]:
+        """The names of the columns to read."""
         return [self.image] if self.label is None else [self.image, self.label]
 
     def label_of(self, cell: Any) -> Label:
@@ -55,7 +57,7 @@ class Columns:
         return tuple(index for index in indices if index is not None)
 
     def _one(self, value: Any) -> int | None:
-        if value is None:
+        if _missing(value):
             return None
         if self._index is not None:
             return self._index[value]
@@ -69,11 +71,17 @@ class Columns:
         return np.fromiter((-1 if label is None else label for label in known), dtype=np.int64, count=count)
 
     def encoded(self, row: dict[str, Any], name: str) -> Encoded:
+        """The image of a row as it is stored (bytes or a path), and its label."""
         stored = row[self.image]
         if isinstance(stored, dict):
             path = stored.get("path")
             stored = stored.get("bytes") or (Path(path) if path else None)
         return Encoded(stored, None if self.label is None else self.label_of(row[self.label]), name)
+
+
+def _missing(value: Any) -> bool:
+    """No label: an empty cell, which is NaN in a column of floats (pandas writes an integer column with gaps so)."""
+    return value is None or value != value
 
 
 def find_columns(features: Any, name: str, label: str | None, *, multi_label: bool = False) -> Columns:

@@ -16,7 +16,7 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a GiB at 3 bytes a p
 MAX_SIDES_RATIO = 100  # resized by its shorter side, a longer strip would take gigabytes
 WHITE_OF_16_BITS = 65_535
 
-_ORIENTATION = 274  # the EXIF tag
+ORIENTATION = 274  # the EXIF tag
 _TURNED = (5, 6, 7, 8)  # its values for pictures that lie on their side
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -113,7 +113,7 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     try:
-        turned = image.getexif().get(_ORIENTATION, 1) in _TURNED
+        turned = image.getexif().get(ORIENTATION, 1) in _TURNED
     except Exception:  # broken metadata says nothing about the pixels
         turned = False
     return image.size[::-1] if turned else image.size

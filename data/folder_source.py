@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from .image_source import Encoded, ImageSource
+from .splits import SPLIT_NAMES, canonical
 
 EXTENSIONS = frozenset(
     (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
-SPLIT_FOLDERS = frozenset(("train", "training", "validation", "valid", "val", "dev", "test"))
 
 
 class FolderSource(ImageSource):
@@ -23,7 +23,8 @@ class FolderSource(ImageSource):
     """
 
     def __init__(self, folder: Path, *, name: str, split: str | None = None, **options: Any) -> None:
-        self._folder = folder = _folder_of_split(folder, name, split)
+        split = _split_of_folder(folder, name, split)
+        self._folder = folder = folder if split is None else folder / split
         classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name))
         found = {of_class: sorted(_images_below(folder / of_class, of_class)) for of_class in classes}
         direct = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and _is_image(entry.name))
@@ -58,16 +59,28 @@ class FolderSource(ImageSource):
         return Encoded(self._folder / path, label if label >= 0 else None, path)
 
 
-def _folder_of_split(folder: Path, name: str, split: str | None) -> Path:
-    inside = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name in SPLIT_FOLDERS)
-    if split is not None:
-        if not (folder / split).is_dir():
-            has = f"its folders of that kind are {', '.join(inside)}" if inside else "it has no such folders"
-            raise ValueError(f"{name} has no split {split!r}; {has}")
-        return folder / split
-    if len(inside) > 1:
-        raise ValueError(f"{name} has the splits {', '.join(inside)}; pass one of them as split")
-    return folder
+def split_folders(folder: Path) -> list[str]:
+    """The folders for a split each, in order; none where such a name is a class among others."""
+    inside = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name))
+    splits = [name for name in inside if name in SPLIT_NAMES]
+    if len(splits) != 1:
+        return splits
+    has_classes = bool(next(os.walk(folder / splits[0]))[1])
+    return splits if inside == splits and has_classes else []
+
+
+def _split_of_folder(folder: Path, name: str, split: str | None) -> str | None:
+    """The folder to open: the one that is asked for, or the only one; `None` where the images are in no such folder."""
+    inside = split_folders(folder)
+    if split is None:
+        if len(inside) > 1:
+            raise ValueError(f"{name} has the splits {', '.join(inside)}; pass one of them as split")
+        return next(iter(inside), None)
+    for wanted in (split, *(each for each in inside if canonical(each) == canonical(split))):
+        if (folder / wanted).is_dir():
+            return wanted
+    has = f"its folders of that kind are {', '.join(inside)}" if inside else "it has no such folders"
+    raise ValueError(f"{name} has no split {split!r}; {has}")
 
 
 def _images_below(folder: Path, prefix: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-_HUB_ID = re.compile(r"(?:([A-Za-z0-9][\w.-]*)/)?([A-Za-z0-9][\w.-]*)")
+HUB_ID = re.compile(r"(?:([A-Za-z0-9][\w.-]*)/)?([A-Za-z0-9][\w.-]*)")
 _CONFIGS = ("config.json", "adapter_config.json")  # of a model, of an adapter that names its model
 _SECONDS = 10  # that the Hub may take for its answer
 _found: set[tuple[str, str]] = set()  # asked for once
@@ -49,7 +49,7 @@ def look_for(name: str | Path, kind: Literal["model", "dataset"]) -> None:
             return
     if "://" in name or "{" in name:  # an address, or shards with numbers: looked for where they are opened
         return
-    parts, what = _HUB_ID.fullmatch(name), "model" if kind == "model" else "data set"
+    parts, what = HUB_ID.fullmatch(name), "model" if kind == "model" else "data set"
     if parts is None:
         raise ValueError(
             f"there is no folder or file {name} here; pass one that exists, or the id of a {what} on the Hub"

@@ -15,13 +15,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from .decoding import BadImage, BadImageError
+from .decoding import ORIENTATION, BadImage, BadImageError
 from .image_source import Encoded, ImageSource
 
 DIGEST_BYTES = 16
 THUMBNAIL = 4  # pixels along each side
 _BATCH = 16
-_ORIENTATION = 274  # the EXIF tag
 _NORMAL = (None, 1)
 
 
@@ -150,7 +149,7 @@ def _header(stored: Encoded) -> tuple[str, bool, bool]:
     with Image.open(file) as image:
         kind = f"{image.format} {image.mode}"
         try:
-            turned = image.getexif().get(_ORIENTATION) not in _NORMAL
+            turned = image.getexif().get(ORIENTATION) not in _NORMAL
         except Exception:  # broken metadata says nothing about the pixels
             turned = False
         return kind, turned, image.has_transparency_data

@@ -1,13 +1,12 @@
 """Open images, wherever they are: one function for folders, Parquet files and the Hub."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 from .decoding import MAX_PIXELS
-from .folder_source import EXTENSIONS, SPLIT_FOLDERS, FolderSource
-from .hub_names import look_for
+from .folder_source import EXTENSIONS, FolderSource, split_folders
+from .hub_names import HUB_ID, look_for
 from .image_source import ImageSource, OnBadImage
 from .parquet_source import open_rows, remote_parquet_files
 from .shard_source import open_shards, shards_of
@@ -23,7 +22,6 @@ from .table_source import (
 )
 
 _KINDS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "shards"}
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def open_images(
@@ -124,7 +122,7 @@ def kind_of(source: str) -> str:
         return _KINDS[path.suffix]
     if path.is_file():
         raise ValueError(f"{source} is a file that is not Parquet, Arrow or tar; pass one, a folder or a Hub id")
-    if not _HUB_ID.fullmatch(source):
+    if not HUB_ID.fullmatch(source):
         raise ValueError(f"there is no folder or file {source}; pass one that exists, or a data set's id on the Hub")
     return "hub"
 
@@ -150,8 +148,7 @@ def splits_in(source: str | Path) -> list[str | None]:
         return list(by_split(remote_parquet_files(name)))
     kind, path = kind_of(name), Path(name)
     if kind == "folder":
-        inside = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and entry.name in SPLIT_FOLDERS)
-        return [*inside] or [None]
+        return [*split_folders(path)] or [None]
     if kind == "shards":
         return list(by_split(shard.as_posix() for shard in shards_of(name)))
     if kind == "hub":

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train"}
 _KNOWN = frozenset(("train", "validation", "test"))
+SPLIT_NAMES = _KNOWN | SPLIT_ALIASES.keys()
 
 T = TypeVar("T")
 
@@ -27,12 +28,17 @@ def split_of(file: str) -> str:
     path = PurePosixPath(file)
     stem = re.sub(r"-\d+-of-\d+(-[0-9a-f]+)?$", "", path.name.partition(".")[0])
     stem = re.sub(r"(^\d+|[-_]\d{3,})$", "", stem)  # fold_1 and fold_2 stay apart
-    words = [SPLIT_ALIASES.get(word, word) for word in re.split(r"[-_]", stem)]
+    words = [canonical(word) for word in re.split(r"[-_]", stem)]
     known = [word for word in words if word in _KNOWN]
     if len(known) == 1:
         return known[0]
     name = stem or path.parent.name or "all"
-    return SPLIT_ALIASES.get(name, name)
+    return canonical(name)
+
+
+def canonical(split: str) -> str:
+    """A split's usual name, e.g. "validation" for "val"."""
+    return SPLIT_ALIASES.get(split, split)
 
 
 def by_split(files: Iterable[str]) -> dict[str, list[str]]:
@@ -49,7 +55,7 @@ def choose_split(splits: Mapping[str, T], split: str | None, name: str) -> tuple
         if len(splits) > 1:
             raise ValueError(f"{name} has the splits {', '.join(splits)}; pass one of them as split")
         return next(iter(splits.items()))
-    for wanted in (split, SPLIT_ALIASES.get(split, split)):
+    for wanted in (split, canonical(split)):
         if wanted in splits:
             return wanted, splits[wanted]
     raise ValueError(f"{name} has no split {split!r}; it has {', '.join(splits)}")

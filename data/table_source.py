@@ -50,15 +50,20 @@ class TableSource(ImageSource):
         self._table = undecoded(table, columns).select_columns(columns.wanted)
         self._row_names = [row_name for row_name, _ in row_names]
         self._row_ends = np.cumsum([rows for _, rows in row_names])
+        self._labels: Any = None
 
     def __len__(self) -> int:
         return len(self._table)
 
     @property
     def labels(self) -> Any:
-        if self._columns.label is None:
-            return np.full(len(self), -1, dtype=np.int64)
-        return self._columns.labels_of(self._table.with_format(None)[self._columns.label], len(self))
+        if self._labels is None:  # read once: they are asked for again and again
+            label = self._columns.label
+            if label is None:
+                self._labels = np.full(len(self), -1, dtype=np.int64)
+            else:
+                self._labels = self._columns.labels_of(self._table.with_format(None)[label], len(self))
+        return self._labels
 
     def name_of(self, index: int) -> str:
         file = int(np.searchsorted(self._row_ends, index, side="right"))

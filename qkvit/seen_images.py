@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from .data.splits import SPLIT_ALIASES
+from .data.splits import canonical
 from .errors import UserError
 from .training.errors import TrainingRefusedError
 from .training.recipe import BUILT_IN, Data
@@ -56,12 +56,7 @@ def held_out_images(model: str, data: str, split: str | None, on_bad_image: Any 
             what it had; or an image has several labels.
     """
     folder, trained = _trained_on(model, data)
-    if (
-        trained is None
-        or SPLIT_ALIASES.get(str(split), split) != HELD_OUT
-        or trained.validation_split
-        or trained.train_split
-    ):
+    if trained is None or canonical(str(split)) != HELD_OUT or trained.validation_split or trained.train_split:
         return None
     from .data.chosen_source import ChosenSource
     from .training.images.sources import open_splits

@@ -172,6 +172,13 @@ def test_splits_of_every_kind_of_source(zoo, shard, parquet, png, tmp_path):
     assert splits_in(parquet("val.parquet", [png()], [0]).parent) == ["validation"]
 
 
+def test_the_split_to_train_on_comes_first_whatever_it_is_called(zoo):
+    (zoo / "train").rename(zoo / "training")
+    (zoo / "test").rename(zoo / "dev")
+    assert list(check(zoo).splits) == ["training", "dev"]
+    assert splits_in(zoo) == ["dev", "training"]
+
+
 def test_the_text_names_what_is_not_shown(zoo):
     for number in range(7):
         (zoo / "train" / "cat" / f"bad{number}.png").write_bytes(b"")

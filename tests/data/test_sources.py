@@ -68,6 +68,44 @@ def test_splits_of_class_folders(tmp_path, write_image, raises_sentence):
         open_images(tmp_path / "pets", split="extra")
 
 
+def test_the_only_split_of_class_folders_is_opened_and_not_one_class_of_its_name(tmp_path, write_image):
+    for animal in ("cat", "dog"):
+        write_image(tmp_path / "pets" / "train" / animal / "1.png")
+    source = open_images(tmp_path / "pets")
+    assert (source.class_names, source.split) == (("cat", "dog"), "train")
+    (tmp_path / "tests" / "exam").mkdir(parents=True)
+    for name in ("test", "exam"):  # a class that is called as a split is
+        write_image(tmp_path / "tests" / name / "1.png")
+    assert open_images(tmp_path / "tests").class_names == ("exam", "test")
+    write_image(tmp_path / "one" / "test" / "1.png")
+    assert open_images(tmp_path / "one").class_names == ("test",)
+
+
+def test_a_folder_of_a_split_is_found_by_the_splits_usual_name(tmp_path, write_image):
+    for split in ("train", "val"):
+        write_image(tmp_path / "pets" / split / "cat" / f"{split}.png")
+    source = open_images(tmp_path / "pets", split="validation")
+    assert (source.split, source[0].name) == ("val", "cat/val.png")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_label_of_floats_is_missing_where_it_is_not_a_number(tmp_path, png, streaming):
+    from datasets import Dataset, Features, Image, Value
+
+    features = Features({"image": Image(), "label": Value("float64")})
+    rows = {"image": [{"bytes": png(seed)} for seed in range(3)], "label": [2.0, float("nan"), 7.0]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "gaps.parquet")
+    source = open_images(tmp_path / "gaps.parquet", streaming=streaming)
+    assert source.class_names == ("2.0", "7.0")
+    assert source.labels.tolist() == [0, -1, 1]
+    assert source[1].label is None
+
+
+def test_labels_of_a_table_are_read_once(parquet, png):
+    source = open_images(parquet("train.parquet", [png(0), png(1)], [1, 0]))
+    assert source.labels is source.labels
+
+
 def test_parquet(parquet, png):
     path = parquet("test-00000-of-00001.parquet", [png(0), png(1), png(2)], [1, 0, 1])
     source = open_images(path)

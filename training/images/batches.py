@@ -74,6 +74,7 @@ class EpochBatches(Sampler[list[Key]]):
         return self.steps * self.accumulation
 
     def set_epoch(self, epoch: int) -> None:
+        """The epoch that the next iteration is of; it seeds the order of the images."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[Key]]:
