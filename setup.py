@@ -54,8 +54,7 @@ TRAIN = [
 ]
 
 QUICKSTART = [
-    "accelerate>=1.10",
-    "matplotlib>=3.9",
+    *TRAIN,  # also what `qkvit statistics` and `qkvit evaluate` use, which it names at its end
     "mlxtend>=0.23.4",
     "scikit-learn>=1.6",
 ]

@@ -5,7 +5,7 @@ The folder it writes:
     model/             the model: weights, configuration, its code, its image processor
     recipe.yaml        how it was trained, for `qkvit train`
     pictures/          attention_layer_0.png, qkv_layer_0.png, ..., training.png
-    digits/            a few held-out digits as images, to try the model on
+    digits/            the held-out digits as images, in a folder for each class, to measure the model on
     head_facts.csv     the simplest facts about each head
     run.json           what was run, with which versions, and what came out
 """
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -102,6 +103,7 @@ def _run(folder: Path, *, seed: int, quick: bool) -> dict[str, Any]:
     _say("Saved, and loaded by AutoModelForImageClassification in a process without qkvit: the same accuracy.\n")
     stopwatch.lap("loading without qkvit")
 
+    write_digits(held_out, folder / "digits")
     look_inside(model, held_out, folder, f"{record['command']}, qkvit {__version__}, {record['date']}")
     stopwatch.lap("pictures and facts")
     return record | {
@@ -252,9 +254,8 @@ def check_saved_model(model_folder: Path, images: Any, labels: Any, logits: Any)
 
 
 def look_inside(model: Any, held_out: Any, folder: Path, provenance: str) -> None:
-    """Write the digits, the pictures and the facts about the heads, and print these."""
+    """Write the pictures and the facts about the heads, and print these."""
     import torch
-    from PIL import Image
 
     from .analysis.head_facts import head_facts, uniform_facts
     from .analysis.token_layout import TokenLayout
@@ -262,9 +263,6 @@ def look_inside(model: Any, held_out: Any, folder: Path, provenance: str) -> Non
 
     layout = TokenLayout.from_config(model.config)
     shown = held_out[[held_out.labels.tolist().index(digit) for digit in SHOWN_DIGITS]]
-    (folder / "digits").mkdir()
-    for image, label in zip(shown.images, shown.labels, strict=True):
-        Image.fromarray(image).save(folder / "digits" / f"{label}.png")
     draw_layers(model, shown, layout, folder / "pictures", provenance)
 
     batches = [pixel_values(images) for images in torch.from_numpy(held_out.images).split(250)]
@@ -273,6 +271,18 @@ def look_inside(model: Any, held_out: Any, folder: Path, provenance: str) -> Non
     facts = {name: head_facts(net, batches, layout) for name, net in (("trained", model), ("untrained", untrained))}
     write_facts(facts, folder / "head_facts.csv")
     _say(facts_table(facts["trained"], facts["untrained"], uniform_facts(layout)))
+
+
+def write_digits(digits: Any, folder: Path) -> None:
+    """Digits as class folders: 0/0.png, 0/1.png, ..."""
+    from PIL import Image
+
+    seen = Counter[int]()
+    for image, label in zip(digits.images, digits.labels.tolist(), strict=True):
+        path = folder / str(label) / f"{seen[label]}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+        seen[label] += 1
 
 
 def draw_layers(model: Any, shown: Any, layout: Any, folder: Path, provenance: str) -> None:

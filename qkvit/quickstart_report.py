@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import math
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -101,7 +103,7 @@ def farewell(output: Path, record: dict[str, Any]) -> str:
             "pictures/",
             "attention_layer_*.png: where each head looks; qkv_layer_*.png: Q, K and V; training.png",
         ],
-        ["digits/", "a few held-out digits to try it on"],
+        ["digits/", "the held-out digits in class folders, to measure it on"],
         ["head_facts.csv", "the table above, with standard errors"],
         ["recipe.yaml", "how it was trained: a start for recipes of your own"],
         ["run.json", "settings, versions, accuracies, times"],
@@ -112,10 +114,21 @@ def farewell(output: Path, record: dict[str, Any]) -> str:
         f"\nTry next: start {sys.executable} and type",
         "  from transformers import pipeline",
         f'  classify = pipeline("image-classification", "{output / "model"}", trust_remote_code=True)',
-        f'  print(classify("{output / "digits" / "7.png"}"))',
+        f'  print(classify("{output / "digits" / "7" / "0.png"}"))',
+        "or measure it, on these digits or on images of your own:",
+        f"  {_command()} evaluate {output / 'model'} --data {output / 'digits'}",
+        f"  {_command()} statistics {output / 'model'} --data {output / 'digits'} --weights",
     ]
     if record["quick"]:
         lines.append(
             "\nThis was --quick: the model has hardly been trained; run it without --quick for one that works."
         )
     return "\n".join(lines)
+
+
+def _command() -> str:
+    """How this installation's `qkvit` is called: by its path where the shell would not find it, as after `make run`."""
+    beside = Path(sys.executable).with_name("qkvit")
+    if shutil.which("qkvit") == str(beside) or not beside.is_file():
+        return "qkvit"
+    return os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)

@@ -36,8 +36,9 @@ from .recipe import Recipe
 from .report import results_table, write_report
 from .run_folder import (
     METRICS,
+    changes_since,
+    check_changes,
     check_new,
-    check_resume,
     claimed,
     find_checkpoint,
     is_new,
@@ -157,15 +158,16 @@ class Run:
             teacher = open_teacher(self.recipe.distillation, splits.class_names, multi_label=splits.multi_label)
         data, checkpoint = splits.fingerprint() | (teacher.fingerprint() if teacher else {}), None
         if not fresh:
-            changes = check_resume(self.output, self.recipe, data, self.args.world_size, allow)
-            for change in changes:
-                self._say(f"Changed since the run began: {change}.")
+            changes = changes_since(self.output, self.recipe, data, self.args.world_size)
             finished = read_metrics(self.output)
             if finished is not None and changes:
                 raise TrainingRefusedError(
-                    f"the run in {self.output} is finished and does not go on with other settings; train its model in a"
-                    f" run of its own: --set start={self.output} --set output_dir=ANOTHER"
+                    f"the run in {self.output} is finished and does not go on with other settings"
+                    f" ({', '.join(changes)}); train its model in a run of its own: --set start={self.output}"
+                    " --set output_dir=ANOTHER"
                 )
+            for change in check_changes(changes, allow):
+                self._say(f"Changed since the run began: {change}.")
             if finished is not None:
                 self._say(f"The run in {self.output} is finished; there is nothing to go on with.")
                 return finished

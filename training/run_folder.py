@@ -127,12 +127,8 @@ def read_metrics(output: Path) -> dict[str, Any] | None:
         return None
 
 
-def check_resume(output: Path, recipe: Recipe, data: dict[str, Any], world: int, allowed: tuple[str, ...]) -> list[str]:
-    """What has changed since the run began, as sentences; refuse what is not allowed by name.
-
-    Args:
-        allowed: Names of fields (bare or dotted), "data" and "processes".
-    """
+def changes_since(output: Path, recipe: Recipe, data: dict[str, Any], world: int) -> dict[str, tuple[Any, Any]]:
+    """What has changed since the run began: a field of the recipe, "data (...)" or "processes", before and now."""
     try:
         before = yaml.safe_load((output / RECIPE).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -153,6 +149,15 @@ def check_resume(output: Path, recipe: Recipe, data: dict[str, Any], world: int,
             changes[f"data ({part})"] = (record.get("data", {}).get(part), value)
     if record.get("processes") != world:
         changes["processes"] = (record.get("processes"), world)
+    return changes
+
+
+def check_changes(changes: dict[str, tuple[Any, Any]], allowed: tuple[str, ...]) -> list[str]:
+    """What `changes_since` found, as sentences; refuse what is not allowed by name.
+
+    Args:
+        allowed: Names of fields (bare or dotted), "data" and "processes".
+    """
     for name, (was, now) in changes.items():
         bare = name.rpartition(".")[2]
         names = {name, bare, name.partition(" (")[0]}

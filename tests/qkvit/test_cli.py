@@ -4,10 +4,12 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -226,6 +228,18 @@ def test_a_run_ends_with_where_everything_is(finished):
 def test_a_run_puts_nothing_on_the_screen_that_a_newcomer_would_not_understand(finished):
     errors = finished[1].stderr.replace("\r", "\n")
     assert [line for line in errors.splitlines() if line.strip() and not re.match(r" *\d+ % \|", line)] == []
+
+
+def test_a_run_names_commands_that_measure_its_model(finished):
+    folder, done = finished
+    assert len(list((folder / "quickstart" / "digits").glob("[0-9]/*.png"))) == 1000
+    told = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("  ") and "--data" in line]
+    assert [arguments[0] for arguments in told] == ["evaluate", "statistics"]
+    for arguments in told:
+        measured = run(*arguments, "-o", arguments[0], cwd=folder)
+        assert measured.returncode == 0, measured.stderr
+        shutil.rmtree(folder / arguments[0])
+    assert f'classify("{Path("quickstart", "digits", "7", "0.png")}")' in done.stdout
 
 
 def test_a_run_records_what_it_was(finished):

@@ -264,6 +264,8 @@ def test_a_finished_run_is_not_trained_on(tiny, tmp_path, capsys, raises_sentenc
         train(recipe)
     longer = tiny({"arguments": {"output_dir": str(tmp_path / "run"), "max_steps": 12}})
     with raises_sentence(TrainingRefusedError, "is finished and does not go on with other settings", "--set start="):
+        train(longer, resume=True)  # and not that --allow would help, which it does not
+    with raises_sentence(TrainingRefusedError, "(arguments.max_steps)"):
         train(longer, resume=True, allow=["arguments.max_steps"])
 
 
