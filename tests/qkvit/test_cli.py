@@ -276,7 +276,7 @@ def test_a_run_has_facts_about_every_head(finished):
 
 def test_what_to_try_next_works(finished):
     folder, done = finished
-    code = done.stdout.partition(" and type\n")[2].partition("\n\n")[0]
+    code = done.stdout.partition(" and type\n")[2].partition("\nor ")[0]
     tried = subprocess.run(
         [sys.executable, "-c", "\n".join(line.strip() for line in code.splitlines())],
         cwd=folder,
