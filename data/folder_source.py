@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .image_source import Encoded, ImageSource
-from .splits import SPLIT_NAMES, canonical
+from .splits import SPLIT_NAMES, canonical, meant
 
 EXTENSIONS = frozenset(
     (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -79,8 +79,12 @@ def _split_of_folder(folder: Path, name: str, split: str | None) -> str | None:
     for wanted in (split, *(each for each in inside if canonical(each) == canonical(split))):
         if (folder / wanted).is_dir():
             return wanted
-    has = f"its folders of that kind are {', '.join(inside)}" if inside else "it has no such folders"
-    raise ValueError(f"{name} has no split {split!r}; {has}")
+    has = (
+        f"its folders of that kind are {', '.join(inside)}{meant(split, inside)}"
+        if inside
+        else "it has no such folders"
+    )
+    raise ValueError(f"{name} has no split {split!r}; {has}{meant(split, inside)}")
 
 
 def _images_below(folder: Path, prefix: str) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Which part of a data set a file belongs to, told from its name."""
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
@@ -58,4 +59,20 @@ def choose_split(splits: Mapping[str, T], split: str | None, name: str) -> tuple
     for wanted in (split, canonical(split)):
         if wanted in splits:
             return wanted, splits[wanted]
-    raise ValueError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
+    raise ValueError(f"{name} has no split {split!r}; it has {', '.join(splits)}{meant(split, splits)}")
+
+
+def meant(split: str, splits: Iterable[str]) -> str:
+    """Which split a mistyped one may be, to end a sentence with.
+
+    Example:
+
+    ```python
+    >>> meant("valdation", ["train", "val", "test"]), meant("extra", ["train"])
+    ('; did you mean val?', '')
+
+    ```
+    """
+    names = {alias: name for name in splits for alias in (canonical(name), name)}
+    near = difflib.get_close_matches(split, names, n=1, cutoff=0.75)
+    return f"; did you mean {names[near[0]]}?" if near else ""

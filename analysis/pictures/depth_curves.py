@@ -61,7 +61,7 @@ def draw_sinks(collected: Collected, path: str | Path, *, title: str, provenance
             axes[0].plot(collected.layers, random, color=colour, linewidth=1.5, linestyle=DOTTED)
     if collected.control is not None:
         axes[0].plot([], [], color=FAINT, linewidth=1.5, linestyle=DOTTED, label="random weights")
-    axes[0].set_ylim(0, None)
+    axes[0].set_ylim(0, max(axes[0].get_ylim()[1], 0.1))  # what is 0 everywhere lies at the bottom of a real scale
     axes[0].set_ylabel("share of attention\n(dot: a head, line: mean)", fontsize=9)
     _legend(axes[0])
     words = {

@@ -66,6 +66,8 @@ def test_splits_of_class_folders(tmp_path, write_image, raises_sentence):
         open_images(tmp_path / "pets")
     with raises_sentence(ValueError, "'extra'", "test, train"):
         open_images(tmp_path / "pets", split="extra")
+    with raises_sentence(ValueError, "'trian'", "did you mean train?"):
+        open_images(tmp_path / "pets", split="trian")
 
 
 def test_the_only_split_of_class_folders_is_opened_and_not_one_class_of_its_name(tmp_path, write_image):
