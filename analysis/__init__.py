@@ -6,7 +6,15 @@ from .head_facts import HeadFacts, head_facts
 from .intervention import intervene
 from .recording import Recording, record
 from .replacements import Apply, Given, Mean, Noise, OtherImage, Replacement, Zero
-from .statistics import FUSED, AttentionStatistics, attention_statistics, map_rollout, model_rollout, rollout
+from .statistics import (
+    FUSED,
+    AttentionStatistics,
+    PreparedProjection,
+    attention_statistics,
+    map_rollout,
+    model_rollout,
+    rollout,
+)
 from .token_layout import TokenLayout
 from .weights import WeightStatistics, weight_statistics
 
@@ -20,6 +28,7 @@ __all__ = [
     "Mean",
     "Noise",
     "OtherImage",
+    "PreparedProjection",
     "Recording",
     "Replacement",
     "TokenLayout",

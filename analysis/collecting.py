@@ -15,6 +15,7 @@ from .head_weights import output_projection
 from .statistics import attention_statistics
 from .statistics.attention_rollout import rows_by_layer, rows_of_maps
 from .statistics.groups import asked_groups
+from .statistics.values import PreparedProjection
 from .tally import VECTORS, Batch, Tally
 from .token_layout import TokenLayout
 
@@ -40,6 +41,7 @@ class Collecting(Session):
         self.batch = Batch(0, (1, 1, 0))
         self.contrast: torch.Tensor | None = None
         self.maps: dict[int, torch.Tensor] = {}
+        self.projections: dict[int, PreparedProjection] = {}
         self.is_looking = True
 
     def begin(self, number: int, layout: TokenLayout, pixel_values: torch.Tensor) -> Batch:
@@ -115,7 +117,7 @@ class Collecting(Session):
             scaling=call.scaling,
             value=call.value.detach() if needs_value else None,
             output=output if needs_value else None,
-            output_projection=output_projection(layer, call.module) if needs_value else None,
+            output_projection=self._projection(layer, call) if needs_value else None,
             attention_mask=call.plain_mask()(),
             statistics=groups,
         )
@@ -124,6 +126,12 @@ class Collecting(Session):
             self._add_received(layer, found.received)
         if found.mean_map is not None:
             self.maps[layer] = found.mean_map
+
+    def _projection(self, layer: int, call: AttentionCall) -> PreparedProjection:
+        if layer not in self.projections:
+            projection = output_projection(layer, call.module)
+            self.projections[layer] = PreparedProjection.of(projection, call.value.shape[1])
+        return self.projections[layer]
 
     def _add_rollout(self, layer: int, row: torch.Tensor) -> None:
         """Of the row (B, N) of the rollout down to a layer."""

@@ -42,6 +42,7 @@ import qkvit
 from qkvit.analysis import (
     FUSED,
     AttentionStatistics,
+    PreparedProjection,
     TokenLayout,
     attention_statistics,
     map_rollout,
@@ -69,6 +70,8 @@ class Bench:
         config = qkvit.QKViTConfig.from_size(SIZE, **fields)
         self.model = qkvit.QKViTModel(config).eval().to(device)
         self.layout = TokenLayout.from_config(config)
+        heads = config.num_attention_heads  # prepared once, as `collect` does it
+        self.projections = [PreparedProjection.of(layer.attention.o_proj, heads) for layer in self.model.layers]
         self.image = torch.randn(images, 3, *config.image_shape, device=device)
 
     def plain(self) -> None:
@@ -113,7 +116,7 @@ class Bench:
                     return None
                 held[name] = tensor
                 if name == names[-1]:
-                    attention = modules[len(found)].attention
+                    attention, projection = modules[len(found)].attention, self.projections[len(found)]
                     found.append(
                         attention_statistics(
                             held["query"],
@@ -122,7 +125,7 @@ class Bench:
                             scaling=attention.scaling,
                             value=held.get("value"),
                             output=held.get("output"),
-                            output_projection=attention.o_proj if with_values else None,
+                            output_projection=projection if with_values else None,
                             statistics=statistics,
                         )
                     )

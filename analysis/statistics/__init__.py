@@ -3,5 +3,14 @@
 from .attention_rollout import map_rollout, model_rollout, rollout
 from .groups import FUSED
 from .statistics import AttentionStatistics, attention_statistics
+from .values import PreparedProjection
 
-__all__ = ["FUSED", "AttentionStatistics", "attention_statistics", "map_rollout", "model_rollout", "rollout"]
+__all__ = [
+    "FUSED",
+    "AttentionStatistics",
+    "PreparedProjection",
+    "attention_statistics",
+    "map_rollout",
+    "model_rollout",
+    "rollout",
+]

@@ -107,7 +107,9 @@ class _Pass:
         self.has_outputs = False
         if "values" in groups:
             assert inputs.value is not None
-            self.norms = projected_norms(inputs.value.to(inputs.precise), inputs.output_projection)
+            self.norms = projected_norms(
+                inputs.value.to(inputs.precise), inputs.output_projection, inputs.projection_factors
+            )
             self.has_outputs = inputs.output is not None and inputs.output.dtype == inputs.precise
             self.outputs = inputs.output if self.has_outputs else self.norms.new_empty(inputs.value.shape)
             self.results["value_norm"] = self.norms

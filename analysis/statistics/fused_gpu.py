@@ -184,7 +184,7 @@ def fused_statistics(inputs: AttentionInputs, groups: frozenset[str]) -> dict[st
         norms = None
         if "values" in groups:
             assert inputs.value is not None
-            norms = projected_norms(inputs.value.to(torch.float32), inputs.output_projection)
+            norms = projected_norms(inputs.value.to(torch.float32), inputs.output_projection, inputs.projection_factors)
         launch, results = row_launch(attention, groups, inputs, norms)
         launch.run()
         # Memory of its own for each field: one that is kept or saved does not take the others along.

@@ -14,6 +14,7 @@ from .fused_gpu import fused_statistics, suits
 from .groups import ON_REQUEST, Backend, asked_groups, backend_for
 from .inputs import AttentionInputs
 from .reference import reference_statistics
+from .values import PreparedProjection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,7 @@ def attention_statistics(
     *,
     scaling: float,
     value: torch.Tensor | None = None,
-    output_projection: torch.Tensor | torch.nn.Linear | None = None,
+    output_projection: torch.Tensor | torch.nn.Linear | PreparedProjection | None = None,
     output: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
     statistics: str | Iterable[str] | None = None,
@@ -147,7 +148,8 @@ def attention_statistics(
         layout: What the tokens are.
         scaling: What the products are multiplied by; most models use D ** -0.5.
         value: (B, H, N, D_v); needed for the norm-weighted statistics and the heads' shares of the output.
-        output_projection: The linear layer after attention, or its weight (C, H * D_v).
+        output_projection: The linear layer after attention, or its weight (C, H * D_v); over many images,
+            `PreparedProjection.of` the layer, which takes less time.
         output: (B, H, N, D_v), what attention gives before the projection, where it is at hand (`record` has it): in
             float32 it is not computed again. One of 16 bits is, because it is rounded.
         attention_mask: Broadcasts to (B, H, N, N): True for the keys that a query may see, or numbers added to the
@@ -176,7 +178,8 @@ def attention_statistics(
 
     ```
     """
-    inputs = AttentionInputs(query, key, layout, scaling, value, _weight_of(output_projection), output, attention_mask)
+    weight, factors = _weight_and_factors(output_projection)
+    inputs = AttentionInputs(query, key, layout, scaling, value, weight, output, attention_mask, factors)
     groups = asked_groups(statistics, has_value=value is not None)
     found = BACKENDS[backend_for(backend, query.device)](inputs, groups)
     if "received" in found:
@@ -226,5 +229,9 @@ BACKENDS: dict[str, Callable[[AttentionInputs, frozenset[str]], dict[str, torch.
 }
 
 
-def _weight_of(projection: torch.Tensor | torch.nn.Linear | None) -> torch.Tensor | None:
-    return projection if projection is None or isinstance(projection, torch.Tensor) else projection.weight
+def _weight_and_factors(
+    projection: torch.Tensor | torch.nn.Linear | PreparedProjection | None,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    if isinstance(projection, PreparedProjection):
+        return projection.weight, projection.factors
+    return projection if projection is None or isinstance(projection, torch.Tensor) else projection.weight, None

@@ -8,6 +8,7 @@ Shapes: B images, H heads, N tokens, D width of a head, C width of the model; b 
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -18,13 +19,48 @@ from .inputs import pieces
 CPU_PIECE, GPU_PIECE = 2**20, 2**25
 
 
-def projected_norms(vectors: torch.Tensor, projection: torch.Tensor | None) -> torch.Tensor:
+@dataclass(frozen=True)
+class PreparedProjection:
+    """An output projection with what is computed from it alone, for who asks about many images.
+
+    It is that of the weights as they were when it was made.
+
+    Args:
+        weight: (C, H * D).
+        factors: (H, D, D), as `head_factors` gives them.
+
+    Example:
+
+    ```python
+    >>> prepared = PreparedProjection.of(torch.nn.Linear(12, 6), num_heads=3)
+    >>> prepared.weight.shape, prepared.factors.shape
+    (torch.Size([6, 12]), torch.Size([3, 4, 4]))
+
+    ```
+    """
+
+    weight: torch.Tensor
+    factors: torch.Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, projection: torch.nn.Linear, num_heads: int) -> "PreparedProjection":
+        """From the linear layer after attention; its weight is not copied."""
+        factors = head_factors(projection.weight, num_heads)
+        return cls(projection.weight, factors.to(torch.promote_types(projection.weight.dtype, torch.float32)))
+
+
+def projected_norms(
+    vectors: torch.Tensor, projection: torch.Tensor | None, factors: torch.Tensor | None = None
+) -> torch.Tensor:
     """||v W|| of each vector with its head's block W of the projection: (B, H, N, D) -> (B, H, N)."""
     if projection is not None:
-        # Of a few vectors the product itself takes less time than the factors.
-        if vectors.shape[0] * vectors.shape[2] <= len(projection):
-            return norms_and_shares(vectors, projection)[0]
-        vectors = vectors @ head_factors(projection, vectors.shape[1]).to(vectors.dtype)
+        if factors is None:
+            # Of a few vectors the product itself takes less time than the factors.
+            if vectors.shape[0] * vectors.shape[2] <= len(projection):
+                return norms_and_shares(vectors, projection)[0]
+            factors = head_factors(projection, vectors.shape[1])
+        vectors = vectors @ factors.to(vectors.dtype)
     return torch.linalg.vector_norm(vectors, dim=-1)
 
 

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from qkvit import QKViTModel
-from qkvit.analysis import FUSED, AttentionStatistics, TokenLayout, attention_statistics, head_facts, record
+from qkvit.analysis import (
+    FUSED,
+    AttentionStatistics,
+    PreparedProjection,
+    TokenLayout,
+    attention_statistics,
+    head_facts,
+    record,
+)
 from qkvit.analysis.head_facts import facts_of_maps
 from qkvit.analysis.statistics.groups import GROUPS, ON_REQUEST
 
@@ -60,6 +68,25 @@ def test_the_mean_map_is_the_mean_of_the_heads_maps(random_attention, assert_as_
     torch.testing.assert_close(alone.mean_map.double().cpu(), exact.mean_map, rtol=1e-4, atol=1e-35)
     assert_as_exact(dict(together.items()), dict(exact.items()))  # the map is read last
     assert "mean_map" not in together.per_head()
+
+
+def test_a_prepared_projection_gives_the_numbers_of_its_weight(random_attention, assert_as_exact, backend, device):
+    inputs = random_attention(LAYOUT, heads=3, largest=10.0)
+    moved = {name: getattr(inputs, name).to(device) for name in ("query", "key", "value")}
+    linear = torch.nn.Linear(inputs.output_projection.shape[1], len(inputs.output_projection), bias=False)
+    linear.weight = torch.nn.Parameter(inputs.output_projection.to(device))
+    prepared = PreparedProjection.of(linear, num_heads=3)
+    found = ask(inputs, **moved, output_projection=prepared, statistics="values", backend=backend)
+    exact = ask(
+        inputs,
+        value=inputs.value,
+        output_projection=inputs.output_projection,
+        statistics="values",
+        backend="reference",
+    )
+    assert_as_exact(dict(found.items()), dict(exact.items()))
+    with pytest.raises(ValueError, match=r"prepared for 1 heads, and the value has 3; prepare it with num_heads=3$"):
+        ask(inputs, **moved, output_projection=dataclasses.replace(prepared, factors=prepared.factors[:1]))
 
 
 def test_maps_are_made_only_for_who_names_them(random_attention):
