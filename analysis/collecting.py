@@ -15,7 +15,7 @@ from .head_weights import output_projection
 from .statistics import attention_statistics
 from .statistics.attention_rollout import rows_by_layer, rows_of_maps
 from .statistics.groups import asked_groups
-from .statistics.values import PreparedProjection
+from .statistics.projection import PreparedProjection
 from .tally import VECTORS, Batch, Tally
 from .token_layout import TokenLayout
 

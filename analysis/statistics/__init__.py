@@ -2,8 +2,8 @@
 
 from .attention_rollout import map_rollout, model_rollout, rollout
 from .groups import FUSED
+from .projection import PreparedProjection
 from .statistics import AttentionStatistics, attention_statistics
-from .values import PreparedProjection
 
 __all__ = [
     "FUSED",

@@ -107,9 +107,7 @@ class _Pass:
         self.has_outputs = False
         if "values" in groups:
             assert inputs.value is not None
-            self.norms = projected_norms(
-                inputs.value.to(inputs.precise), inputs.output_projection, inputs.projection_factors
-            )
+            self.norms = projected_norms(inputs.value.to(inputs.precise), inputs.output_projection, inputs.prepared)
             self.has_outputs = inputs.output is not None and inputs.output.dtype == inputs.precise
             self.outputs = inputs.output if self.has_outputs else self.norms.new_empty(inputs.value.shape)
             self.results["value_norm"] = self.norms
@@ -130,7 +128,7 @@ class _Pass:
                 for queries in pieces(tokens, self.plan.queries):
                     self._tile(block, queries)
         if self.outputs is not None:
-            norms, shares = norms_and_shares(self.outputs, self.inputs.output_projection)
+            norms, shares = norms_and_shares(self.outputs, self.inputs.output_projection, self.inputs.prepared)
             self.results |= {"output_norm": norms, "output_share": shares}
         return self.results
 

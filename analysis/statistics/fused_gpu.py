@@ -184,7 +184,7 @@ def fused_statistics(inputs: AttentionInputs, groups: frozenset[str]) -> dict[st
         norms = None
         if "values" in groups:
             assert inputs.value is not None
-            norms = projected_norms(inputs.value.to(torch.float32), inputs.output_projection, inputs.projection_factors)
+            norms = projected_norms(inputs.value.to(torch.float32), inputs.output_projection, inputs.prepared)
         launch, results = row_launch(attention, groups, inputs, norms)
         launch.run()
         # Memory of its own for each field: one that is kept or saved does not take the others along.
@@ -195,7 +195,7 @@ def fused_statistics(inputs: AttentionInputs, groups: frozenset[str]) -> dict[st
             results["value_norm"] = norms
             outputs = launch.arguments["output"] if launch.arguments["OUTPUT"] else inputs.output
             assert outputs is not None
-            norms_of_heads, shares = norms_and_shares(outputs, inputs.output_projection)
+            norms_of_heads, shares = norms_and_shares(outputs, inputs.output_projection, inputs.prepared)
             results |= {"output_norm": norms_of_heads, "output_share": shares}
         if groups & {"received", "values"}:
             sums = column_sums(attention, state)

@@ -11,6 +11,7 @@ from ..token_layout import TokenLayout
 
 # The steps to the eight patches around one.
 STEPS = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1) if (row, column) != (0, 0)]
+TOKENS_WITH_DISTANCES = 400  # up to so many, the distances of all are kept: 640 kB
 
 
 class Grid:
@@ -46,7 +47,16 @@ class Grid:
         return torch.where(inside, row * width + column, 0), exists
 
     def distances(self, tokens: slice) -> torch.Tensor:
-        """(t, P): Euclidean distance between the centres of some tokens and all patches, in patches."""
+        """(t, P): Euclidean distance between the centres of some tokens and all patches, in patches; only to read."""
+        if self.layout.num_tokens > TOKENS_WITH_DISTANCES:
+            return self._distances(tokens)
+        return self._all_distances[tokens]
+
+    @cached_property
+    def _all_distances(self) -> torch.Tensor:
+        return self._distances(slice(None))
+
+    def _distances(self, tokens: slice) -> torch.Tensor:
         row, column = self.places[tokens].unbind(-1)
         down = (row[:, None] - self.rows).square()  # (t, height)
         across = (column[:, None] - self.columns).square()  # (t, width)

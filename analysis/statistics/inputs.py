@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ..token_layout import TokenLayout
+from .projection import PreparedProjection
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class AttentionInputs:
         output_projection: (C, H * D_v), the weight of the linear layer after attention.
         output: (B, H, N, D_v), what attention gives before the projection, where it is at hand.
         mask: Broadcasts to (B, H, N, N): True for the keys that a query may see, or numbers added to the scores.
-        projection_factors: (H, D_v, D_v), of the output projection, where they are at hand.
+        prepared: The output projection, where more than its weight is at hand.
 
     Raises:
         ValueError: a shape or data type does not fit, or a query may see no key.
@@ -37,7 +38,7 @@ class AttentionInputs:
     output_projection: torch.Tensor | None = None
     output: torch.Tensor | None = None
     mask: torch.Tensor | None = None
-    projection_factors: torch.Tensor | None = None
+    prepared: PreparedProjection | None = None
 
     def __post_init__(self) -> None:
         check_query_and_key(self.query, self.key)
@@ -68,18 +69,17 @@ class AttentionInputs:
     def _check_projection(self, weight: torch.Tensor) -> None:
         if self.value is None:
             raise ValueError("output_projection weighs values, and there are none; pass value= too")
-        heads, width_of_head = self.value.shape[1], self.value.shape[3]
-        width = heads * width_of_head
+        heads = self.value.shape[1]
+        width = heads * self.value.shape[3]
         if weight.ndim != 2 or weight.shape[1] != width:
             raise ValueError(
                 f"output_projection has the shape {tuple(weight.shape)}, but heads times their width is {width}; pass"
                 f" the weight of the linear layer after attention, (width of the model, {width})"
             )
-        factors = self.projection_factors
-        if factors is not None and factors.shape != (heads, width_of_head, width_of_head):
+        if self.prepared is not None and len(self.prepared.factors) != heads:
             raise ValueError(
-                f"output_projection was prepared for {factors.shape[0]} heads, and the value has {heads}; prepare it"
-                f" with num_heads={heads}"
+                f"output_projection was prepared for {len(self.prepared.factors)} heads, and the value has {heads};"
+                f" prepare it with num_heads={heads}"
             )
 
 

@@ -13,8 +13,8 @@ from .blockwise import blockwise_statistics, cpu_plan, gpu_plan
 from .fused_gpu import fused_statistics, suits
 from .groups import ON_REQUEST, Backend, asked_groups, backend_for
 from .inputs import AttentionInputs
+from .projection import PreparedProjection
 from .reference import reference_statistics
-from .values import PreparedProjection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +178,8 @@ def attention_statistics(
 
     ```
     """
-    weight, factors = _weight_and_factors(output_projection)
-    inputs = AttentionInputs(query, key, layout, scaling, value, weight, output, attention_mask, factors)
+    weight, prepared = _weight_of(output_projection)
+    inputs = AttentionInputs(query, key, layout, scaling, value, weight, output, attention_mask, prepared)
     groups = asked_groups(statistics, has_value=value is not None)
     found = BACKENDS[backend_for(backend, query.device)](inputs, groups)
     if "received" in found:
@@ -229,9 +229,9 @@ BACKENDS: dict[str, Callable[[AttentionInputs, frozenset[str]], dict[str, torch.
 }
 
 
-def _weight_and_factors(
+def _weight_of(
     projection: torch.Tensor | torch.nn.Linear | PreparedProjection | None,
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+) -> tuple[torch.Tensor | None, PreparedProjection | None]:
     if isinstance(projection, PreparedProjection):
-        return projection.weight, projection.factors
+        return projection.weight, projection
     return projection if projection is None or isinstance(projection, torch.Tensor) else projection.weight, None

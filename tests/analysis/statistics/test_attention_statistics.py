@@ -86,7 +86,7 @@ def test_a_prepared_projection_gives_the_numbers_of_its_weight(random_attention,
     )
     assert_as_exact(dict(found.items()), dict(exact.items()))
     with pytest.raises(ValueError, match=r"prepared for 1 heads, and the value has 3; prepare it with num_heads=3$"):
-        ask(inputs, **moved, output_projection=dataclasses.replace(prepared, factors=prepared.factors[:1]))
+        ask(inputs, **moved, output_projection=PreparedProjection.of(linear, num_heads=1))
 
 
 def test_maps_are_made_only_for_who_names_them(random_attention):
