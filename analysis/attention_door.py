@@ -27,7 +27,7 @@ from torch import nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from .attention_layers import attention_layers, namespace_of, unwrapped
+from .attention_layers import attention_layers, every_module, namespace_of, unwrapped
 from .attention_product import AttentionCall
 
 try:
@@ -300,7 +300,7 @@ def _uninstall(owners: list[Any]) -> None:
 
 
 def _checkpointing(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if "_gradient_checkpointing_func" in vars(module)]
+    return [module for module in every_module(model) if "_gradient_checkpointing_func" in vars(module)]
 
 
 def _is_door(name: str | None) -> bool:
