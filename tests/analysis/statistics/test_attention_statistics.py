@@ -89,6 +89,22 @@ def test_a_prepared_projection_gives_the_numbers_of_its_weight(random_attention,
         ask(inputs, **moved, output_projection=PreparedProjection.of(linear, num_heads=1))
 
 
+@pytest.mark.parametrize("against", [-0.5, -0.999])
+def test_a_prepared_projection_is_exact_where_heads_work_against_each_other(random_attention, assert_as_exact, against):
+    inputs = random_attention(LAYOUT, heads=2)
+    value = inputs.value[:, :1].expand(-1, 2, -1, -1)
+    query, key = (part[:, :1].expand(-1, 2, -1, -1) for part in (inputs.query, inputs.key))
+    block = inputs.output_projection[:, : value.shape[-1]]
+    linear = torch.nn.Linear(2 * block.shape[1], len(block), bias=False)
+    linear.weight = torch.nn.Parameter(torch.cat([block, against * block], dim=1))
+    given = {"query": query, "key": key, "value": value, "statistics": "values"}
+    found = ask(inputs, **given, output_projection=PreparedProjection.of(linear, num_heads=2))
+    exact = ask(inputs, **given, output_projection=linear.weight, backend="reference")
+    tolerance = 1e-6 / (1 + against) ** 2  # the shares are of an output that all but vanishes
+    torch.testing.assert_close(found.output_share.double(), exact.output_share, rtol=max(1e-4, tolerance), atol=0)
+    assert_as_exact({"output_norm": found.output_norm}, {"output_norm": exact.output_norm})
+
+
 def test_maps_are_made_only_for_who_names_them(random_attention):
     inputs = random_attention(LAYOUT)
     assert ask(inputs, value=inputs.value).mean_map is None
