@@ -87,7 +87,7 @@ def test_the_tower_of_a_whole_model_comes_back_to_the_bit(case, tmp_path):
         (CASES[2], CLIPVisionModel, set()),
         (CASES[4], CLIPForImageClassification, {"post_layernorm.weight", "post_layernorm.bias"}),
     ],
-    ids=str,
+    ids=lambda value: " ".join(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_transformers_loads_what_is_exported(case, model_class, missing, tmp_path):
     check_exported_loads(case, model_class, tmp_path, missing=missing)
