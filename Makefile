@@ -50,10 +50,11 @@ distclean: clean ## remove the virtual environment too
 	rm -rf $(VENV)
 
 # A stamp takes the time at which its installation began, and appears only once that has succeeded.
+# Python compiles what it imports, when it imports it: compiling all of torch and transformers takes longer.
 define install
 @rm -f $(VENV)/.installed-*
 @touch $@.part
-$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[$(1)]"
+$(BIN)/python -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[$(1)]"
 @mv $@.part $@
 endef
 
