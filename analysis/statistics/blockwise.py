@@ -115,7 +115,7 @@ class _Pass:
         is_dense = plan.images == 1 or plan.heads >= heads  # the kernels write to planes that follow each other
         self.is_compiled = is_dense and fused_cpu.suits(inputs.precise, inputs.query.device, heads)
         if self.is_compiled:
-            self.results |= fused_cpu.room_for_rows(groups, inputs.layout, inputs.query)
+            self.results |= fused_cpu.room_for(groups, inputs.layout, inputs.query)
         size = plan.images * plan.heads * plan.queries * inputs.layout.num_patches
         buffers = 1 if self.is_compiled else 2
         self.buffers = [torch.empty(size, dtype=inputs.precise, device=inputs.query.device) for _ in range(buffers)]
@@ -144,26 +144,29 @@ class _Pass:
         return _Block(images, heads, query, keys[..., prefix:], keys[..., :prefix], value, norms)
 
     def _tile(self, block: _Block, queries: slice) -> None:
-        attention, inverse_sum = (self._compiled_rows if self.is_compiled else self._rows)(block, queries)
-        self._columns(block, attention, inverse_sum)
+        if self.is_compiled:
+            attention = self._compiled(block, queries)
+        else:
+            attention, inverse_sum = self._rows(block, queries)
+            self._columns(block, attention, inverse_sum)
+            if "similarity" in self.groups:
+                heads = len(attention.weights) // self._images(block)
+                self._add("products", tiles.products_of_heads(attention, heads), block.images)
         if block.value is not None and not self.has_outputs:
             assert self.outputs is not None
             at = (block.images, block.heads, queries)
             self.outputs[at] = tiles.outputs(attention, block.value).view(self.outputs[at].shape)
-        if "similarity" in self.groups:
-            heads = len(attention.weights) // self._images(block)
-            self._add("products", tiles.products_of_heads(attention, heads), block.images)
-        if "mean_map" in self.groups:
+        if "mean_map" in self.groups and not self.is_compiled:
             self._add_map(block, queries, attention)  # the last to read the weights
 
-    def _compiled_rows(self, block: _Block, queries: slice) -> tuple[tiles.Attention, torch.Tensor | None]:
-        """As `_rows`, by the kernels of cpu_kernels.c."""
+    def _compiled(self, block: _Block, queries: slice) -> tiles.Attention:
+        """As `_rows` and what is summed over them, by the kernels of cpu_kernels.c."""
         query = block.query[:, queries]
         [scores] = self._room(query)
         mask, scaling = self._mask(block, queries), self.inputs.scaling
         prefix_scores = tiles.score(query, block.patch_keys, block.prefix_keys, mask, scaling, scores)
-        plane = block.images.start * self.inputs.query.shape[1] + block.heads.start
-        return fused_cpu.read_rows(scores, prefix_scores, self.grid, queries, block.value_norm, self.results, plane)
+        at = (block.images, block.heads, queries, self.inputs.query.shape[1])
+        return fused_cpu.read_rows(scores, prefix_scores, self.grid, *at, block.value_norm, self.results)
 
     def _rows(self, block: _Block, queries: slice) -> tuple[tiles.Attention, torch.Tensor | None]:
         """Read some rows. Returns their attention, and 1 / sum_j p_ij ||v_j W||, (g, t), where there are values."""

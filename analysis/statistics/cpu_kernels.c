@@ -1,14 +1,16 @@
-/* The fused CPU path, in C: everything that is read off a row of attention, while the row is in a core's first cache.
+/* The fused CPU path, in C: everything that is read off a row of attention or summed over rows, while the row is in a
+ * core's cache.
  *
  * cpu_library.py compiles this file when it is first needed and fused_cpu.py calls it; tile.py says the same in torch.
  * The definitions are in reference.py. Sums over patches are float32 within PIECE patches, and double over the pieces;
  * what is done once a row is double.
  *
- * Shapes: g images times heads, t queries, P patches, X tokens before them, N tokens, H heads, C width of the model.
+ * Shapes: b images, H heads of them, g = b H, t queries, P patches, X tokens before them, N tokens, C width of the model.
  */
 
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 enum { PIECE = 512, SEARCH = 64, WIDTH = 128, MOST_HEADS = 256 };
 
@@ -32,9 +34,10 @@ static double softplus(double x) { return x > 30 ? x + exp(-x) : log1p(exp(x)); 
 
 /* What a row is read into. A field that is not asked for is NULL. fused_cpu.py has the same list. */
 typedef struct {
-    int64_t groups, queries, patches, prefix, tokens; /* g, t, P, X, N */
-    int64_t columns, first;                           /* patches in a line of the grid; which token the first query is */
-    int64_t threads;                                  /* how many to use */
+    int64_t images, heads, queries, patches, prefix, tokens; /* b, H, t, P, X, N */
+    int64_t columns, first;                                  /* patches in a line of the grid; which token the first query is */
+    int64_t threads, parts;                                  /* how many to use; of an image's queries, to share them out */
+    int64_t of_heads;                                        /* how many the layer has, where H is some of them */
     int64_t class_token, registers;                   /* its index, -1 for none; how many there are, last before the patches */
     float *scores;          /* (g, t, P); becomes the softmax over the patches alone */
     float *prefix_scores;   /* (g, t, X); becomes their weights in the whole row */
@@ -42,12 +45,16 @@ typedef struct {
     const float *distances; /* (t, P), in patches */
     const float *norms;     /* (g, N), of the projected values */
     float *share;           /* (g, t), the weight on all patches */
-    float *inverse_sum;     /* (g, t), 1 / weighted_sum */
+    float *sums;            /* (b parts, H, 2, N), room */
+    double *products_sums;  /* (b parts, H, H), room */
     float *entropy, *maximum, *spread, *distance, *centre; /* (g, N); centre (g, N, 2) */
     int64_t *argmaximum;
     float *on_prefix, *on_patches, *on_self, *on_class_token, *on_registers, *on_neighbours;
     float *weighted_sum, *weighted_on_prefix, *weighted_on_patches, *weighted_on_self, *weighted_on_class_token,
         *weighted_on_registers;
+    /* Added to: */
+    float *received, *weighted_received; /* (g, N), sum_i p_ij, and sum_i p_ij ||v_j W|| / weighted_sum_i */
+    float *products, *mean_map;          /* (b, H, H), sum_ij p_ij q_ij of every two heads; (b, N, N), sum_h p_ij / of_heads */
 } Rows;
 
 /* Sums over the patches of a row, of u_j = exp(s_j - max s); the largest is left out of all. */
@@ -169,7 +176,8 @@ static double around(const float *weights, int64_t lines, int64_t columns, int64
     return sum;
 }
 
-static void read_row(const Rows *rows, int64_t group, int64_t row) {
+/* Returns 1 / weighted_sum, or 0 without norms. */
+static double read_row(const Rows *rows, int64_t group, int64_t row) {
     const int64_t patches = rows->patches, prefix = rows->prefix, columns = rows->columns;
     const int64_t lines = patches / columns, at = group * rows->queries + row, token = rows->first + row;
     const int64_t out = group * rows->tokens + token, first_register = prefix - rows->registers;
@@ -232,12 +240,13 @@ static void read_row(const Rows *rows, int64_t group, int64_t row) {
         if (rows->on_registers) rows->on_registers[out] = (float)sum_of(before + first_register, rows->registers);
         rows->on_neighbours[out] = token < prefix ? NAN : (float)(share * around(weights, lines, columns, token - prefix));
     }
+    double inverse_total = 0;
     if (norms) {
         const double total = weighted_before + weighted_of_patches;
         double of_registers = 0;
         for (int64_t k = first_register; k < prefix; k++) of_registers += before[k] * norms[k];
         rows->weighted_sum[out] = (float)total;
-        rows->inverse_sum[at] = (float)(1 / total);
+        inverse_total = 1 / total;
         rows->weighted_on_prefix[out] = (float)(weighted_before / total);
         rows->weighted_on_patches[out] = (float)(weighted_of_patches / total);
         rows->weighted_on_self[out] = (float)(own * norms[token] / total);
@@ -246,14 +255,118 @@ static void read_row(const Rows *rows, int64_t group, int64_t row) {
         if (rows->weighted_on_registers) rows->weighted_on_registers[out] = (float)(of_registers / total);
     }
     rows->share[at] = (float)share;
+    return inverse_total;
+}
+
+/* A row's weights are added to the sums (2, N) over queries, the second time with the factor. */
+static void add_to_columns(const Rows *rows, int64_t at, float factor, float *restrict sums) {
+    const int64_t patches = rows->patches, prefix = rows->prefix;
+    const float *restrict weights = rows->scores + at * patches, *restrict before = rows->prefix_scores + at * prefix;
+    const float share = rows->share[at];
+    float *restrict weighted = sums + rows->tokens;
+    for (int64_t k = 0; k < prefix; k++) sums[k] += before[k], weighted[k] += factor * before[k];
+#pragma omp simd
+    for (int64_t j = 0; j < patches; j++) {
+        const float p = share * weights[j];
+        sums[prefix + j] += p;
+        weighted[prefix + j] += factor * p;
+    }
+}
+
+static void add_to_map(const Rows *rows, int64_t image, int64_t row) {
+    const int64_t patches = rows->patches, prefix = rows->prefix;
+    float *restrict map = rows->mean_map + (image * rows->tokens + rows->first + row) * rows->tokens;
+    for (int64_t head = 0; head < rows->heads; head++) {
+        const int64_t at = (image * rows->heads + head) * rows->queries + row;
+        const float *restrict weights = rows->scores + at * patches, *restrict before = rows->prefix_scores + at * prefix;
+        const float each = 1.0f / (float)rows->of_heads, share = rows->share[at] * each;
+        for (int64_t k = 0; k < prefix; k++) map[k] += each * before[k];
+#pragma omp simd
+        for (int64_t j = 0; j < patches; j++) map[prefix + j] += share * weights[j];
+    }
+}
+
+/* The product of each head's row with those of the heads from it on is added to the products (H, H). */
+static void add_to_products(const Rows *rows, int64_t image, int64_t row, double *products) {
+    const int64_t heads = rows->heads, patches = rows->patches, prefix = rows->prefix, stride = rows->queries;
+    const int64_t first = image * heads * stride + row;
+    for (int64_t head = 0; head < heads; head++) {
+        const int64_t at = first + head * stride;
+        for (int64_t other = head; other < heads; other += 4) { /* four sums at once: one waits for its last addition */
+            const float *restrict weights = rows->scores + at * patches, *restrict with[4];
+            int64_t where[4];
+            for (int64_t k = 0; k < 4; k++) {
+                where[k] = first + (other + k < heads ? other + k : other) * stride;
+                with[k] = rows->scores + where[k] * patches;
+            }
+            double found[4] = {0};
+            for (int64_t start = 0; start < patches; start += PIECE) {
+                const int64_t end = start + PIECE < patches ? start + PIECE : patches;
+                float a = 0, b = 0, c = 0, d = 0;
+#pragma omp simd reduction(+ : a, b, c, d)
+                for (int64_t j = start; j < end; j++) {
+                    a += weights[j] * with[0][j];
+                    b += weights[j] * with[1][j];
+                    c += weights[j] * with[2][j];
+                    d += weights[j] * with[3][j];
+                }
+                found[0] += a, found[1] += b, found[2] += c, found[3] += d;
+            }
+            for (int64_t k = 0; k < 4 && other + k < heads; k++) {
+                double product = (double)rows->share[at] * rows->share[where[k]] * found[k];
+                for (int64_t x = 0; x < prefix; x++)
+                    product += (double)rows->prefix_scores[at * prefix + x] * rows->prefix_scores[where[k] * prefix + x];
+                products[head * heads + other + k] += product;
+            }
+        }
+    }
+}
+
+/* Some queries of an image, all heads of each before the next: what joins heads finds their rows in the cache. */
+static void read_part(const Rows *rows, int64_t unit) {
+    const int64_t image = unit / rows->parts, part = unit % rows->parts, heads = rows->heads;
+    float *sums = rows->sums ? rows->sums + unit * heads * 2 * rows->tokens : 0;
+    double *products = rows->products ? rows->products_sums + unit * heads * heads : 0;
+    if (sums) memset(sums, 0, sizeof(float) * (size_t)(heads * 2 * rows->tokens));
+    if (products) memset(products, 0, sizeof(double) * (size_t)(heads * heads));
+    const int64_t end = rows->queries * (part + 1) / rows->parts;
+    for (int64_t row = rows->queries * part / rows->parts; row < end; row++) {
+        for (int64_t head = 0; head < heads; head++) {
+            const int64_t group = image * heads + head;
+            const double inverse_total = read_row(rows, group, row);
+            if (sums) add_to_columns(rows, group * rows->queries + row, (float)inverse_total, sums + head * 2 * rows->tokens);
+        }
+        if (rows->mean_map) add_to_map(rows, image, row);
+        if (products) add_to_products(rows, image, row, products);
+    }
+}
+
+/* The sums of an image's parts are added to the results, always in the same order. */
+static void join_parts(const Rows *rows, int64_t image) {
+    const int64_t heads = rows->heads, tokens = rows->tokens;
+    for (int64_t unit = image * rows->parts; unit < (image + 1) * rows->parts; unit++) {
+        for (int64_t head = 0; head < heads; head++) {
+            const int64_t group = image * heads + head;
+            const float *sums = rows->sums + (unit * heads + head) * 2 * tokens;
+            for (int64_t j = 0; rows->received && j < tokens; j++) rows->received[group * tokens + j] += sums[j];
+            for (int64_t j = 0; rows->weighted_received && j < tokens; j++)
+                rows->weighted_received[group * tokens + j] += sums[tokens + j] * rows->norms[group * tokens + j];
+            for (int64_t other = head; rows->products && other < heads; other++) {
+                const float found = (float)rows->products_sums[(unit * heads + head) * heads + other];
+                rows->products[group * heads + other] += found;
+                if (other != head) rows->products[(image * heads + other) * heads + head] += found;
+            }
+        }
+    }
 }
 
 void read_rows(const Rows *rows) {
-    const int64_t count = rows->groups * rows->queries;
+    const int64_t units = rows->images * rows->parts;
     const int threads = (int)rows->threads;
     (void)threads; /* without OpenMP */
-#pragma omp parallel for schedule(static) num_threads(threads) if (count * rows->patches > 32768)
-    for (int64_t at = 0; at < count; at++) read_row(rows, at / rows->queries, at % rows->queries);
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows->images * rows->heads * rows->queries * rows->patches > 32768)
+    for (int64_t unit = 0; unit < units; unit++) read_part(rows, unit);
+    for (int64_t image = 0; image < rows->images; image++) join_parts(rows, image);
 }
 
 /* Of every head's part of the output (H, t, C), `stride` numbers from head to head: its norm (H, t), and its product with

@@ -1,4 +1,4 @@
-"""The fused CPU path: `cpu_kernels.c` reads a row of attention while it is in a core's first cache.
+"""The fused CPU path: `cpu_kernels.c` reads a row of attention while it is in a core's cache.
 
 Products of matrices stay torch's. What comes out is what `tile.py` gives, in the same fields.
 
@@ -7,6 +7,8 @@ t queries of a tile.
 """
 
 import ctypes
+import math
+import operator
 
 import torch
 
@@ -19,21 +21,23 @@ from .tile import Attention
 MOST_HEADS = 256
 
 _COUNTS = (
-    *("groups", "queries", "patches", "prefix", "tokens", "columns", "first", "threads", "class_token", "registers"),
+    *("images", "heads", "queries", "patches", "prefix", "tokens", "columns", "first", "threads", "parts", "of_heads"),
+    *("class_token", "registers"),
 )
-_TENSORS = ("scores", "prefix_scores", "places", "distances", "norms", "share", "inverse_sum")
-_FIELDS = (
+_TENSORS = ("scores", "prefix_scores", "places", "distances", "norms", "share", "sums", "products_sums")
+_OF_HEADS = (
     *("entropy", "maximum", "spread", "distance", "centre", "argmaximum", "on_prefix", "on_patches", "on_self"),
     *("on_class_token", "on_registers", "on_neighbours", "weighted_sum", "weighted_on_prefix", "weighted_on_patches"),
-    *("weighted_on_self", "weighted_on_class_token", "weighted_on_registers"),
+    *("weighted_on_self", "weighted_on_class_token", "weighted_on_registers", "received", "weighted_received"),
 )
+_OF_IMAGES = ("products", "mean_map")
 
 
 class _Rows(ctypes.Structure):
     """`Rows` of cpu_kernels.c."""
 
     _fields_ = [(name, ctypes.c_int64) for name in _COUNTS] + [
-        (name, ctypes.c_void_p) for name in (*_TENSORS, *_FIELDS)
+        (name, ctypes.c_void_p) for name in (*_TENSORS, *_OF_HEADS, *_OF_IMAGES)
     ]
 
 
@@ -42,43 +46,58 @@ def suits(dtype: torch.dtype, device: torch.device, num_heads: int) -> bool:
     return dtype == torch.float32 and device.type == "cpu" and num_heads <= MOST_HEADS and library() is not None
 
 
-def room_for_rows(groups: frozenset[str], layout: TokenLayout, query: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Room for the fields: (B, H, N), the centre (B, H, N, 2)."""
+def room_for(groups: frozenset[str], layout: TokenLayout, query: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Room for the fields: (B, H, N), the centre (B, H, N, 2), products of heads (B, H, H), the mean map (B, N, N)."""
     rows, found = query.shape[:3], {}
     for name in row_fields(groups, layout):
         shape = (*rows, 2) if name == "centre" else rows
         dtype = torch.int64 if name == "argmaximum" else torch.float32
         found[name] = torch.empty(shape, dtype=dtype, device=query.device)
-    return found
+    images, heads, tokens = rows
+    sums = {
+        "received": ("received", rows),
+        "values": ("weighted_received", rows),
+        "similarity": ("products", (images, heads, heads)),
+        "mean_map": ("mean_map", (images, tokens, tokens)),
+    }
+    return found | {
+        name: torch.zeros(shape, dtype=torch.float32) for group, (name, shape) in sums.items() if group in groups
+    }
 
 
 def read_rows(
     scores: torch.Tensor,
     prefix_scores: torch.Tensor,
     grid: Grid,
+    images: slice,
+    heads: slice,
     tokens: slice,
+    of_heads: int,
     norms: torch.Tensor | None,
     results: dict[str, torch.Tensor],
-    plane: int,
-) -> tuple[Attention, torch.Tensor | None]:
-    """Read the rows of some queries into `results`.
+) -> Attention:
+    """Read the rows of some queries into `results`, and add to them what is summed over rows.
 
     Args:
         scores: (g, t, P), on the patches; becomes the softmax over them alone.
         prefix_scores: (g, t, X), on the tokens before them; becomes their weights in the whole row.
-        tokens: Which tokens the queries are.
+        images, heads, tokens: Which the queries are of; all heads, or one image.
+        of_heads: How many heads there are.
         norms: (g, N), of the projected values, or None.
-        results: Room for the fields of rows, as `room_for_rows` gives it.
-        plane: Which of the B H planes of a field the first of the g is.
+        results: Room for the fields, as `room_for` gives it.
 
     Returns:
-        The attention, and with norms 1 / weighted_sum: (g, t).
+        The attention.
     """
     kernels, layout = library(), grid.layout
     assert kernels is not None
     groups, queries, patches = scores.shape
-    share, inverse_sum = scores.new_empty(2, groups, queries).unbind()
+    count, threads = images.stop - images.start, torch.get_num_threads()
+    some_heads, num_tokens = groups // count, patches + grid.prefix
+    parts = threads // math.gcd(count, threads)  # no thread has more to do than another
+    share = scores.new_empty(groups, queries)
     prefix = prefix_scores.contiguous()
+    has_columns, has_products = "received" in results or norms is not None, "products" in results
     tensors = {
         "scores": scores,
         "prefix_scores": prefix,
@@ -86,25 +105,39 @@ def read_rows(
         "distances": grid.distances(tokens) if "distance" in results else None,
         "norms": norms if norms is None else norms.contiguous(),
         "share": share,
-        "inverse_sum": inverse_sum,
+        "sums": scores.new_empty(count * parts, some_heads, 2, num_tokens) if has_columns else None,
+        "products_sums": torch.empty(count * parts, some_heads, some_heads, dtype=torch.float64)
+        if has_products
+        else None,
     }
     counts = {
-        "groups": groups,
+        "images": count,
+        "heads": some_heads,
         "queries": queries,
         "patches": patches,
         "prefix": grid.prefix,
-        "tokens": patches + grid.prefix,
+        "tokens": num_tokens,
         "columns": layout.grid[1],
         "first": tokens.start,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
+        "parts": parts,
+        "of_heads": of_heads,
         "class_token": -1 if layout.class_token is None else layout.class_token,
         "registers": layout.num_register_tokens,
     }
-    fields = {name: results[name].flatten(0, 1)[plane].data_ptr() for name in results.keys() & set(_FIELDS)}
     pointers = {name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
-    rows = _Rows(**counts, **pointers, **fields)
-    kernels.read_rows(ctypes.byref(rows))
-    return Attention(grid, tokens, scores, share, prefix), None if norms is None else inverse_sum
+    for name, field in results.items():
+        if name in _OF_HEADS:
+            pointers[name] = _address(field, images.start, heads.start)
+        elif name in _OF_IMAGES:
+            pointers[name] = _address(field, images.start)
+    kernels.read_rows(ctypes.byref(_Rows(**counts, **pointers)))
+    return Attention(grid, tokens, scores, share, prefix)
+
+
+def _address(field: torch.Tensor, *place: int) -> int:
+    """Where `field[place]` begins; a view of it takes ten times as long."""
+    return field.data_ptr() + field.element_size() * sum(map(operator.mul, place, field.stride()))
 
 
 def norms_and_products(parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

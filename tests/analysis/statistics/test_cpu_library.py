@@ -11,6 +11,7 @@ import torch
 from qkvit.analysis import TokenLayout, attention_statistics
 from qkvit.analysis.statistics import cpu_library, fused_cpu
 from qkvit.analysis.statistics.grid import grid_of
+from qkvit.analysis.statistics.groups import GROUPS
 
 pytestmark = pytest.mark.skipif(cpu_library.library() is None, reason="there is no C compiler")
 
@@ -173,12 +174,43 @@ def test_long_rows_keep_their_digits_whatever_the_compiler_makes_of_them(choice,
     scores[..., 1234] = 7.7
     exact = scores.double().softmax(dim=-1)[0, 0]
     query = torch.empty(1, 1, layout.num_patches, 1)
-    results = fused_cpu.room_for_rows(frozenset(["maximum", "place", "distance"]), layout, query)
+    results = fused_cpu.room_for(frozenset(["maximum", "place", "distance"]), layout, query)
     grid = grid_of(layout, query.device, torch.float32)
-    fused_cpu.read_rows(scores, scores.new_empty(1, 1, 0), grid, slice(0, 1), None, results, 0)
+    first = slice(0, 1)
+    fused_cpu.read_rows(scores, scores.new_empty(1, 1, 0), grid, first, first, first, 1, None, results)
     places = grid.lines_and_columns.double()
     centre = places @ exact
     spread = (exact * (places - centre[:, None]).square().sum(dim=0)).sum().sqrt()
     assert results["maximum"][0, 0, 0].item() == pytest.approx(exact.max().item(), rel=3e-5)
     assert results["spread"][0, 0, 0].item() == pytest.approx(spread.item(), rel=3e-5)
     assert results["distance"][0, 0, 0].item() == pytest.approx((exact @ places.norm(dim=0)).item(), rel=3e-5)
+
+
+@pytest.fixture
+def threads_of_torch():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("statistics", [[*GROUPS, "mean_map"], "mean_map", "similarity", "received"])
+def test_threads_share_the_queries_and_lose_none(threads, images, statistics, threads_of_torch):
+    layout = TokenLayout(grid=(13, 13), has_class_token=True, num_register_tokens=2)
+    query, key, value = torch.randn(3, images, 5, layout.num_tokens, 8).unbind()
+    given = {"scaling": 0.5, "statistics": statistics}
+    if "values" in statistics:
+        given |= {"value": value, "output_projection": torch.randn(40, 40)}
+    exact = attention_statistics(query.double(), key.double(), layout, backend="reference", **given | widened(given))
+    threads_of_torch(threads)
+    found = dict(attention_statistics(query, key, layout, **given).items())
+    for name, numbers in exact.items():
+        if name != "argmaximum":
+            torch.testing.assert_close(
+                found[name].double(), numbers.double(), equal_nan=True, rtol=1e-4, atol=1e-6, msg=name
+            )
+
+
+def widened(given):
+    return {name: tensor.double() for name, tensor in given.items() if isinstance(tensor, torch.Tensor)}
