@@ -29,9 +29,6 @@ static inline float exp_of(float x) {
     return p * power.number;
 }
 
-static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
-static double softplus(double x) { return x > 30 ? x + exp(-x) : log1p(exp(x)); }
-
 /* What a row is read into. A field that is not asked for is NULL. fused_cpu.py has the same list. */
 typedef struct {
     int64_t images, heads, queries, patches, prefix, tokens; /* b, H, t, P, X, N */
@@ -159,6 +156,7 @@ static double sum_of(const float *numbers, int64_t count) {
 }
 
 static double log_sum_of(const float *scores, int64_t count) {
+    if (count == 1) return scores[0];
     double largest = -INFINITY, sum = 0;
     for (int64_t k = 0; k < count; k++) largest = scores[k] > largest ? scores[k] : largest;
     if (largest == -INFINITY) return sum_of(scores, count); /* NaN where one is among them */
@@ -194,15 +192,17 @@ static double read_row(const Rows *rows, int64_t group, int64_t row) {
     for (int64_t j = 0; j < patches; j++) weights[j] = sees_patches ? weights[j] * (float)inverse : (float)inverse;
 
     /* Patches and the tokens before them have a softmax each; the odds say how the row is divided between them. */
-    const double log_sum = sees_patches ? sums.largest + log1p(sums.others) : of_patches;
+    const double log_others = log1p(sums.others);
+    const double log_sum = sees_patches ? sums.largest + log_others : of_patches;
     const double log_sum_before = log_sum_of(before, prefix);
     const double log_odds = prefix ? log_sum - log_sum_before : isfinite(log_sum) ? INFINITY : NAN;
-    const double share = sigmoid(log_odds), rest = sigmoid(-log_odds);
+    const double odds = exp(-fabs(log_odds)), larger = 1 / (1 + odds), smaller = odds * larger;
+    const double share = log_odds < 0 ? smaller : larger, rest = log_odds < 0 ? larger : smaller;
     const double best_weight = share * inverse;
 
     if (rows->entropy) {
-        double found = isinf(log_odds) ? 0 : share * softplus(-log_odds) + rest * softplus(log_odds);
-        if (share > 0 || isnan(share)) found += share * (log1p(sums.others) + sums.fall * inverse);
+        double found = isinf(log_odds) ? 0 : log1p(odds) + smaller * fabs(log_odds); /* of the two shares */
+        if (share > 0 || isnan(share)) found += share * (log_others + sums.fall * inverse);
         if (prefix > 1 && log_odds != INFINITY) found += rest * small_entropy(before, prefix, log_sum_before);
         rows->entropy[out] = (float)found;
     }
@@ -222,7 +222,8 @@ static double read_row(const Rows *rows, int64_t group, int64_t row) {
     double weighted_before = 0;
     int64_t best_before = 0;
     for (int64_t k = 0; k < prefix; k++) {
-        before[k] = log_sum_before == -INFINITY ? (float)rest : (float)(rest * exp(before[k] - log_sum_before));
+        const int is_all = prefix == 1 || log_sum_before == -INFINITY;
+        before[k] = is_all ? (float)rest : (float)(rest * exp(before[k] - log_sum_before));
         if (before[k] > before[best_before]) best_before = k;
         if (norms) weighted_before += before[k] * norms[k];
     }
