@@ -63,16 +63,18 @@ STEPS = ("plain", "cheap", "cheap_6", "everything", "everything_5", "eager")
 class Bench:
     """A model, an image, and what is measured of them."""
 
-    def __init__(self, grid: int, device: str, images: int = 1, **fields: Any) -> None:
+    def __init__(
+        self, grid: int, device: str, images: int = 1, dtype: torch.dtype = torch.float32, **fields: Any
+    ) -> None:
         torch.manual_seed(0)
-        self.grid, self.device = grid, device
+        self.grid, self.device, self.dtype = grid, device, dtype
         fields = {"image_size": grid * PATCH_SIZE, "patch_size": PATCH_SIZE, "attn_implementation": "sdpa"} | fields
         config = qkvit.QKViTConfig.from_size(SIZE, **fields)
-        self.model = qkvit.QKViTModel(config).eval().to(device)
+        self.model = qkvit.QKViTModel(config).eval().to(device, dtype)
         self.layout = TokenLayout.from_config(config)
         heads = config.num_attention_heads  # prepared once, as `collect` does it
         self.projections = [PreparedProjection.of(layer.attention.o_proj, heads) for layer in self.model.layers]
-        self.image = torch.randn(images, 3, *config.image_shape, device=device)
+        self.image = torch.randn(images, 3, *config.image_shape, device=device, dtype=dtype)
 
     def plain(self) -> None:
         self.model(self.image)
@@ -156,7 +158,7 @@ class Bench:
             patch_size=PATCH_SIZE,
             attn_implementation="eager",
         )
-        self.eager_model = transformers.ViTModel(config, add_pooling_layer=False).eval().to(self.device)
+        self.eager_model = transformers.ViTModel(config, add_pooling_layer=False).eval().to(self.device, self.dtype)
 
     @property
     def maps_bytes(self) -> int:
@@ -198,6 +200,7 @@ def time_row(bench: Bench, rounds: int, free_memory: float) -> dict[str, Any]:
             names = list(steps)
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 times[name].append(seconds(steps[name], bench.device))
+        peaks = {name: device_peak(step) for name, step in steps.items()} if bench.device == "cuda" else {}
     row: dict[str, Any] = {"tokens": bench.layout.num_tokens, "images": len(bench.image), "rounds": rounds}
     row["milliseconds"] = {name: round(1000 * median(values), 2) for name, values in times.items()}
 
@@ -213,6 +216,10 @@ def time_row(bench: Bench, rounds: int, free_memory: float) -> dict[str, Any]:
     if "blockwise" in steps:
         row["everything alone / plain"] = ratio("everything", "plain", less="plain")
         row["blockwise alone / plain"] = ratio("blockwise", "plain", less="plain")
+        weights = sum(parameter.nbytes for parameter in bench.model.parameters())
+        whole = {name: peak + weights for name, peak in peaks.items()}
+        row["megabytes, weights included"] = {name: round(bytes_ / 1e6, 1) for name, bytes_ in whole.items()}
+        row["memory, x plain"] = {name: round(bytes_ / whole["plain"], 3) for name, bytes_ in whole.items()}
     if "eager" in steps:
         row["everything with forward / eager"] = ratio("everything", "eager")
         row["everything alone / eager"] = ratio("everything", "eager", less="plain")
@@ -222,6 +229,16 @@ def time_row(bench: Bench, rounds: int, free_memory: float) -> dict[str, Any]:
 
 
 # ---- memory
+
+
+def device_peak(step: Callable[[], None]) -> int:
+    """The most that torch holds on the GPU at once during a step, beyond what it held before."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def peak_bytes(step: Callable[[], object]) -> int:
@@ -307,7 +324,9 @@ def linearity(grids: list[int]) -> dict[str, Any]:
 # ---- report
 
 
-def free_bytes() -> float:
+def free_bytes(device: str = "cpu") -> float:
+    if device == "cuda":
+        return float(torch.cuda.mem_get_info()[0])
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
@@ -337,6 +356,7 @@ def main() -> None:
     parser.add_argument("--grids", nargs="+", type=int, default=[14, 14, 32, 64], help="patches on a side")
     parser.add_argument("--images", nargs="+", type=int, default=[1, 8, 1, 1], help="one number for each grid")
     parser.add_argument("--rounds", nargs="+", type=int, default=[41, 15, 15, 5], help="one number for each grid")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the model")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
     parser.add_argument("--memory-of", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help="write a JSON file with machine, versions, date and all rows")
@@ -348,7 +368,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", *sys.argv]),
         **machine(args.device),
-        "model": f"{SIZE}/16, 12 layers, float32",
+        "model": f"{SIZE}/16, 12 layers, {args.dtype}",
         "ratios": "quartiles over rounds",
         "time": [],
         "memory": [],
@@ -365,7 +385,8 @@ def main() -> None:
             args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
     for grid, images, rounds in zip(args.grids, args.images, args.rounds, strict=True):
-        keep("time", time_row(Bench(grid, args.device, images), rounds, free_bytes()))
+        bench = Bench(grid, args.device, images, getattr(torch, args.dtype))
+        keep("time", time_row(bench, rounds, free_bytes(args.device)))
     if args.device == "cpu" and not args.no_memory:
         grids = sorted(set(args.grids))
         keep("memory of one layer's statistics", linearity(grids))

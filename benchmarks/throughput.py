@@ -182,6 +182,7 @@ def measure(size: str, mode: str, batch: int, dtype: str, compiled: bool, args: 
     autocast = None if dtype == "float32" else getattr(torch, dtype)
     images = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=args.device)
     steps = {}
+    torch._dynamo.reset()  # a size that comes second would be compiled for any size, and another graph timed
     for name, make in makers_in_use.items():
         torch.manual_seed(0)
         model: nn.Module = make(size).to(args.device)

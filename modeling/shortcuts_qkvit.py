@@ -1,7 +1,8 @@
 """Shortcuts: the same numbers sooner, taken only where nobody can see the way.
 
-Those of inference need linear layers that are just that: no hooks, no adapters, no quantised or sharded weights.
-Everywhere else, in training and in compiled graphs, the plain way stands in `attention_qkvit.py` and `layers_qkvit.py`.
+They need linear layers that are just that: no hooks, no adapters, no quantised or sharded weights. All but the one for
+GPUs (`_pays_to_join`) are of inference. Everywhere else, the plain way stands in `attention_qkvit.py` and
+`layers_qkvit.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -164,8 +165,36 @@ class Neighbours:
         if self.weight is not None and undisturbed() and self._hold(linears) and all(map(unseen, linears)):
             joined = nn.functional.linear(x, self.weight, self.bias)
             return joined.view(batch_size, num_tokens, len(linears), num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        if _pays_to_join(x) and _can_join(linears):
+            joined = nn.functional.linear(x, *_join(linears)).view(batch_size, num_tokens, len(linears), num_heads, -1)
+            # Parted before heads come first: their gradients lie as (B, N, H, D), and one copy puts them together.
+            return [part.transpose(1, 2) for part in joined.unbind(2)]
         x = cast_once(x)
         return [linear(x).view(batch_size, num_tokens, num_heads, -1).transpose(1, 2) for linear in linears]
+
+
+def _pays_to_join(x: torch.Tensor) -> bool:
+    """Whether one product of weights that are joined in each pass beats three: on a GPU, in training most of all.
+
+    There each operation costs the processor a launch, the gradients of three inputs are not added up, and joining is a
+    copy of the weights, which autocast makes anyway. On a CPU it was no faster (docs/performance.md).
+    """
+    return x.is_cuda
+
+
+def _can_join(linears: Sequence[Any]) -> bool:
+    """Whether nobody sees that the layers are joined, and either all of them are trained or none is."""
+    if not all(is_plain(linear) and unseen(linear) for linear in linears):
+        return False
+    kinds = {(linear.weight.dtype, linear.weight.requires_grad) for linear in linears}
+    kinds_of_bias = {linear.bias if linear.bias is None else linear.bias.requires_grad for linear in linears}
+    return len(kinds) == len(kinds_of_bias) == 1
+
+
+def _join(linears: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias of one layer in the place of all."""
+    weight = torch.cat([linear.weight for linear in linears])
+    return weight, None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
 
 
 def _next_to_each_other(parts: list[nn.Parameter]) -> torch.Tensor:

@@ -9,10 +9,12 @@ import pytest
 import torch
 from accelerate.utils.other import clean_state_dict_for_safetensors
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from qkvit import QKViTModel
+from qkvit.modeling import shortcuts_qkvit
 from qkvit.modeling.attention_qkvit import QKViTAttention
 from qkvit.modeling.layers_qkvit import QKViTMLP
 from qkvit.modeling.shortcuts_qkvit import attend
@@ -192,9 +194,100 @@ def test_weights_shared_with_other_processes_stay_shared(attention, tokens):
     assert_projects(attention, tokens)
 
 
-def test_training_takes_three_products(attention, tokens, products):
+def test_training_on_a_cpu_takes_three_products(attention, tokens, products):
     attention(tokens)
     assert len(products) == 4  # and the output projection
+
+
+# ---- Q, K and V in one product of weights that are joined in each pass, as on a GPU
+
+
+@pytest.fixture
+def joining(monkeypatch) -> None:
+    monkeypatch.setattr(shortcuts_qkvit, "_pays_to_join", lambda x: True)
+
+
+def gradients(attention, tokens, **autocast) -> list[torch.Tensor | None]:
+    attention.zero_grad()
+    tokens = tokens.clone().requires_grad_()
+    with torch.autocast("cpu", **(autocast or {"enabled": False})):
+        output, _, *qkv = attention(tokens)
+    (output.square().sum() + sum(tensor.float().square().sum() for tensor in qkv)).backward()
+    return [tokens.grad, *(parameter.grad for parameter in attention.parameters())]
+
+
+def test_training_on_a_gpu_takes_one_product_with_the_gradients_of_three(attention, tokens, products, monkeypatch):
+    attention, tokens = attention.double(), tokens.double()
+    expected = gradients(attention, tokens)
+    products.clear()
+    monkeypatch.setattr(shortcuts_qkvit, "_pays_to_join", lambda x: True)
+    found = gradients(attention, tokens)
+    assert len(products) == 2  # and the output projection
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_no_gradient_is_copied_to_be_taken_apart(attention, tokens, joining):
+    """Gradients of Q, K and V that lie as tokens, heads, width become that of the one product in a single copy."""
+
+    class Counted(TorchDispatchMode):
+        copies = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.copies += function in (torch.ops.aten.clone.default, torch.ops.aten.copy_.default)
+            return function(*args, **(kwargs or {}))
+
+    layers = [getattr(attention, name) for name in NAMES]
+    given = attention.neighbours.project(tokens, attention.num_attention_heads, *layers)
+    back = [torch.randn_like(part.transpose(1, 2).contiguous()).transpose(1, 2) for part in given]
+    with Counted() as counted:
+        torch.autograd.backward(given, back)
+    assert counted.copies == 0
+
+
+def test_joined_under_autocast_it_is_near_the_three(attention, tokens, products, monkeypatch):
+    expected = gradients(attention, tokens, dtype=torch.bfloat16)
+    monkeypatch.setattr(shortcuts_qkvit, "_pays_to_join", lambda x: True)
+    for ours, theirs in zip(gradients(attention, tokens, dtype=torch.bfloat16), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05 * float(theirs.abs().max()))
+
+
+def test_what_is_frozen_or_hooked_is_not_joined(attention, tokens, products, joining):
+    attention.q_proj.requires_grad_(False)
+    assert gradients(attention, tokens)[1] is None
+    assert len(products) == 4
+    attention.q_proj.requires_grad_(True)
+    attention.k_proj.bias.requires_grad_(False)
+    gradients(attention, tokens)
+    assert len(products) == 8
+    attention.k_proj.bias.requires_grad_(True)
+    seen = []
+    attention.v_proj.register_forward_hook(lambda module, args, output: seen.append(output))
+    gradients(attention, tokens)
+    assert len(products) == 12
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("biases", [(True, True, True), (False, False, False), (True, False, True)])
+def test_joined_with_any_biases(tiny_config, tokens, products, joining, biases):
+    names = ("query_bias", "key_bias", "value_bias")
+    attention = QKViTAttention(tiny_config(**dict(zip(names, biases, strict=True))), 0)
+    assert_projects(attention, tokens)
+    assert len(products) == (4 if len(set(biases)) == 1 else 6)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+def test_a_compiled_graph_joins_too(tiny_model, pixels, joining, training):
+    model = tiny_model().train(training)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.set_grad_enabled(training):
+        torch.testing.assert_close(compiled(pixels).logits, model(pixels).logits)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_it_is_taken(attention, tokens, products):
+    gradients(attention.cuda(), tokens.cuda())
+    assert len(products) == 2
 
 
 # ---- the activation in place
