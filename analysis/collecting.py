@@ -1,4 +1,4 @@
-"""What `collect` takes from one batch: the statistics of each layer while the model runs, and rollout.
+"""What `collect` takes from one batch: the statistics of the layers while the model runs, and rollout.
 
 Shapes: B images, H heads, N tokens, P patches, C width of the model.
 """
@@ -12,9 +12,10 @@ from .attention_door import Session
 from .attention_layers import chosen
 from .attention_product import AttentionCall
 from .head_weights import output_projection
-from .statistics import attention_statistics
+from .statistics import AttentionStatistics, attention_statistics
 from .statistics.attention_rollout import rows_by_layer, rows_of_maps
 from .statistics.groups import asked_groups
+from .statistics.layers_together import LayersTogether, Taken
 from .statistics.projection import PreparedProjection
 from .tally import VECTORS, Batch, Tally
 from .token_layout import TokenLayout
@@ -27,7 +28,10 @@ OUTLIER = 5.0  # a patch that draws so many times the average attention is count
 
 
 class Collecting(Session):
-    """Takes the statistics of each layer while the model runs: one layer's queries and keys are there at a time."""
+    """Takes the statistics of the layers while the model runs.
+
+    One layer's queries and keys are there at a time, or, of few tokens on a GPU, those of several (`LayersTogether`).
+    """
 
     def __init__(
         self, model: Any, layers: Any, statistics: list[str] | None, tally: Tally, rollout: bool = False
@@ -41,7 +45,9 @@ class Collecting(Session):
         self.batch = Batch(0, (1, 1, 0))
         self.contrast: torch.Tensor | None = None
         self.maps: dict[int, torch.Tensor] = {}
-        self.projections: dict[int, PreparedProjection] = {}
+        self.norms: dict[int, torch.Tensor] = {}
+        self.projections: dict[tuple[int, ...], PreparedProjection] = {}
+        self.together = LayersTogether(self._take)
         self.is_looking = True
 
     def begin(self, number: int, layout: TokenLayout, pixel_values: torch.Tensor) -> Batch:
@@ -49,16 +55,22 @@ class Collecting(Session):
         self.layout = layout
         self.batch = Batch(number, (*layout.grid, layout.num_prefix))
         self.contrast = patch_contrast(pixel_values, layout)
-        self.maps = {}
+        self.maps, self.norms = {}, {}
+        self.together.forget()
         self.is_looking = True
         return self.batch
 
     def run(self, forward: Callable[[], Any]) -> None:
         """Run the model for the batch; for rollout of many tokens, its first half once more."""
-        if not self.rollout:
+
+        def look() -> None:
             forward()
+            self.together.flush()
+
+        if not self.rollout:
+            look()
             return
-        for layer, row in self._rolled_out(forward):
+        for layer, row in self._rolled_out(look):
             self.is_looking = False  # the whole model has run; what runs from here on has been seen
             if layer in self.chosen:
                 self._add_rollout(layer, row)
@@ -85,53 +97,59 @@ class Collecting(Session):
         if self.rollout and (layer in self.maps or ("query", layer) in self.batch.vectors):
             raise ValueError(f"layer {layer} runs twice for a batch, and a rollout is of one run; leave rollout out")
         groups = asked_groups(self.statistics, has_value=True) if is_chosen else frozenset[str]()
-        if is_chosen:
-            self._add_vectors(layer, call)
         if self._keeps_maps:
             groups |= {"mean_map"}
-        self._add_statistics(layer, call, seen["output"].detach(), groups)
+        tensors = {name: getattr(call, name).detach() for name in (VECTORS if is_chosen else ("query", "key"))}
+        if "values" in groups:
+            tensors["output"] = seen["output"].detach()
+            if (layer,) not in self.projections:
+                projection = output_projection(layer, call.module)
+                self.projections[layer,] = PreparedProjection.of(projection, call.value.shape[1])
+        self.together.add(layer, tensors, call.scaling, call.plain_mask()(), groups)
 
     def see_tokens(self, layer: int, tokens: torch.Tensor) -> None:
         """What enters a layer: (B, N, C)."""
-        if not self.is_looking:
-            return
-        norms = tokens.detach()[:, self.layout.patches].float().norm(dim=-1)  # (B, P)
-        self.batch.values["token_norm_ratio", layer] = norms.amax(dim=1) / norms.median(dim=1).values
+        if self.is_looking:
+            self.norms[layer] = tokens.detach()[:, self.layout.patches].float().norm(dim=-1)  # (B, P)
 
-    def _add_vectors(self, layer: int, call: AttentionCall) -> None:
+    def _take(self, taken: Taken) -> None:
+        """Layers with all that was seen of them, in the order in which they ran."""
+        values: dict[str, torch.Tensor] = {}  # (layers * B, H), or (layers * B,) for whole layers
+        norms = [self.norms.pop(layer) for layer in taken.layers if layer in self.norms]
+        if norms:
+            of_all = torch.cat(norms)
+            values["token_norm_ratio"] = of_all.amax(dim=1) / of_all.median(dim=1).values
         for name in VECTORS:
-            vectors = getattr(call, name).detach()
-            if not vectors.isfinite().all():
-                raise ValueError(
-                    f"layer {layer}: the {name} vectors hold NaN or infinity; look at the weights up to this layer and"
-                    " at the pixel values, or compute in float32"
-                )
-            self.batch.add_vectors(name, layer, vectors)
-
-    def _add_statistics(self, layer: int, call: AttentionCall, output: torch.Tensor, groups: frozenset[str]) -> None:
-        needs_value = "values" in groups
-        found = attention_statistics(
-            call.query.detach(),
-            call.key.detach(),
-            self.layout,
-            scaling=call.scaling,
-            value=call.value.detach() if needs_value else None,
-            output=output if needs_value else None,
-            output_projection=self._projection(layer, call) if needs_value else None,
-            attention_mask=call.plain_mask()(),
-            statistics=groups,
-        )
-        self.batch.values |= {(name, layer): numbers for name, numbers in found.per_head().items()}
+            if "value" in taken.tensors:
+                self.batch.add_vectors(name, taken, taken.tensors[name])
+        found = self._statistics_of(taken)
+        values |= found.per_head()
         if found.received is not None:
-            self._add_received(layer, found.received)
+            values |= self._of_received(taken, found.received)
         if found.mean_map is not None:
-            self.maps[layer] = found.mean_map
+            self.maps |= zip(taken.layers, taken.by_layer(found.mean_map), strict=True)
+        by_layer = {name: taken.by_layer(numbers) for name, numbers in values.items()}
+        for place, layer in enumerate(taken.layers):
+            self.batch.values |= {(name, layer): numbers[place] for name, numbers in by_layer.items()}
 
-    def _projection(self, layer: int, call: AttentionCall) -> PreparedProjection:
-        if layer not in self.projections:
-            projection = output_projection(layer, call.module)
-            self.projections[layer] = PreparedProjection.of(projection, call.value.shape[1])
-        return self.projections[layer]
+    def _statistics_of(self, taken: Taken) -> AttentionStatistics:
+        needs_value = "values" in taken.groups
+        return attention_statistics(
+            taken.tensors["query"],
+            taken.tensors["key"],
+            self.layout,
+            scaling=taken.scaling,
+            value=taken.tensors["value"] if needs_value else None,
+            output=taken.tensors["output"] if needs_value else None,
+            output_projection=self._projection(taken.layers) if needs_value else None,
+            attention_mask=taken.mask,
+            statistics=taken.groups,
+        )
+
+    def _projection(self, layers: tuple[int, ...]) -> PreparedProjection:
+        if layers not in self.projections:
+            self.projections[layers] = PreparedProjection.together([self.projections[layer,] for layer in layers])
+        return self.projections[layers]
 
     def _add_rollout(self, layer: int, row: torch.Tensor) -> None:
         """Of the row (B, N) of the rollout down to a layer."""
@@ -142,21 +160,25 @@ class Collecting(Session):
             self.batch.values["rollout_on_registers", layer] = row[:, first : layout.num_prefix].sum(dim=1)
         self.batch.values["rollout_on_patches", layer] = row[:, layout.patches].sum(dim=1)
         self.batch.values["rollout_entropy", layer] = torch.special.entr(row).sum(dim=1)
-        self.batch.add_map("rollout", layer, row)
+        self.batch.maps["rollout", layer] = row.double().sum(dim=0)
 
-    def _add_received(self, layer: int, received: torch.Tensor) -> None:
-        together = received.mean(dim=1)  # (B, N)
+    def _of_received(self, taken: Taken, received: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What follows from what each token is given, (layers * B, H, N)."""
+        together = received.mean(dim=1)  # (layers * B, N)
         patches = self.layout.patches
-        outlying = together[:, patches] > OUTLIER  # (B, P)
+        outlying = together[:, patches] > OUTLIER  # (layers * B, P)
         count = outlying.sum(dim=1)
-        self.batch.values["largest_received", layer] = received[:, :, patches].amax(dim=2)
-        self.batch.values["outliers", layer] = count.double()
-        on_outliers = (received[:, :, patches] * outlying[:, None]).sum(dim=2) / received.sum(dim=2)
-        self.batch.values["on_outliers", layer] = on_outliers
+        self.batch.add_maps("received", taken, together)
+        self.batch.add_maps("outliers", taken, outlying)
+        found = {
+            "largest_received": received[:, :, patches].amax(dim=2),
+            "outliers": count.to(received.dtype),
+            "on_outliers": (received[:, :, patches] * outlying[:, None]).sum(dim=2) / received.sum(dim=2),
+        }
         if self.contrast is not None:
-            self.batch.values["outlier_contrast", layer] = (self.contrast * outlying).sum(dim=1) / count  # 0 / 0: none
-        self.batch.add_map("received", layer, together)
-        self.batch.add_map("outliers", layer, outlying)
+            contrast = self.contrast.repeat(len(taken.layers), 1)
+            found["outlier_contrast"] = (contrast * outlying).sum(dim=1) / count  # 0 / 0: none
+        return found
 
 
 def patch_contrast(pixel_values: torch.Tensor, layout: TokenLayout) -> torch.Tensor | None:

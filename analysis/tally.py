@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .accumulators import Moments, Quantiles, Sums
+from .statistics.layers_together import Taken
 
 VECTORS = ("query", "key", "value")
 
@@ -42,18 +43,48 @@ class Batch:
         self.vectors: dict[tuple[str, int], tuple[int, torch.Tensor, torch.Tensor]] = {}
         self.maps: dict[tuple[str, int], torch.Tensor] = {}
 
-    def add_vectors(self, name: str, layer: int, vectors: torch.Tensor) -> None:
-        """Sum up queries, keys or values: (B, H, N, D)."""
-        batch, _, tokens, _ = vectors.shape
+    def add_vectors(self, name: str, taken: Taken, vectors: torch.Tensor) -> None:
+        """Sum up queries, keys or values: (layers * B, H, N, D)."""
+        count = len(vectors) // len(taken.layers) * vectors.shape[2]
         # Float32 within an image, float64 over images: the sum does not depend on who is in the batch.
         vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
         first, second = vectors.sum(dim=2), vectors.mT @ vectors
-        sums = (first.double().sum(dim=0).cpu(), second.double().sum(dim=0).cpu())
-        self.vectors[name, layer] = (batch * tokens, *sums)
+        for layer, *sums in zip(taken.layers, *(_over_images(it, taken) for it in (first, second)), strict=True):
+            self.vectors[name, layer] = (count, sums[0], sums[1])
 
-    def add_map(self, name: str, layer: int, numbers: torch.Tensor) -> None:
-        """Sum up a number for each token or patch: (B, N)."""
-        self.maps[name, layer] = numbers.double().sum(dim=0).cpu()
+    def add_maps(self, name: str, taken: Taken, numbers: torch.Tensor) -> None:
+        """Sum up a number for each token or patch: (layers * B, N)."""
+        self.maps |= {(name, layer): it for layer, it in zip(taken.layers, _over_images(numbers, taken), strict=True)}
+
+    def fetch(self) -> None:
+        """Bring all of it from the device, in three copies: each waits for what was computed before.
+
+        Raises:
+            ValueError: queries, keys or values hold NaN or infinity; it names the first such layer.
+        """
+        self.values = dict(zip(self.values, _fetched(list(self.values.values())), strict=True))
+        self.maps = dict(zip(self.maps, _fetched(list(self.maps.values())), strict=True))
+        sums = iter(_fetched([it for _, *sums in self.vectors.values() for it in sums]))
+        self.vectors = {place: (count, next(sums), next(sums)) for place, (count, *_) in self.vectors.items()}
+        for name, layer in sorted(self.vectors, key=lambda place: (place[1], VECTORS.index(place[0]))):
+            if not self.vectors[name, layer][1].isfinite().all():
+                raise ValueError(
+                    f"layer {layer}: the {name} vectors hold NaN or infinity; look at the weights up to this layer and"
+                    " at the pixel values, or compute in float32"
+                )
+
+
+def _over_images(numbers: torch.Tensor, taken: Taken) -> tuple[torch.Tensor, ...]:
+    """The sum over images, (layers * B, ...), in float64: one tensor (...) for each layer."""
+    return numbers.double().unflatten(0, (len(taken.layers), -1)).sum(dim=1).unbind()
+
+
+def _fetched(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The same in float64 on the CPU, in one copy."""
+    if not tensors or tensors[0].device.type == "cpu":
+        return [it.double() for it in tensors]
+    flat = torch.cat([it.reshape(-1) for it in tensors]).cpu().double()
+    return [part.view(it.shape) for part, it in zip(flat.split([it.numel() for it in tensors]), tensors, strict=True)]
 
 
 class Tally:
@@ -90,16 +121,16 @@ class Tally:
         """Add what was found in a batch; labels (B,), negative without one.
 
         Raises:
-            ValueError: the statistics are not those of the batches before, or a label has no name.
+            ValueError: the statistics are not those of the batches before, a label has no name, or vectors are not
+                finite.
         """
+        batch.fetch()
         cells = [
             Cell(statistic, layer, head)
             for (statistic, layer), numbers in batch.values.items()
             for head in ([None] if numbers.ndim == 1 else range(numbers.shape[1]))
         ]
-        table = torch.cat(
-            [numbers.reshape(len(numbers), -1).double().cpu() for numbers in batch.values.values()], dim=1
-        )
+        table = torch.cat([numbers.reshape(len(numbers), -1) for numbers in batch.values.values()], dim=1)
         if self.cells is not None and cells != self.cells:
             raise ValueError("the model gives other statistics for this batch than before; pass a layout that fits all")
         if self.num_classes and labels is not None and int(labels.max()) >= self.num_classes:

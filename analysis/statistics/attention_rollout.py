@@ -9,6 +9,7 @@ Shapes: L layers, B images, H heads, N tokens, D width of a head; g images times
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +18,10 @@ from ..attention_layers import attention_layers, unwrapped
 from ..recording import Recording, record
 from ..token_layout import TokenLayout
 from .blockwise import full_precision, numbers_for, plan_for
-from .fused_gpu import fused_row_product, suits
+from .fused_gpu import fused_row_product, row_states, suits
 from .groups import Backend, backend_for
 from .inputs import added_mask, check_query_and_key, checked_mask, piece_of_mask, pieces
+from .layers_together import LayersTogether, Taken
 
 
 class _Layer(NamedTuple):
@@ -89,13 +91,13 @@ def _rows(
     layers: list[_Layer], start: Any, layout: TokenLayout | None, backend: Backend | None
 ) -> Iterator[torch.Tensor]:
     """The row (B, N) after each layer, the last layer first."""
-    step = _step_of(backend, layers[0].query.device)
     query = layers[-1].query
     row = _start_row(start, layout, (query.shape[0], query.shape[2]), query)
-    for layer in reversed(layers):
-        if layer.query.shape[::2] != layers[-1].query.shape[::2]:
-            raise ValueError("the layers have other numbers of images or tokens; pass those of one forward pass")
-        row = (row + step(layer, row)) / 2
+    if any(layer.query.shape[::2] != query.shape[::2] for layer in layers):
+        raise ValueError("the layers have other numbers of images or tokens; pass those of one forward pass")
+    steps = _steps_of(layers, backend)
+    for layer, step in zip(reversed(layers), reversed(steps), strict=True):
+        row = (row + step(row)) / 2
         yield row.to(torch.promote_types(layer.query.dtype, torch.float32))
 
 
@@ -276,9 +278,31 @@ def _start_row(
     return row
 
 
-def _step_of(backend: Backend | None, device: torch.device) -> Callable[[_Layer, torch.Tensor], torch.Tensor]:
-    steps = {"reference": _reference_step, "cpu": _blockwise_step, "gpu": _gpu_step}
-    return steps[backend_for(backend, device)]
+def _steps_of(layers: list[_Layer], backend: Backend | None) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+    """What each layer does to a row: r -> r A."""
+    name = backend_for(backend, layers[0].query.device)
+    if name == "gpu" and all(suits(layer.query, mask=layer.mask) for layer in layers):
+        return _fused_steps(layers)
+    step = _reference_step if name == "reference" else _blockwise_step
+    return [partial(step, layer) for layer in layers]
+
+
+def _fused_steps(layers: list[_Layer]) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+    states: dict[int, torch.Tensor] = {}
+
+    def take(taken: Taken) -> None:
+        of_all = row_states(taken.tensors["query"], taken.tensors["key"], taken.mask, taken.scaling)
+        states.update(zip(taken.layers, of_all.unflatten(1, (len(taken.layers), -1)).unbind(1), strict=True))
+
+    together = LayersTogether(take)
+    for place, layer in enumerate(layers):
+        tensors = {"query": layer.query, "key": layer.key}
+        together.add(place, tensors, layer.scaling, layer.mask, frozenset())
+    together.flush()
+    return [
+        partial(fused_row_product, layer.query, layer.key, layer.mask, layer.scaling, states=states[place])
+        for place, layer in enumerate(layers)
+    ]
 
 
 def _reference_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
@@ -287,12 +311,6 @@ def _reference_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
     if layer.mask is not None:
         scores = scores + added_mask(layer.mask, torch.float64)
     return (row.double()[:, None] @ scores.softmax(dim=-1).mean(dim=1))[:, 0]
-
-
-def _gpu_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
-    if suits(layer.query, mask=layer.mask):
-        return fused_row_product(layer.query, layer.key, layer.mask, layer.scaling, row)
-    return _blockwise_step(layer, row)
 
 
 def _blockwise_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:

@@ -275,7 +275,10 @@ def column_launch(attention: Attention, state: torch.Tensor) -> Launch:
     tile = attention.tile()
     given = attention.arguments(tile)
     blocks = -(-attention.prefix // tile.keys) + -(-(attention.rows[2] - attention.prefix) // tile.keys)
-    arguments = given | {"state": state, "sums": torch.empty_like(state[0, 1:]), "STATE": state.shape[1] - 1}
+    factors = state.shape[1] - 1
+    arguments = given | {"state": state, "sums": state.new_empty(factors, *attention.rows), "STATE": factors}
+    if factors == 1:
+        arguments["plane"] = state.stride(1)  # more than the rows where the state is a part of several layers'
     programs = attention.rows[0] * attention.rows[1] * blocks
     return Launch("column_kernel", programs, arguments, tile.num_warps)
 
@@ -309,13 +312,25 @@ def products_of_heads(attention: Attention, state: torch.Tensor) -> torch.Tensor
     return launch.arguments["found_products"].sum(dim=1)
 
 
-def fused_row_product(
-    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float, row: torch.Tensor
-) -> torch.Tensor:
-    """r A, with A the mean over heads of the attention maps: (B, N) -> (B, N). A step of rollout."""
-    attention = Attention(query, key, mask, scaling, prefix=0)
-    launch, _ = row_launch(attention, frozenset())
+def row_states(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> torch.Tensor:
+    """For `fused_row_product`: largest score of each row and the factor of exp(s_ij - m_i), (2, B, H, N)."""
+    launch, _ = row_launch(Attention(query, key, mask, scaling, prefix=0), frozenset())
     launch.run()
-    state = launch.arguments["state"]
-    state[:, 1] *= row[:, None] / query.shape[1]
-    return column_sums(attention, state)[0].sum(dim=1)
+    return launch.arguments["state"][0]
+
+
+def fused_row_product(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    row: torch.Tensor,
+    states: torch.Tensor,
+) -> torch.Tensor:
+    """r A, with A the mean over heads of the attention maps: (B, N) -> (B, N). A step of rollout.
+
+    Args:
+        states: Those of these images from `row_states`; they are overwritten.
+    """
+    states[1] *= (row / query.shape[1])[:, None]
+    return column_sums(Attention(query, key, mask, scaling, prefix=0), states[None])[0].sum(dim=1)

@@ -71,14 +71,23 @@ class AttentionInputs:
             raise ValueError("output_projection weighs values, and there are none; pass value= too")
         heads = self.value.shape[1]
         width = heads * self.value.shape[3]
+        layers = 1
+        if self.prepared is not None and self.prepared.weight.ndim == 3:
+            layers, weight = len(weight), weight[0]
+        if len(self.value) % layers:
+            raise ValueError(
+                f"output_projection was prepared for {layers} layers, and the value has {len(self.value)} images; pass"
+                " as many of each layer"
+            )
         if weight.ndim != 2 or weight.shape[1] != width:
             raise ValueError(
                 f"output_projection has the shape {tuple(weight.shape)}, but heads times their width is {width}; pass"
                 f" the weight of the linear layer after attention, (width of the model, {width})"
             )
-        if self.prepared is not None and len(self.prepared.factors) != heads:
+        prepared_heads = heads if self.prepared is None else self.prepared.factors.shape[-3]
+        if prepared_heads != heads:
             raise ValueError(
-                f"output_projection was prepared for {len(self.prepared.factors)} heads, and the value has {heads};"
+                f"output_projection was prepared for {prepared_heads} heads, and the value has {heads};"
                 f" prepare it with num_heads={heads}"
             )
 

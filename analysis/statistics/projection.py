@@ -3,6 +3,7 @@
 Shapes: H heads, D width of a head, C width of the model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,8 @@ import torch
 class PreparedProjection:
     """An output projection with what is computed from it alone, for who asks about many images.
 
-    It is that of the weights as they were when it was made, and takes as much memory as they do.
+    It is that of the weights as they were when it was made, and takes as much memory as they do. Of several layers
+    (`together`), every tensor has the layers as its first dimension, and images come layer by layer.
 
     Args:
         weight: (C, H * D).
@@ -45,6 +47,19 @@ class PreparedProjection:
         for own in range(0, len(products), width):
             products[own : own + width, own : own + width] = 0
         return cls(weight, head_factors(weight, num_heads).to(dtype), products.to(dtype))
+
+    @classmethod
+    @torch.no_grad()
+    def together(cls, layers: "Sequence[PreparedProjection]") -> "PreparedProjection":
+        """Of several layers whose tensors stand one after the other in the dimension of images."""
+        if len(layers) == 1:
+            return layers[0]
+        return cls(*(torch.stack([getattr(it, name) for it in layers]) for name in ("weight", "factors", "products")))
+
+    def of_images(self, name: str, images: int) -> torch.Tensor:
+        """ "factors" or "products" for each of so many images, or of none in particular: they broadcast."""
+        tensor = getattr(self, name)
+        return tensor if self.weight.ndim == 2 else tensor.repeat_interleave(images // len(tensor), dim=0)
 
 
 def head_factors(projection: torch.Tensor, num_heads: int) -> torch.Tensor:

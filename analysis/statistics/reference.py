@@ -125,7 +125,9 @@ def project(vectors: torch.Tensor, projection: torch.Tensor | None) -> torch.Ten
     """Each head's vectors times its block of the output projection: (B, H, N, D) -> (B, H, N, C)."""
     if projection is None:
         return vectors
-    blocks = projection.double().T.unflatten(0, (vectors.shape[1], vectors.shape[3]))  # (H, D, C)
+    blocks = projection.double().mT.unflatten(-2, (vectors.shape[1], vectors.shape[3]))  # (H, D, C)
+    if projection.ndim == 3:  # of several layers, each for its own images
+        blocks = blocks.repeat_interleave(len(vectors) // len(projection), dim=0)  # (B, H, D, C)
     return vectors @ blocks
 
 

@@ -24,7 +24,7 @@ def projected_norms(
 ) -> torch.Tensor:
     """||v W|| of each vector with its head's block W of the projection: (B, H, N, D) -> (B, H, N)."""
     if prepared is not None:
-        vectors = vectors @ prepared.factors.to(vectors.dtype)
+        vectors = vectors @ prepared.of_images("factors", len(vectors)).to(vectors.dtype)
     elif projection is not None:
         # Of a few vectors the product itself takes less time than the factors.
         if vectors.shape[0] * vectors.shape[2] <= len(projection):
@@ -46,7 +46,7 @@ def norms_and_shares(
     """
     if prepared is not None:
         norms = projected_norms(outputs, projection, prepared)
-        along = _products_with_output(outputs, norms, prepared.products.to(outputs.dtype))
+        along = _products_with_output(outputs, norms, prepared)
     elif projection is None:
         norms = torch.linalg.vector_norm(outputs, dim=-1)
         along = norms.square().sum(dim=-1)  # the heads' parts stand beside each other
@@ -64,19 +64,25 @@ def norms_and_shares(
     return norms, along / along.sum(dim=-1, keepdim=True)
 
 
-def _products_with_output(outputs: torch.Tensor, norms: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
+def _products_with_output(outputs: torch.Tensor, norms: torch.Tensor, prepared: PreparedProjection) -> torch.Tensor:
     """sum_i <o_hi, o_i> from sum_i v_hi v_gi^T of every two heads h and g: (B, H), with (B, H, N, D) as they are.
 
     One product of matrices, and no part of a head is made. What a head has with itself comes from the norms, which do
     not lose digits where its block of the projection all but cancels v.
     """
-    heads, width = outputs.shape[1], outputs.shape[3]
-    of_images = []
-    for vectors, squares in zip(outputs, norms.square().sum(dim=-1), strict=True):
-        side_by_side = vectors.transpose(0, 1).flatten(1)  # (N, H D)
-        with_others = (side_by_side.T @ side_by_side).mul_(products).sum(dim=1)  # (H D)
-        of_images.append(squares + with_others.view(heads, width).sum(dim=1))
-    return torch.stack(of_images)
+    batch, heads, _, width = outputs.shape
+    squares = norms.square().sum(dim=-1)  # (B, H)
+    products = prepared.products.to(outputs.dtype)  # (H D, H D), or for each layer
+    at_once = 1 if outputs.device.type == "cpu" else max(1, GPU_PIECE // (heads * width) ** 2)
+    along = torch.empty_like(squares)
+    if products.ndim == 3:
+        layers = torch.arange(len(products), device=outputs.device).repeat_interleave(batch // len(products))
+    for images in pieces(batch, at_once):
+        side_by_side = outputs[images].transpose(1, 2).flatten(2)  # (b, N, H D)
+        with_others = side_by_side.mT @ side_by_side
+        with_others *= products if products.ndim == 2 else products[layers[images]]
+        along[images] = squares[images] + with_others.sum(dim=2).unflatten(1, (heads, width)).sum(dim=2)
+    return along
 
 
 def _norms_and_products(parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qkvit
-from qkvit.analysis import TokenLayout, attention_statistics, record
+from qkvit.analysis import TokenLayout, attention_statistics, collecting, record
 from qkvit.analysis.collect import check_weights
 from qkvit.analysis.collecting import OUTLIER, patch_contrast
+from qkvit.analysis.statistics import layers_together
 from qkvit.analysis.tally import Tally
 from qkvit.data import open_images
 
@@ -68,11 +69,24 @@ def test_chosen_layers_and_groups(model, source, over, quiet):
     torch.testing.assert_close(collected.mean("entropy"), quiet(model, over(source)).mean("entropy")[[0, 2]])
 
 
+@pytest.mark.parametrize("at_once", [1, 2 * 7 * 2 * 18**2, 10**9], ids=["each", "two", "all"])
+@pytest.mark.parametrize("maps", [0, 400], ids=["runs again", "maps"])
+def test_layers_that_are_taken_together_have_the_same_numbers(
+    model, source, over, quiet, assert_same, monkeypatch, at_once, maps
+):
+    """As on a GPU, where few tokens are little work."""
+    monkeypatch.setattr(collecting, "TOKENS_FOR_MAPS", maps)
+    alone = quiet(model, over(source, NUM_IMAGES), rollout=True)
+    monkeypatch.setattr(layers_together, "pays_to_wait", lambda query, value=None: True)
+    monkeypatch.setattr(layers_together, "SCORES_AT_ONCE", at_once)
+    together = quiet(model, over(source, NUM_IMAGES), rollout=True)
+    assert_same(together, alone)
+    assert together._tally.cells == alone._tally.cells  # in the same order: a run may go on on another device
+
+
 @pytest.fixture(params=["maps are kept", "the first half runs again"])
 def rollout_way(request, monkeypatch):
     """Few tokens or many: each way is right for both."""
-    from qkvit.analysis import collecting
-
     assert collecting.TOKENS_FOR_MAPS >= 197
     monkeypatch.setattr(collecting, "TOKENS_FOR_MAPS", 0 if request.param.endswith("again") else 10**6)
     return request.param

@@ -59,7 +59,7 @@ def collected_from() -> Callable[..., Collected]:
                     batch.values[name, layer] = 1 + torch.rand(3, generator=generator)
                 size = grid[0] * grid[1]
                 for name in ("received", "rollout"):
-                    batch.add_map(name, layer, torch.rand(3, prefix + size, generator=generator))
+                    batch.maps[name, layer] = torch.rand(3, prefix + size, generator=generator).double().sum(dim=0)
                 batch.values["rollout_entropy", layer] = torch.rand(3, generator=generator)
             tally.add(batch, None)
         return Collected.from_tally(tally, None)
