@@ -55,6 +55,7 @@ from qkvit.analysis.recording import Recording
 from qkvit.analysis.statistics import fused_gpu
 from qkvit.analysis.statistics.cpu_library import library
 from qkvit.analysis.statistics.groups import GROUPS
+from qkvit.analysis.statistics.layers_together import LayersTogether, Taken
 
 PATCH_SIZE, SIZE = 16, "small"
 STEPS = ("plain", "cheap", "cheap_6", "everything", "everything_5", "eager")
@@ -73,7 +74,10 @@ class Bench:
         self.model = qkvit.QKViTModel(config).eval().to(device, dtype)
         self.layout = TokenLayout.from_config(config)
         heads = config.num_attention_heads  # prepared once, as `collect` does it
-        self.projections = [PreparedProjection.of(layer.attention.o_proj, heads) for layer in self.model.layers]
+        self.projections: dict[tuple[int, ...], PreparedProjection] = {
+            (number,): PreparedProjection.of(layer.attention.o_proj, heads)
+            for number, layer in enumerate(self.model.layers)
+        }
         self.image = torch.randn(images, 3, *config.image_shape, device=device, dtype=dtype)
 
     def plain(self) -> None:
@@ -93,7 +97,7 @@ class Bench:
         self._statistics(FUSED, with_values=False, kept=(), layers_at_once=6)
 
     def everything_5(self) -> None:
-        self._statistics(None, with_values=True, kept=(), layers_at_once=5)
+        self._statistics(GROUPS, with_values=True, kept=(), layers_at_once=5)
 
     def _rolled_out(self, groups: Iterable[str], with_values: bool) -> None:
         if self.layout.num_tokens > TOKENS_FOR_MAPS:
@@ -101,37 +105,38 @@ class Bench:
             rollout(recording, layout=self.layout)
             return
         _, found = self._statistics([*groups, "mean_map"], with_values, kept=())
-        map_rollout([layer.mean_map for layer in found], layout=self.layout)
+        maps = [mean_map for taken, layers in found for mean_map in taken.by_layer(layers.mean_map)]
+        map_rollout(maps, layout=self.layout)
 
     def _statistics(
-        self, statistics: Any, with_values: bool, kept: tuple[str, ...], layers_at_once: int | None = None
-    ) -> tuple[Recording, list[AttentionStatistics]]:
-        """Each layer's statistics while the model runs; of the layers' tensors, those that are `kept`.
+        self, groups: Iterable[str], with_values: bool, kept: tuple[str, ...], layers_at_once: int | None = None
+    ) -> tuple[Recording, list[tuple[Taken, AttentionStatistics]]]:
+        """The layers' statistics while the model runs; of the layers' tensors, those that are `kept`.
 
         With `layers_at_once`, rollout runs the model, and statistics are taken the first time.
         """
-        modules, held, found = list(self.model.layers), {}, []
+        modules = list(self.model.layers)
+        held: dict[str, torch.Tensor] = {}
+        found: list[tuple[Taken, AttentionStatistics]] = []
+        seen = 0
+
+        def take(taken: Taken) -> None:
+            found.append((taken, self._statistics_of(taken, with_values)))
+
+        together = LayersTogether(take)
 
         def hold(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
             def keep(tensor: torch.Tensor) -> torch.Tensor | None:
-                if len(found) == len(modules):
+                nonlocal held, seen
+                if seen == len(modules):
                     return None
                 held[name] = tensor
                 if name == names[-1]:
-                    attention, projection = modules[len(found)].attention, self.projections[len(found)]
-                    found.append(
-                        attention_statistics(
-                            held["query"],
-                            held["key"],
-                            self.layout,
-                            scaling=attention.scaling,
-                            value=held.get("value"),
-                            output=held.get("output"),
-                            output_projection=projection if with_values else None,
-                            statistics=statistics,
-                        )
-                    )
-                    held.clear()
+                    together.add(seen, held, modules[seen].attention.scaling, None, frozenset(groups))
+                    held = {}
+                    seen += 1
+                    if seen == len(modules):
+                        together.flush()
                 return tensor if name in kept else None
 
             return keep
@@ -143,6 +148,24 @@ class Bench:
             else:
                 model_rollout(self.model, self.image, layout=self.layout, layers_at_once=layers_at_once)
         return recording, found
+
+    def _statistics_of(self, taken: Taken, with_values: bool) -> AttentionStatistics:
+        projection = None
+        if with_values:
+            if taken.layers not in self.projections:
+                prepared = [self.projections[layer,] for layer in taken.layers]
+                self.projections[taken.layers] = PreparedProjection.together(prepared)
+            projection = self.projections[taken.layers]
+        return attention_statistics(
+            taken.tensors["query"],
+            taken.tensors["key"],
+            self.layout,
+            scaling=taken.scaling,
+            value=taken.tensors.get("value"),
+            output=taken.tensors.get("output"),
+            output_projection=projection,
+            statistics=taken.groups,
+        )
 
     def eager(self) -> None:
         self.eager_model(self.image, output_attentions=True)
