@@ -12,7 +12,7 @@ takes turns:
     cheap_6       as cheap, but rollout keeps six layers at a time: the model's first half runs again
     everything_5  as everything, with five layers at a time: the first seven layers run again, and the first two
     eager         transformers' ViT of the same size, attn_implementation="eager", output_attentions=True
-    blockwise     on a GPU alone (--device cuda): as everything, block by block in place of the Triton kernels
+    blockwise     with --blockwise, on a GPU: as everything, block by block in place of the Triton kernels
 
 Ratios are of times in the same round, medians and quartiles over the rounds. "with forward" counts the pass that the
 statistics ride on; "alone" is without it. Memory is the peak of what torch allocates beyond weights and input
@@ -206,10 +206,10 @@ def spread(values: list[float]) -> list[float]:
     return [round(value, 4) for value in quantiles(values, n=4, method="inclusive")]
 
 
-def time_row(bench: Bench, rounds: int, free_memory: float) -> dict[str, Any]:
+def time_row(bench: Bench, rounds: int, free_memory: float, blockwise: bool = False) -> dict[str, Any]:
     """Milliseconds of each step and their ratios, from rounds in which all take turns."""
     steps = {name: getattr(bench, name) for name in STEPS}
-    if bench.device == "cuda":
+    if blockwise:
         steps["blockwise"] = bench.blockwise
     if 2.5 * bench.maps_bytes > free_memory:
         del steps["eager"]
@@ -236,9 +236,10 @@ def time_row(bench: Bench, rounds: int, free_memory: float) -> dict[str, Any]:
     row["everything with forward / plain"] = ratio("everything", "plain")
     row["cheap_6 with forward / plain"] = ratio("cheap_6", "plain")
     row["everything_5 with forward / plain"] = ratio("everything_5", "plain")
-    if "blockwise" in steps:
+    if blockwise:
         row["everything alone / plain"] = ratio("everything", "plain", less="plain")
         row["blockwise alone / plain"] = ratio("blockwise", "plain", less="plain")
+    if peaks:
         weights = sum(parameter.nbytes for parameter in bench.model.parameters())
         whole = {name: peak + weights for name, peak in peaks.items()}
         row["megabytes, weights included"] = {name: round(bytes_ / 1e6, 1) for name, bytes_ in whole.items()}
@@ -380,6 +381,7 @@ def main() -> None:
     parser.add_argument("--images", nargs="+", type=int, default=[1, 8, 1, 1], help="one number for each grid")
     parser.add_argument("--rounds", nargs="+", type=int, default=[41, 15, 15, 5], help="one number for each grid")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the model")
+    parser.add_argument("--blockwise", action="store_true", help="on a GPU: also without the Triton kernels")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
     parser.add_argument("--memory-of", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help="write a JSON file with machine, versions, date and all rows")
@@ -409,7 +411,7 @@ def main() -> None:
 
     for grid, images, rounds in zip(args.grids, args.images, args.rounds, strict=True):
         bench = Bench(grid, args.device, images, getattr(torch, args.dtype))
-        keep("time", time_row(bench, rounds, free_bytes(args.device)))
+        keep("time", time_row(bench, rounds, free_bytes(args.device), args.blockwise))
     if args.device == "cpu" and not args.no_memory:
         grids = sorted(set(args.grids))
         keep("memory of one layer's statistics", linearity(grids))

@@ -246,13 +246,14 @@ def main() -> None:
     parser.add_argument(
         "--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16", "float16"]
     )
+    parser.add_argument("--without", nargs="+", default=[], help="leave out some of qkvit's peers, or the control")
     parser.add_argument("--compile", nargs="+", default=["off"], choices=["off", "on"])
     parser.add_argument("--compile-mode", default="default")
     parser.add_argument("--budget", type=float, default=20, help="seconds of turns for each row")
     parser.add_argument("--output", type=Path, help="write a JSON file with machine, versions, date and all rows")
     args = parser.parse_args()
 
-    makers_in_use.update(makers())
+    makers_in_use.update((name, make) for name, make in makers().items() if name not in args.without)
     report = {
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", *sys.argv]),

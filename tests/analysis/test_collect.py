@@ -84,6 +84,20 @@ def test_layers_that_are_taken_together_have_the_same_numbers(
     assert together._tally.cells == alone._tally.cells  # in the same order: a run may go on on another device
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("maps", [0, 400], ids=["runs again", "maps"])
+def test_a_gpu_gives_the_numbers_of_the_cpu(model, source, over, quiet, monkeypatch, maps):
+    monkeypatch.setattr(collecting, "TOKENS_FOR_MAPS", maps)
+    here = quiet(model, over(source, NUM_IMAGES), rollout=True)
+    there = quiet(model.cuda(), over(source, NUM_IMAGES), rollout=True)
+    assert there._tally.cells == here._tally.cells
+    for statistic in here.statistics:
+        torch.testing.assert_close(
+            there.mean(statistic), here.mean(statistic), rtol=1e-4, atol=1e-5, equal_nan=True, msg=statistic
+        )
+
+
 @pytest.fixture(params=["maps are kept", "the first half runs again"])
 def rollout_way(request, monkeypatch):
     """Few tokens or many: each way is right for both."""

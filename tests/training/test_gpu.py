@@ -84,6 +84,12 @@ def test_compiled_in_bf16(start, name):
     torch.testing.assert_close(losses(rough)[:3], losses(precise)[:3], atol=0.2, rtol=0)
 
 
+def test_in_fp16_the_loss_is_scaled_and_falls_as_in_float32(start):
+    precise = start(TORCHRUN, "precise", by_image=False)
+    rough = start(TORCHRUN, "rough", {"fp16": True}, by_image=False)
+    torch.testing.assert_close(losses(rough)[:3], losses(precise)[:3], atol=0.05, rtol=0)
+
+
 def test_a_sharded_run_goes_on(start):
     """Attention's backward pass on a GPU adds in any order: so near, and not equal."""
     whole = start(launcher("fsdp2"), "whole")
