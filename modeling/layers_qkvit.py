@@ -13,7 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention_qkvit import QKViTAttention
 from .normalization_qkvit import make_norm
 from .precision_qkvit import cast_once
-from .shortcuts_qkvit import activate, normalise
+from .shortcuts_qkvit import activate
 
 
 class QKViTMLP(nn.Module):
@@ -77,7 +77,7 @@ class QKViTLayer(GradientCheckpointingLayer):
         self, hidden_states: torch.Tensor, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, N, C) -> (B, N, C), with the map and Q, K, V of `QKViTAttention.forward`, which takes `kwargs`."""
-        attended, weights, query, key, value = self.attention(normalise(self.attention_norm, hidden_states), **kwargs)
+        attended, weights, query, key, value = self.attention(self.attention_norm(hidden_states), **kwargs)
         hidden_states = hidden_states + self.attention_residual(attended)
-        hidden_states = hidden_states + self.mlp_residual(self.mlp(normalise(self.mlp_norm, hidden_states)))
+        hidden_states = hidden_states + self.mlp_residual(self.mlp(self.mlp_norm(hidden_states)))
         return hidden_states, weights, query, key, value  # flat: reentrant checkpointing finds no tensors in a tuple

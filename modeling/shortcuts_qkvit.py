@@ -15,7 +15,6 @@ from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import GELUActivation, GELUTanh, SiLUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from .fused_norm_qkvit import FusedNorm, can_fuse
 from .precision_qkvit import cast_once
 
 _gelu: Any = nn.functional.gelu  # takes out=, which its type does not say
@@ -64,30 +63,6 @@ def activate(activation: nn.Module, linear: nn.Module, x: torch.Tensor) -> torch
     ):
         return activation(linear(x))
     return in_place(linear(x))
-
-
-# Tokens of so many numbers keep a GPU busy for longer than launching a kernel of Triton takes: 111 images of base/16.
-LARGE = 2**24
-
-
-def normalise(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`norm(x)` as the input of matrix products: of much, under autocast on a GPU, in the products' type.
-
-    They would convert it; so no float32 result is written and read again.
-    """
-    if _pays_to_fuse(x) and can_fuse(norm, x) and unseen(norm):
-        return FusedNorm.apply(x, norm.weight, norm.bias, norm.eps, torch.get_autocast_dtype(x.device.type))
-    return norm(x)
-
-
-def _pays_to_fuse(x: torch.Tensor) -> bool:
-    return (
-        x.is_cuda
-        and x.numel() >= LARGE
-        and torch.is_autocast_enabled("cuda")
-        and not (torch.compiler.is_compiling() or torch.jit.is_tracing() or _has_any_global_hook())
-        and not torch._C._are_functorch_transforms_active()
-    )
 
 
 def attend(
