@@ -8,13 +8,9 @@ The folder it writes:
 """
 
 import json
-import os
-import platform
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +20,11 @@ from .evaluation_labels import match_labels
 from .finished_folder import check_target, finished_folder
 from .metrics import compute
 from .packages import check_packages
+from .provenance import in_a_line, provenance
 from .seen_images import held_out_images, said_of_seen_images
 from .startup import load_models
 from .tables import table
 from .training.quiet import quiet_libraries
-from .version import __version__
 
 NEEDED = {"datasets": "datasets", "evaluate": "evaluate", "matplotlib": "matplotlib", "pyarrow": "pyarrow"}
 RECORD = "results.json"
@@ -122,7 +118,7 @@ def run_evaluation(
         if seen is not None:
             print(f"Note: {seen}.", flush=True)
         predictions = predict(model, processor, source, indices, batch_size=batch_size, num_workers=num_workers)
-        record = _provenance(options, model, processor, source, predictions.seconds)
+        record = _record_of(options, model, processor, source, predictions.seconds)
         record["data"]["seen in training"] = seen
         record["metrics"] = measure(predictions)
         _write(folder, record, predictions, source.class_names or (), indices, model.config)
@@ -228,13 +224,10 @@ def measure(predictions: Predictions) -> dict[str, float | int | None]:
     }
 
 
-def _provenance(options: dict[str, Any], model: Any, processor: Any, source: Any, seconds: float) -> dict[str, Any]:
+def _record_of(options: dict[str, Any], model: Any, processor: Any, source: Any, seconds: float) -> dict[str, Any]:
     """What the numbers depend on; `options` are those of the command line, as given."""
-    packages = ("torch", "transformers", "datasets", "evaluate", "numpy", "pillow")
     return {
-        "command": _command(options),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "seed": options["seed"],
+        **provenance(_command(options), options["seed"], model.device, packages=("datasets", "evaluate")),
         "model": {
             "name": options["model"],
             "revision": getattr(model.config, "_commit_hash", None),
@@ -244,12 +237,6 @@ def _provenance(options: dict[str, Any], model: Any, processor: Any, source: Any
             "image processor": json.loads(processor.to_json_string()),
         },
         "data": source.describe() | {"left out": [vars(bad) for bad in source.bad_images]},
-        "versions": {
-            "qkvit": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in packages},
-        },
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "device": model.device.type},
         "seconds": round(seconds, 1),
     }
 
@@ -285,7 +272,7 @@ def _write(
         columns,
         folder / "confusion.png",
         title=f"{Path(name).name} on {where}: {metrics['accuracy']:.1%} of {metrics['images']:,} images right",
-        provenance=f"{record['command']}, qkvit {__version__}, {record['date']}",
+        provenance=in_a_line(record),
     )
 
 

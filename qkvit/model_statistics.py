@@ -17,15 +17,12 @@ The folder it writes:
 
 import json
 import os
-import platform
 import re
 import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +30,9 @@ from .device import usable_device
 from .errors import UserError, sentences
 from .finished_folder import check_target, check_writable, finished_folder
 from .packages import check_packages
+from .provenance import in_a_line, provenance
 from .startup import load_models
 from .training.quiet import quiet_libraries
-from .version import __version__
 
 # pandas and pyarrow come with datasets.
 NEEDED = {"datasets": "datasets", "pandas": "datasets", "pyarrow": "datasets", "matplotlib": "matplotlib"}
@@ -125,7 +122,7 @@ def run_statistics(request: Request) -> None:
             if request.data is not None:
                 look_for(request.data, "dataset")
         model = load_model(request.model, device)
-        record = _provenance(request, model)
+        record = _record_of(request, model)
         weights = collected = None
         if request.weights and rank == 0:
             with sentences():
@@ -226,7 +223,7 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
 def _write(request: Request, weights: Any, collected: Any, record: dict[str, Any], folder: Path, start: float) -> None:
     from .analysis.pictures import draw_all, draw_weight_maps
 
-    note = f"{record['command']}, qkvit {__version__}, {record['date']}"
+    note = in_a_line(record)
     pictures = folder / "pictures"
     name = Path(request.model).name
     if weights is not None:
@@ -312,14 +309,9 @@ def device_name(model: Any) -> str:
     return str(next(model.parameters()).device)
 
 
-def _provenance(request: Request, model: Any) -> dict[str, Any]:
-    import torch
-
-    packages = ("torch", "transformers", "datasets", "numpy", "pillow")
+def _record_of(request: Request, model: Any) -> dict[str, Any]:
     return {
-        "command": request.command,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "seed": request.seed,
+        **provenance(request.command, request.seed, device_name(model), packages=("datasets",)),
         "model": {
             "name": request.model,
             "revision": getattr(model.config, "_commit_hash", None),
@@ -327,17 +319,6 @@ def _provenance(request: Request, model: Any) -> dict[str, Any]:
             "parameters": model.num_parameters(),
             "attention": model.config._attn_implementation,
             "config": json.loads(model.config.to_json_string()),
-        },
-        "versions": {
-            "qkvit": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in packages},
-        },
-        "machine": {
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "device": device_name(model),
         },
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }

