@@ -129,7 +129,7 @@ class Collecting(Session):
 
     def _projection(self, layer: int, call: AttentionCall) -> PreparedProjection:
         if layer not in self.projections:
-            projection = output_projection(layer, call.module)
+            projection = output_projection(layer, call.module, self.model)
             self.projections[layer] = PreparedProjection.of(projection, call.value.shape[1])
         return self.projections[layer]
 
