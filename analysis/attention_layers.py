@@ -96,6 +96,23 @@ def _names_interface(kind: type) -> bool:
     return False
 
 
+def parents_of(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """The module around each module of the model."""
+    return {child: module for module in every_module(model) for child in module.children()}
+
+
+def whole_attention(attention: nn.Module, parents: dict[nn.Module, nn.Module]) -> nn.Module:
+    """The attention module with its output projection: itself, or the one around it that is made of the two alone.
+
+    Some families (VideoMAE, and DINOv2 in transformers 5.17) have the projection beside the module that calls the
+    interface, as `output.dense`.
+    """
+    around = parents.get(attention)
+    if around is None or len(around._modules) > 2:  # a layer has more, and its `output.dense` is its MLP's
+        return attention
+    return around if hasattr(getattr(around, "output", None), "dense") else attention
+
+
 def namespace_of(module: nn.Module) -> dict[str, Any]:
     """The global names that the module's forward sees."""
     return getattr(inspect.unwrap(type(module).forward), "__globals__", {})

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .attention_layers import unwrapped
+from .attention_layers import parents_of, unwrapped, whole_attention
 from .collected import Collected
 from .collecting import Collecting
 from .progress_file import ProgressFile, remove_progress
@@ -223,11 +223,11 @@ def _forward(model: Any, pixel_values: torch.Tensor) -> Any:
 
 @contextmanager
 def _seeing_tokens(session: Collecting) -> Iterator[None]:
-    """Show the session what enters each layer: the module around the attention module gets the tokens first."""
-    parents = {id(child): module for module in session.model.modules() for child in module.children()}
+    """Show the session what enters each layer: the module around attention gets the tokens first."""
+    parents = parents_of(session.model)
     handles = []
     for layer in session.chosen:
-        around = parents.get(id(session.modules[layer]))
+        around = parents.get(whole_attention(session.modules[layer], parents))
         if around is None or around is session.model:
             continue
 

@@ -103,7 +103,7 @@ class Collecting(Session):
         if "values" in groups:
             tensors["output"] = seen["output"].detach()
             if (layer,) not in self.projections:
-                projection = output_projection(layer, call.module)
+                projection = output_projection(layer, call.module, self.model)
                 self.projections[layer,] = PreparedProjection.of(projection, call.value.shape[1])
         self.together.add(layer, tensors, call.scaling, call.plain_mask()(), groups)
 

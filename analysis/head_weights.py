@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .attention_layers import attention_layers, unwrapped
+from .attention_layers import attention_layers, parents_of, unwrapped, whole_attention
 
 # Attributes of an attention module, and of the layer around it, in the order in which they are looked for.
 PROJECTIONS = {
@@ -18,6 +18,7 @@ PROJECTIONS = {
     "value": ("v_proj", "value"),
     "output": ("o_proj", "out_proj", "proj"),
 }
+OUTPUT_BESIDE = "output.dense"  # where the output projection is beside the attention module
 NORMS_BEFORE = ("attention_norm", "layernorm_before", "norm1", "layer_norm1", "rms_norm1")
 SCALES_AFTER = ("attention_residual.layer_scale", "layer_scale1.lambda1", "lambda_1")
 POSITION_BIASES = ("relative_position_bias_table", "continuous_position_bias_mlp")
@@ -70,16 +71,13 @@ def head_weights(model: Any) -> dict[int, LayerWeights]:
     ```
     """
     model = unwrapped(model)
-    parents = {id(child): module for module in model.modules() for child in module.children()}
-    return {
-        layer: _layer_weights(layer, attention, parents.get(id(attention)))
-        for layer, attention in attention_layers(model).items()
-    }
+    parents = parents_of(model)
+    return {layer: _layer_weights(layer, attention, parents) for layer, attention in attention_layers(model).items()}
 
 
-def output_projection(layer: int, attention: nn.Module) -> nn.Linear:
+def output_projection(layer: int, attention: nn.Module, model: nn.Module) -> nn.Linear:
     """The linear layer after a layer's attention; raises `ValueError` where there is none."""
-    return _projection(layer, attention, "output")
+    return _projection(layer, attention, "output", whole_attention(attention, parents_of(model)))
 
 
 def caveats(model: Any) -> tuple[str, ...]:
@@ -100,8 +98,10 @@ def caveats(model: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _layer_weights(layer: int, attention: nn.Module, around: nn.Module | None) -> LayerWeights:
-    query, key, value, output = (_projection(layer, attention, which) for which in PROJECTIONS)
+def _layer_weights(layer: int, attention: nn.Module, parents: dict[nn.Module, nn.Module]) -> LayerWeights:
+    whole = whole_attention(attention, parents)
+    around = parents.get(whole)
+    query, key, value, output = (_projection(layer, attention, which, whole) for which in PROJECTIONS)
     heads = _num_heads(attention)
     width = query.weight.shape[1]
 
@@ -140,8 +140,10 @@ def _layer_weights(layer: int, attention: nn.Module, around: nn.Module | None) -
     )
 
 
-def _projection(layer: int, attention: nn.Module, which: str) -> nn.Linear:
+def _projection(layer: int, attention: nn.Module, which: str, whole: nn.Module) -> nn.Linear:
     found = _first(attention, PROJECTIONS[which])
+    if found is None and which == "output":
+        found = _first(whole, (OUTPUT_BESIDE,))
     if hasattr(found, "base_layer"):
         raise ValueError(f"layer {layer}: the {which} projection has an adapter; merge it first (merge_and_unload)")
     if not isinstance(found, nn.Linear):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -274,8 +275,9 @@ def _as_function(transform: Any) -> Callable[[Any], torch.Tensor]:
         return transform
 
     def prepare(image: Any) -> torch.Tensor:
-        # Said outright: of a picture three pixels high, the processor would take the rows for the colours.
-        prepared = transform(images=image, return_tensors="pt", input_data_format="channels_last")
+        # Said outright: of a picture three pixels high, the processor would take the rows for the colours. As an array:
+        # with torchvision, transformers 5.17 puts the colours of an image first, and then takes them to be last.
+        prepared = transform(images=np.array(image), return_tensors="pt", input_data_format="channels_last")
         return prepared["pixel_values"][0]
 
     return prepare

@@ -94,13 +94,11 @@ def test_every_family_is_edited_as_its_weights_say(family, family_model, pixels)
     model = family_model(family)
     with torch.no_grad():
         plain = model(pixels).last_hidden_state
-        for target, projection in (("key", "k_proj"), ("value", "v_proj")):
+        for target, names in (("key", (".k_proj", ".key")), ("value", (".v_proj", ".value"))):
             with intervene(model, {(1, target): Zero()}):
                 found = model(pixels).last_hidden_state
             assert not torch.allclose(found, plain)
-            (weights,) = [
-                module for name, module in model.named_modules() if name.endswith(projection) and ".1." in name
-            ]
+            (weights,) = [module for name, module in model.named_modules() if name.endswith(names) and ".1." in name]
             kept = {name: parameter.clone() for name, parameter in weights.named_parameters()}
             for parameter in weights.parameters():
                 parameter.zero_()

@@ -33,6 +33,7 @@ FAMILIES = {
     "ViTMSN": {},
     "Aimv2Vision": {},
     "Beit": {},
+    "VideoMAE": {},  # the output projection beside the attention module
 }
 
 
@@ -265,4 +266,13 @@ def test_a_fused_projection_is_refused(model, raises_sentence):
     attention = next(module for module in model.modules() if hasattr(module, "q_proj"))
     attention.q_proj = None
     with raises_sentence(ValueError, "layer 0", "query projection"):
+        weight_statistics(model)
+
+
+def test_the_mlp_of_a_layer_is_not_taken_for_the_output_projection(raises_sentence):
+    """Also where it has the name and the shape of one."""
+    model = of_family("VideoMAE")
+    for layer in model.encoder.layer:
+        layer.attention = layer.attention.attention
+    with raises_sentence(ValueError, "layer 0", "no linear output projection"):
         weight_statistics(model)

@@ -94,13 +94,17 @@ def test_a_stream_of_rows_in_batches_and_shares(row_stream, parquet, png, transf
     assert seen(batches(source, transform, 2, workers).starting_at(2)) == [4, 5, 6]
 
 
-def test_an_image_processor_and_pictures_of_every_shape(tmp_path):
-    from transformers import ViTImageProcessorPil
+@pytest.mark.parametrize("backend", ["pil", "torchvision"])
+def test_an_image_processor_and_pictures_of_every_shape(tmp_path, backend):
+    if backend == "torchvision":
+        pytest.importorskip("torchvision")
+    from transformers import ViTImageProcessor, ViTImageProcessorPil
 
     (tmp_path / "images").mkdir()
     for size in ((1, 1), (3, 40), (40, 3), (1, 3), (30, 30)):
         Image.new("RGB", size, (255, 0, 0)).save(tmp_path / "images" / f"{size[0]}x{size[1]}.png")
-    processor = ViTImageProcessorPil(size={"height": 8, "width": 8}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    kind = ViTImageProcessorPil if backend == "pil" else ViTImageProcessor
+    processor = kind(size={"height": 8, "width": 8}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     (batch,) = batches(open_images(tmp_path / "images"), processor)
     expected = torch.tensor([1.0, -1, -1])[None, :, None, None].expand(5, 3, 8, 8)
     assert torch.allclose(batch["pixel_values"], expected)

@@ -183,8 +183,8 @@ def test_without_labels_the_classifier_hands_on_the_pooled_output(tiny_model, pi
 
 def test_a_model_learns_two_images_by_heart(tiny_model, pixels):
     model = tiny_model(seed=1).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(15):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(30):  # of 80 random starts none needs more than 15
         optimizer.zero_grad()
         model(pixels, labels=torch.tensor([1, 3])).loss.backward()
         optimizer.step()

@@ -233,8 +233,9 @@ def test_a_folder_in_which_a_run_is_at_work_is_refused(recipe, tmp_path, weights
             train(recipe("run", {"arguments": {"dataloader_num_workers": 1}}))
         finally:
             os._exit(70)
+    os.close(running[1])  # so that reading ends where the child does
     try:
-        os.read(running[0], 1)
+        assert os.read(running[0], 1) == b"."
         with raises_sentence(TrainingRefusedError, "another run is at work in"):
             train(recipe("run"), resume=True)
     finally:

@@ -7,7 +7,7 @@ the same in every layer, where ours grows from 0 to the same rate in the last.
 from typing import Any
 
 from ....configuration.configuration_qkvit import QKViTConfig
-from .family import Family, Rule, Source, conv_patches, empty, one, plain_fields, same
+from .family import Family, Rule, Source, conv_patches, empty, one, plain_fields, plain_sizes, same
 
 # Ours -> theirs.
 LAYER = {
@@ -75,8 +75,7 @@ def source_config(config: QKViTConfig, kind: str) -> dict[str, Any]:
         "num_hidden_layers": config.num_hidden_layers,
         "num_attention_heads": config.num_attention_heads,
         "num_channels": config.num_channels,
-        "image_size": config.image_size,
-        "patch_size": config.patch_size,
+        **plain_sizes(config),
         "hidden_act": config.hidden_act,
         "layer_norm_eps": config.layer_norm_eps,
         "initializer_range": config.initializer_range,

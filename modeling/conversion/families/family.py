@@ -272,9 +272,24 @@ def whole_patches(size: int | tuple[int, int], patch: int | tuple[int, int]) -> 
     return height, width
 
 
+def plain_sizes(config: QKViTConfig) -> dict[str, int | tuple[int, int]]:
+    """`image_size` and `patch_size`, one number each where they are square: some of transformers' models divide by it.
+
+    Example:
+
+    ```python
+    >>> plain_sizes(QKViTConfig(image_size=(32, 32), patch_size=(8, 16)))
+    {'image_size': 32, 'patch_size': (8, 16)}
+
+    ```
+    """
+    shapes = {"image_size": config.image_shape, "patch_size": config.patch_shape}
+    return {name: height if height == width else (height, width) for name, (height, width) in shapes.items()}
+
+
 def plain_config(config: QKViTConfig) -> dict[str, Any]:
     """The inverse of `plain_fields`."""
-    fields = {name: getattr(config, name) for name in _SAME_NAME}
+    fields = {name: getattr(config, name) for name in _SAME_NAME} | plain_sizes(config)
     assert config.head_dim is not None  # set when a configuration is made
     if config.head_dim * config.num_attention_heads != config.hidden_size:
         fields["head_dim"] = config.head_dim

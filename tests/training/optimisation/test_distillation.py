@@ -92,7 +92,9 @@ def test_the_loss_of_a_step(tiny_model, teacher_folder, token, kind):
 
 
 def test_a_run_with_a_teacher_learns_from_it_and_keeps_nothing_of_it(tiny, teacher_folder, tmp_path):
-    """All of the loss is the teacher's: the student comes to say what it says."""
+    """All of the loss is the teacher's: on the digits, the student comes to say what it says."""
+    from sklearn.datasets import load_digits
+
     folder = teacher_folder()
     before = AutoModelForImageClassification.from_pretrained(folder).state_dict()
     recipe = tiny(
@@ -108,13 +110,13 @@ def test_a_run_with_a_teacher_learns_from_it_and_keeps_nothing_of_it(tiny, teach
     assert not [name for name in student.state_dict() if "teacher" in name]
     after = AutoModelForImageClassification.from_pretrained(folder).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    pixels = torch.rand(40, 3, 8, 8) * 2 - 1
+    pixels = torch.from_numpy(load_digits().images[:400]).float()[:, None].expand(-1, 3, -1, -1) / 8 - 1
     teacher = open_teacher(Distillation(folder), DIGITS).prepare(OURS, torch.no_grad)
     with torch.no_grad():
         _, distilled = parts(student.eval()(pixel_values=pixels))
     kept = distillation_loss(distilled, teacher(pixels), Distillation(kind="soft"))
-    unknowing = distillation_loss(torch.zeros(40, 10), teacher(pixels), Distillation(kind="soft"))
-    assert kept < unknowing
+    unknowing = distillation_loss(torch.zeros(400, 10), teacher(pixels), Distillation(kind="soft"))
+    assert kept < unknowing / 2  # a third or less, of 16 seeds and two versions of torch
 
 
 def test_a_resumed_run_is_the_same_and_another_teacher_is_refused(
