@@ -16,7 +16,7 @@ PROJECTIONS = {
     "query": ("q_proj", "query"),
     "key": ("k_proj", "key"),
     "value": ("v_proj", "value"),
-    "output": ("o_proj", "out_proj", "proj"),
+    "output": ("o_proj", "out_proj", "proj", "projection_layer"),
 }
 OUTPUT_BESIDE = "output.dense"  # where the output projection is beside the attention module
 NORMS_BEFORE = ("attention_norm", "layernorm_before", "norm1", "layer_norm1", "rms_norm1")

@@ -34,6 +34,7 @@ FAMILIES = {
     "Aimv2Vision": {},
     "Beit": {},
     "VideoMAE": {},  # the output projection beside the attention module
+    "InternVLVision": {},
 }
 
 
