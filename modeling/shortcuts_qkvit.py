@@ -174,12 +174,13 @@ class Neighbours:
 
 
 def _pays_to_join(x: torch.Tensor) -> bool:
-    """Whether one product of weights that are joined in each pass beats three: on a GPU, in training most of all.
+    """Whether one product of weights that are joined in each pass beats three: on a GPU under autocast.
 
-    There each operation costs the processor a launch, the gradients of three inputs are not added up, and joining is a
-    copy of the weights, which autocast makes anyway. On a CPU it was no faster (docs/performance.md).
+    There each operation costs the processor a launch, and the gradients of three inputs are not added up. Joining is a
+    copy of the weights that lasts until the backward pass: autocast makes one anyway; without it, a sharded model would
+    keep whole weights. On a CPU it was no faster (docs/performance.md).
     """
-    return x.is_cuda
+    return x.is_cuda and torch.is_autocast_enabled("cuda")
 
 
 def _can_join(linears: Sequence[Any]) -> bool:

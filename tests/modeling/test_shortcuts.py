@@ -285,9 +285,13 @@ def test_a_compiled_graph_joins_too(tiny_model, pixels, joining, training):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_it_is_taken(attention, tokens, products):
-    gradients(attention.cuda(), tokens.cuda())
-    assert len(products) == 2
+def test_on_a_gpu_it_is_taken_under_autocast_alone(attention, tokens, products):
+    attention, tokens = attention.cuda(), tokens.cuda()
+    attention(tokens)
+    assert len(products) == 4
+    with torch.autocast("cuda", torch.bfloat16):
+        attention(tokens)
+    assert len(products) == 6
 
 
 # ---- the activation in place
