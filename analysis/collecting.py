@@ -3,7 +3,8 @@
 Shapes: B images, H heads, N tokens, P patches, C width of the model.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,8 +47,11 @@ class Collecting(Session):
         self.contrast: torch.Tensor | None = None
         self.maps: dict[int, torch.Tensor] = {}
         self.norms: dict[int, torch.Tensor] = {}
-        self.projections: dict[tuple[int, ...], PreparedProjection] = {}
-        self.together = LayersTogether(self._take)
+        self.projections: dict[int, PreparedProjection] = {}
+        self.stacks: dict[tuple[int, ...], PreparedProjection] = {}  # of layers that were taken together
+        self.used_stacks: dict[tuple[int, ...], PreparedProjection] = {}
+        self.seen: set[int] = set()
+        self.together = LayersTogether()
         self.is_looking = True
 
     def begin(self, number: int, layout: TokenLayout, pixel_values: torch.Tensor) -> Batch:
@@ -55,25 +59,28 @@ class Collecting(Session):
         self.layout = layout
         self.batch = Batch(number, (*layout.grid, layout.num_prefix))
         self.contrast = patch_contrast(pixel_values, layout)
-        self.maps, self.norms = {}, {}
-        self.together.forget()
+        self.maps, self.norms, self.seen = {}, {}, set()
+        # Those of the batch before: images of other sizes may have other groups of layers.
+        self.stacks, self.used_stacks = self.used_stacks, {}
         self.is_looking = True
         return self.batch
 
     def run(self, forward: Callable[[], Any]) -> None:
         """Run the model for the batch; for rollout of many tokens, its first half once more."""
+        try:
+            if not self.rollout:
+                self._look(forward)
+                return
+            for layer, row in self._rolled_out(partial(self._look, forward)):
+                self.is_looking = False  # the whole model has run; what runs from here on has been seen
+                if layer in self.chosen:
+                    self._add_rollout(layer, row)
+        finally:
+            self.together.forget()  # nothing, unless an error has ended the run
 
-        def look() -> None:
-            forward()
-            self.together.flush()
-
-        if not self.rollout:
-            look()
-            return
-        for layer, row in self._rolled_out(look):
-            self.is_looking = False  # the whole model has run; what runs from here on has been seen
-            if layer in self.chosen:
-                self._add_rollout(layer, row)
+    def _look(self, forward: Callable[[], Any]) -> None:
+        forward()
+        self._take(self.together.flush())
 
     def _rolled_out(self, forward: Callable[[], Any]) -> Iterator[tuple[int, torch.Tensor]]:
         if not self._keeps_maps:
@@ -94,7 +101,7 @@ class Collecting(Session):
         is_chosen = layer in self.chosen
         if not self.is_looking or not (is_chosen or self._keeps_maps):
             return
-        if self.rollout and (layer in self.maps or ("query", layer) in self.batch.vectors):
+        if self.rollout and layer in self.seen:
             raise ValueError(f"layer {layer} runs twice for a batch, and a rollout is of one run; leave rollout out")
         groups = asked_groups(self.statistics, has_value=True) if is_chosen else frozenset[str]()
         if self._keeps_maps:
@@ -102,25 +109,31 @@ class Collecting(Session):
         tensors = {name: getattr(call, name).detach() for name in (VECTORS if is_chosen else ("query", "key"))}
         if "values" in groups:
             tensors["output"] = seen["output"].detach()
-            if (layer,) not in self.projections:
+            if layer not in self.projections:
                 projection = output_projection(layer, call.module, self.model)
-                self.projections[layer,] = PreparedProjection.of(projection, call.value.shape[1])
-        self.together.add(layer, tensors, call.scaling, call.plain_mask()(), groups)
+                self.projections[layer] = PreparedProjection.of(projection, call.value.shape[1])
+        if layer in self.norms:
+            tensors["token_norms"] = self.norms.pop(layer)
+        self.seen.add(layer)
+        self._take(self.together.add(layer, tensors, call.scaling, call.plain_mask()(), groups))
 
     def see_tokens(self, layer: int, tokens: torch.Tensor) -> None:
         """What enters a layer: (B, N, C)."""
         if self.is_looking:
             self.norms[layer] = tokens.detach()[:, self.layout.patches].float().norm(dim=-1)  # (B, P)
 
-    def _take(self, taken: Taken) -> None:
+    def _take(self, ready: Iterable[Taken]) -> None:
+        for taken in ready:
+            self._add(taken)
+
+    def _add(self, taken: Taken) -> None:
         """Layers with all that was seen of them, in the order in which they ran."""
         values: dict[str, torch.Tensor] = {}  # (layers * B, H), or (layers * B,) for whole layers
-        norms = [self.norms.pop(layer) for layer in taken.layers if layer in self.norms]
-        if norms:
-            of_all = torch.cat(norms)
-            values["token_norm_ratio"] = of_all.amax(dim=1) / of_all.median(dim=1).values
-        for name in VECTORS:
-            if "value" in taken.tensors:
+        if "token_norms" in taken.tensors:
+            norms = taken.tensors["token_norms"]  # (layers * B, P)
+            values["token_norm_ratio"] = norms.amax(dim=1) / norms.median(dim=1).values
+        if "value" in taken.tensors:  # a layer that was asked for
+            for name in VECTORS:
                 self.batch.add_vectors(name, taken, taken.tensors[name])
         found = self._statistics_of(taken)
         values |= found.per_head()
@@ -147,9 +160,11 @@ class Collecting(Session):
         )
 
     def _projection(self, layers: tuple[int, ...]) -> PreparedProjection:
-        if layers not in self.projections:
-            self.projections[layers] = PreparedProjection.together([self.projections[layer,] for layer in layers])
-        return self.projections[layers]
+        found = self.stacks.get(layers) or self.used_stacks.get(layers)
+        if found is None:
+            found = PreparedProjection.together([self.projections[layer] for layer in layers])
+        self.used_stacks[layers] = found
+        return found
 
     def _add_rollout(self, layer: int, row: torch.Tensor) -> None:
         """Of the row (B, N) of the rollout down to a layer."""

@@ -80,9 +80,10 @@ def _over_images(numbers: torch.Tensor, taken: Taken) -> tuple[torch.Tensor, ...
 
 
 def _fetched(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The same in float64 on the CPU, in one copy."""
-    if not tensors or tensors[0].device.type == "cpu":
-        return [it.double() for it in tensors]
+    """The same in float64 on the CPU, in one copy from a device."""
+    devices = {it.device for it in tensors}
+    if len(devices) != 1 or torch.device("cpu") in devices:
+        return [it.cpu().double() for it in tensors]
     flat = torch.cat([it.reshape(-1) for it in tensors]).cpu().double()
     return [part.view(it.shape) for part, it in zip(flat.split([it.numel() for it in tensors]), tensors, strict=True)]
 

@@ -120,10 +120,11 @@ class Bench:
         found: list[tuple[Taken, AttentionStatistics]] = []
         seen = 0
 
-        def take(taken: Taken) -> None:
-            found.append((taken._replace(tensors={}), self._statistics_of(taken, with_values)))
+        together = LayersTogether()
 
-        together = LayersTogether(take)
+        def take(ready: Iterable[Taken]) -> None:
+            for taken in ready:
+                found.append((taken._replace(tensors={}), self._statistics_of(taken, with_values)))
 
         def hold(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
             def keep(tensor: torch.Tensor) -> torch.Tensor | None:
@@ -132,11 +133,11 @@ class Bench:
                     return None
                 held[name] = tensor
                 if name == names[-1]:
-                    together.add(seen, held, modules[seen].attention.scaling, None, frozenset(groups))
+                    take(together.add(seen, held, modules[seen].attention.scaling, None, frozenset(groups)))
                     held = {}
                     seen += 1
                     if seen == len(modules):
-                        together.flush()
+                        take(together.flush())
                 return tensor if name in kept else None
 
             return keep

@@ -41,12 +41,18 @@ def undisturbed() -> bool:
 
 def unseen(module: nn.Module) -> bool:
     """Whether nobody hangs on this module: no hooks, and its own `forward` (accelerate puts its hooks there)."""
-    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
 
 
 def is_plain(linear: nn.Module) -> bool:
-    """Whether this is `torch.nn.Linear` itself with a dense weight: no adapter, not quantised, not sharded."""
-    return type(linear) is nn.Linear and type(linear._parameters["weight"]) is nn.Parameter
+    """Whether this is `torch.nn.Linear` itself with a dense weight: no adapter, not quantised, sharded or pruned."""
+    return type(linear) is nn.Linear and type(linear._parameters.get("weight")) is nn.Parameter
 
 
 def activate(activation: nn.Module, linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -166,34 +172,38 @@ class Neighbours:
             joined = nn.functional.linear(x, self.weight, self.bias)
             return joined.view(batch_size, num_tokens, len(linears), num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
         if _pays_to_join(x) and _can_join(linears):
-            joined = nn.functional.linear(x, *_join(linears)).view(batch_size, num_tokens, len(linears), num_heads, -1)
+            joined = nn.functional.linear(x, *_join(linears)).unflatten(2, (len(linears) * num_heads, -1))
             # Parted before heads come first: their gradients lie as (B, N, H, D), and one copy puts them together.
-            return [part.transpose(1, 2) for part in joined.unbind(2)]
+            # "Unsafe" is to write into `joined`; its parts may be written into, as those of three products may.
+            return [part.transpose(1, 2) for part in torch.unsafe_chunk(joined, len(linears), dim=2)]
         x = cast_once(x)
         return [linear(x).view(batch_size, num_tokens, num_heads, -1).transpose(1, 2) for linear in linears]
 
 
 def _pays_to_join(x: torch.Tensor) -> bool:
-    """Whether one product of weights that are joined in each pass beats three: on a GPU under autocast.
+    """Whether one product of weights that are joined in each pass beats three: in training on a GPU under autocast.
 
-    There each operation costs the processor a launch, and the gradients of three inputs are not added up. Joining is a
-    copy of the weights that lasts until the backward pass: autocast makes one anyway; without it, a sharded model would
-    keep whole weights. On a CPU it was no faster (docs/performance.md).
+    There each operation costs the processor a launch, and the gradients of three inputs are not added up. What it takes
+    is a copy of the weights for the moment; what lasts until the backward pass is what autocast keeps of three weights
+    as well. In a compiled graph joining and converting are one operation, in inference too. Without autocast the copy
+    would last, and a sharded model keep whole weights. On a CPU it was no faster (docs/performance.md).
     """
-    return x.is_cuda and torch.is_autocast_enabled("cuda")
+    is_compiled = torch.compiler.is_compiling()
+    return x.is_cuda and torch.is_autocast_enabled("cuda") and (torch.is_grad_enabled() or is_compiled)
 
 
 def _can_join(linears: Sequence[Any]) -> bool:
-    """Whether nobody sees that the layers are joined, and either all of them are trained or none is."""
-    if not all(is_plain(linear) and unseen(linear) for linear in linears):
+    """Whether nobody sees that layers are joined, autocast converts them, and all of them are trained or none is."""
+    if _has_any_global_hook() or not all(is_plain(linear) and unseen(linear) for linear in linears):
         return False
-    kinds = {(linear.weight.dtype, linear.weight.requires_grad) for linear in linears}
-    kinds_of_bias = {linear.bias if linear.bias is None else linear.bias.requires_grad for linear in linears}
-    return len(kinds) == len(kinds_of_bias) == 1
+    weights, biases = [linear.weight for linear in linears], [linear.bias for linear in linears]
+    kinds = {(it.dtype, it.device, it.shape, it.requires_grad) for it in weights}
+    kinds_of_bias = {it if it is None else (it.dtype, it.requires_grad) for it in biases}
+    return len(kinds) == len(kinds_of_bias) == 1 and weights[0].dtype == torch.float32
 
 
 def _join(linears: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight and bias of one layer in the place of all."""
+    """Weight and bias of one layer in the place of all; on the way back, their gradients are parts of one tensor."""
     weight = torch.cat([linear.weight for linear in linears])
     return weight, None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
 

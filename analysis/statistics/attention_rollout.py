@@ -8,7 +8,7 @@ Shapes: L layers, B images, H heads, N tokens, D width of a head; g images times
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -288,17 +288,19 @@ def _steps_of(layers: list[_Layer], backend: Backend | None) -> list[Callable[[t
 
 
 def _fused_steps(layers: list[_Layer]) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+    """Each can be taken once: it overwrites what was computed for it here, for several layers at a time."""
     states: dict[int, torch.Tensor] = {}
 
-    def take(taken: Taken) -> None:
-        of_all = row_states(taken.tensors["query"], taken.tensors["key"], taken.mask, taken.scaling)
-        states.update(zip(taken.layers, of_all.unflatten(1, (len(taken.layers), -1)).unbind(1), strict=True))
+    def take(ready: Iterable[Taken]) -> None:
+        for taken in ready:
+            of_all = row_states(taken.tensors["query"], taken.tensors["key"], taken.mask, taken.scaling)
+            states.update(zip(taken.layers, of_all.unflatten(1, (len(taken.layers), -1)).unbind(1), strict=True))
 
-    together = LayersTogether(take)
+    together = LayersTogether()
     for place, layer in enumerate(layers):
         tensors = {"query": layer.query, "key": layer.key}
-        together.add(place, tensors, layer.scaling, layer.mask, frozenset())
-    together.flush()
+        take(together.add(place, tensors, layer.scaling, layer.mask, frozenset()))
+    take(together.flush())
     return [
         partial(fused_row_product, layer.query, layer.key, layer.mask, layer.scaling, states=states[place])
         for place, layer in enumerate(layers)

@@ -21,7 +21,8 @@ class AttentionInputs:
         layout: What the tokens are.
         scaling: What the products are multiplied by.
         value: (B, H, N, D_v).
-        output_projection: (C, H * D_v), the weight of the linear layer after attention.
+        output_projection: (C, H * D_v), the weight of the linear layer after attention; (layers, C, H * D_v) where
+            `prepared` is of several layers.
         output: (B, H, N, D_v), what attention gives before the projection, where it is at hand.
         mask: Broadcasts to (B, H, N, N): True for the keys that a query may see, or numbers added to the scores.
         prepared: The output projection, where more than its weight is at hand.

@@ -6,7 +6,7 @@ is work enough, and are then given on one after the other in the dimension of im
 Shapes: B images, H heads, N tokens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from .fused_gpu import suits
 
 # A layer of small/16 has 2.3e5 scores an image at 197 tokens, 6.3e6 at 1,025, 1.0e8 at 4,097.
 SCORES_AT_ONCE = 2**26
+BYTES_AT_ONCE = 2**28  # of the tensors that wait; joined they are there twice for a moment
 
 
 class Taken(NamedTuple):
@@ -32,57 +33,54 @@ class Taken(NamedTuple):
 
 
 class LayersTogether:
-    """Hands on layers of one shape together, where that saves time, and each one alone elsewhere.
+    """Hands on layers of one shape together, where that saves time, and each one alone elsewhere."""
 
-    Args:
-        take: Called with the layers, in the order in which they came.
-    """
-
-    def __init__(self, take: Callable[[Taken], None]) -> None:
-        self.take = take
+    def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
         """Leave out those that still wait."""
-        self._waiting: dict[int, Mapping[str, torch.Tensor]] = {}
+        self._waiting: dict[int, dict[str, torch.Tensor]] = {}
         self._kind: Any = None
-        self._scores = 0
+        self._scores = self._bytes = 0
 
     def add(
         self,
         layer: int,
-        tensors: Mapping[str, torch.Tensor],
+        tensors: dict[str, torch.Tensor],
         scaling: float,
         mask: torch.Tensor | None,
         groups: frozenset[str],
-    ) -> None:
-        """A layer comes: its "query" (B, H, N, D) and what else is wanted of it."""
+    ) -> Iterator[Taken]:
+        """A layer comes, with its "query" (B, H, N, D) and what else is wanted of it; gives what is ready."""
         query = tensors["query"]
         kind = (scaling, groups, [(name, it.shape, it.dtype, it.device) for name, it in tensors.items()])
-        if mask is not None or kind != self._kind:
-            self.flush()
+        if mask is not None or kind != self._kind or layer in self._waiting:
+            yield from self.flush()
         if mask is not None or not pays_to_wait(query, tensors.get("value")):
-            self.take(Taken((layer,), dict(tensors), scaling, mask, groups))
+            yield Taken((layer,), tensors, scaling, mask, groups)
             return
         self._kind = kind
         self._waiting[layer] = tensors
         self._scores += query.shape[:3].numel() * query.shape[2]
-        if self._scores >= SCORES_AT_ONCE:
-            self.flush()
+        self._bytes += sum(it.nbytes for it in tensors.values())
+        if self._scores >= SCORES_AT_ONCE or self._bytes >= BYTES_AT_ONCE:
+            yield from self.flush()
 
-    def flush(self) -> None:
-        """Hand on those that wait: no more layers come."""
+    def flush(self) -> Iterator[Taken]:
+        """Those that wait: no more layers come, or none that go with them."""
         waiting, kind = self._waiting, self._kind
         self.forget()
         if not waiting:
             return
         scaling, groups, names = kind
         layers, each = tuple(waiting), list(waiting.values())
-        tensors = {
-            name: each[0][name] if len(each) == 1 else torch.cat([it[name] for it in each]) for name, *_ in names
-        }
-        waiting.clear(), each.clear()  # the copies do
-        self.take(Taken(layers, tensors, scaling, None, groups))
+        if len(layers) == 1:
+            yield Taken(layers, each[0], scaling, None, groups)
+            return
+        # One name at a time, and not kept meanwhile: what is joined goes as its parts come.
+        tensors = {name: torch.cat([it.pop(name) for it in each]) for name, *_ in names}
+        yield Taken(layers, tensors, scaling, None, groups)
 
 
 def pays_to_wait(query: torch.Tensor, value: torch.Tensor | None = None) -> bool:

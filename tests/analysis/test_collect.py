@@ -1,9 +1,11 @@
 """`collect` gives the numbers of all images at once, however they are cut and shared out."""
 
+import gc
 import json
 import math
 import multiprocessing
 import sys
+import weakref
 
 import pytest
 import torch
@@ -82,6 +84,51 @@ def test_layers_that_are_taken_together_have_the_same_numbers(
     together = quiet(model, over(source, NUM_IMAGES), rollout=True)
     assert_same(together, alone)
     assert together._tally.cells == alone._tally.cells  # in the same order: a run may go on on another device
+
+
+@pytest.fixture
+def waiting(monkeypatch):
+    monkeypatch.setattr(layers_together, "pays_to_wait", lambda query, value=None: True)
+
+
+@pytest.mark.parametrize("maps", [0, 400], ids=["runs again", "maps"])
+def test_a_layer_that_runs_twice_is_refused_for_rollout_while_layers_wait(
+    model, source, over, quiet, monkeypatch, raises_sentence, waiting, maps
+):
+    monkeypatch.setattr(collecting, "TOKENS_FOR_MAPS", maps)
+
+    def twice(model, pixels):
+        model(pixels)
+        return model(pixels)
+
+    with raises_sentence(ValueError, "layer 0 runs twice"):
+        quiet(model, over(source), rollout=True, forward=twice)
+
+
+def test_a_run_that_fails_in_the_middle_leaves_nothing(model, source, over, waiting):
+    """Neither layers that wait, nor the model itself: nothing refers back to who collects."""
+    session = collecting.Collecting(model, None, None, Tally(3))
+    (batch,) = over(source, NUM_IMAGES)
+    session.begin(0, TokenLayout.from_config(model.config), batch["pixel_values"])
+
+    def fail(module, args):
+        raise RuntimeError("no memory")
+
+    model.layers[2].mlp.register_forward_pre_hook(fail)
+    with torch.no_grad(), session, pytest.raises(RuntimeError, match="no memory"):
+        session.run(lambda: model(batch["pixel_values"]))
+    assert not list(session.together.flush())
+
+
+def test_a_session_goes_when_nobody_has_it(model):
+    session = collecting.Collecting(model, None, None, Tally(3))
+    gone = weakref.ref(session)
+    gc.disable()
+    try:
+        del session
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.gpu

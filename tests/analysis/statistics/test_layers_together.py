@@ -25,12 +25,10 @@ def tensors(seed: int, tokens: int = LAYOUT.num_tokens) -> dict[str, torch.Tenso
 
 
 def added(layers: dict[int, dict[str, torch.Tensor]], scaling: float = 0.3, mask=None) -> list:
-    taken = []
-    together = LayersTogether(taken.append)
+    together, taken = LayersTogether(), []
     for layer, given in layers.items():
-        together.add(layer, given, scaling, mask, frozenset())
-    together.flush()
-    return taken
+        taken += together.add(layer, dict(given), scaling, mask, frozenset())
+    return [*taken, *together.flush()]
 
 
 def test_layers_wait_until_there_is_work_enough(waiting, monkeypatch):
@@ -61,12 +59,23 @@ def test_on_a_cpu_each_layer_is_taken_as_it_comes():
 
 
 def test_what_waits_can_be_left_out(waiting):
-    taken = []
-    together = LayersTogether(taken.append)
-    together.add(0, tensors(0), 0.3, None, frozenset())
+    together = LayersTogether()
+    assert not list(together.add(0, tensors(0), 0.3, None, frozenset()))
     together.forget()
-    together.flush()
-    assert not taken
+    assert not list(together.flush())
+
+
+def test_what_waits_is_not_more_than_so_many_bytes(waiting, monkeypatch):
+    given = {layer: tensors(layer) for layer in range(4)}
+    monkeypatch.setattr(layers_together, "BYTES_AT_ONCE", 2 * sum(it.nbytes for it in given[0].values()))
+    assert [it.layers for it in added(given)] == [(0, 1), (2, 3)]
+
+
+def test_a_layer_that_comes_again_does_not_take_the_place_of_itself(waiting):
+    together, taken = LayersTogether(), []
+    for layer in (0, 1, 1):
+        taken += together.add(layer, tensors(layer), 0.3, None, frozenset())
+    assert [it.layers for it in [*taken, *together.flush()]] == [(0, 1), (1,)]
 
 
 def test_projections_of_several_layers_are_each_used_for_their_own_images(backend, device):
