@@ -98,10 +98,28 @@ def _ask(name: str, kind: str, what: str) -> str | None:
     return None
 
 
+def revision_of(name: str | Path, kind: Literal["model", "dataset"]) -> str | None:
+    """The commit that a Hub id stood for when it was loaded last; None of what is here, and of an address.
+
+    Configurations of transformers 5 do not say it, nor do data sets: it is read from the cache that both load from.
+    """
+    name = str(name)
+    with suppress(OSError):  # a name too long for a path; a cache without that id
+        if HUB_ID.fullmatch(name) and not Path(name).exists():
+            return (_cache_of(name, kind) / "refs" / "main").read_text(encoding="utf-8").strip()
+    return None
+
+
+def _cache_of(name: str, kind: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}")
+
+
 def _is_cached(name: str, kind: str) -> bool:
     from huggingface_hub import constants
 
-    snapshots = Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}", "snapshots")
+    snapshots = _cache_of(name, kind) / "snapshots"
     if kind == "model":
         return snapshots.is_dir()
     tables = Path(os.environ.get("HF_DATASETS_CACHE", Path(constants.HF_HOME, "datasets"))).expanduser()

@@ -226,17 +226,23 @@ def measure(predictions: Predictions) -> dict[str, float | int | None]:
 
 def _record_of(options: dict[str, Any], model: Any, processor: Any, source: Any, seconds: float) -> dict[str, Any]:
     """What the numbers depend on; `options` are those of the command line, as given."""
+    from .data.hub_names import revision_of
+
     return {
         **provenance(_command(options), options["seed"], model.device, packages=("datasets", "evaluate")),
         "model": {
             "name": options["model"],
-            "revision": getattr(model.config, "_commit_hash", None),
+            "revision": revision_of(options["model"], "model"),
             "class": type(model).__name__,
             "parameters": model.num_parameters(),
             "labels": model.config.num_labels,
             "image processor": json.loads(processor.to_json_string()),
         },
-        "data": source.describe() | {"left out": [vars(bad) for bad in source.bad_images]},
+        "data": source.describe()
+        | {
+            "revision": revision_of(options["data"], "dataset"),
+            "left out": [vars(bad) for bad in source.bad_images],
+        },
         "seconds": round(seconds, 1),
     }
 

@@ -162,6 +162,7 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
     from .analysis import collect
     from .analysis.random_control import with_random_weights
     from .data import batches, open_images
+    from .data.hub_names import revision_of
 
     assert request.data is not None
     with sentences(f"{request.model} has no image processor: "):
@@ -215,7 +216,11 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
                 print("\nwhat was measured is kept; the same command goes on from there", flush=True)
             raise
     drawn = None if request.images is None else min(request.images, len(source))
-    record["data"] = source.describe() | {"drawn": drawn, "left out": collected.bad_images}
+    record["data"] = source.describe() | {
+        "revision": revision_of(request.data, "dataset"),
+        "drawn": drawn,
+        "left out": collected.bad_images,
+    }
     record["image processor"] = json.loads(processor.to_json_string())
     return collected
 
@@ -310,11 +315,13 @@ def device_name(model: Any) -> str:
 
 
 def _record_of(request: Request, model: Any) -> dict[str, Any]:
+    from .data.hub_names import revision_of
+
     return {
         **provenance(request.command, request.seed, device_name(model), packages=("datasets",)),
         "model": {
             "name": request.model,
-            "revision": getattr(model.config, "_commit_hash", None),
+            "revision": revision_of(request.model, "model"),
             "class": type(model).__name__,
             "parameters": model.num_parameters(),
             "attention": model.config._attn_implementation,

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from qkvit.data import hub_names, open_images
-from qkvit.data.hub_names import look_for
+from qkvit.data.hub_names import look_for, revision_of
 
 
 @pytest.fixture(autouse=True)
@@ -128,3 +128,15 @@ def test_a_folder_that_is_no_model_is_refused_with_the_one_in_it(raises_sentence
 def test_an_adapter_is_a_model(here):
     (here / "photos" / "adapter_config.json").touch()
     look_for("photos", "model")
+
+
+def test_the_commit_of_an_id_is_the_one_that_was_loaded(here):
+    for kind in ("model", "dataset"):
+        assert revision_of("some/thing", kind) is None
+        place = here / "hub" / f"{kind}s--some--thing" / "refs" / "main"
+        place.parent.mkdir(parents=True)
+        place.write_text(f"{kind}-commit")
+        assert revision_of("some/thing", kind) == f"{kind}-commit"
+    (here / "some" / "thing").mkdir(parents=True)
+    assert revision_of("some/thing", "model") is None
+    assert revision_of("hf://datasets/some/thing", "dataset") is None
