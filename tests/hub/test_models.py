@@ -16,9 +16,9 @@ MEAN = [0.1, 0.2, 0.3]
 PUSH = """
 from qkvit import QKViTForImageClassification
 
-QKViTForImageClassification.from_pretrained("first").push_to_hub("me/tiny")
+QKViTForImageClassification.from_pretrained("first").push_to_hub("me/pushed")
 second = QKViTForImageClassification.from_pretrained("second")
-second.save_pretrained("again", push_to_hub=True, repo_id="me/tiny")
+second.save_pretrained("again", push_to_hub=True, repo_id="me/pushed")
 second.save_pretrained("another", push_to_hub=True, repo_id="me/another")
 """
 
@@ -30,15 +30,15 @@ from transformers import AutoBackbone, AutoImageProcessor, AutoModel, AutoModelF
 first, trust = sys.argv[1], {"trust_remote_code": True} if sys.argv[2] == "shipped" else {}
 pixels = torch.load("pixels.pt")
 with torch.no_grad():
-    model = AutoModelForImageClassification.from_pretrained("me/tiny", **trust)
-    base = AutoModel.from_pretrained("me/tiny", **trust)
-    backbone = AutoBackbone.from_pretrained("me/tiny", out_indices=[1, 3], **trust)
+    model = AutoModelForImageClassification.from_pretrained("me/pushed", **trust)
+    base = AutoModel.from_pretrained("me/pushed", **trust)
+    backbone = AutoBackbone.from_pretrained("me/pushed", out_indices=[1, 3], **trust)
     found = {
         "logits": model(pixels).logits,
         "tokens": base(pixels).last_hidden_state,
         "maps": backbone(pixels).feature_maps,
-        "earlier": AutoModelForImageClassification.from_pretrained("me/tiny", revision=first, **trust)(pixels).logits,
-        "mean": list(AutoImageProcessor.from_pretrained("me/tiny", **trust).image_mean),
+        "earlier": AutoModelForImageClassification.from_pretrained("me/pushed", revision=first, **trust)(pixels).logits,
+        "mean": list(AutoImageProcessor.from_pretrained("me/pushed", **trust).image_mean),
         "classes": [f"{type(each).__module__}.{type(each).__qualname__}" for each in (model, base, backbone)],
         "imported": [name for name in sys.modules if name.partition(".")[0] == "qkvit"],
     }
@@ -58,7 +58,7 @@ def pixels():
 
 @pytest.fixture(scope="module")
 def pushed(hub, models, python, tmp_path_factory) -> Path:
-    """The folder of the process that pushed two models, one after the other, as me/tiny."""
+    """The folder of the process that pushed two models, one after the other, as me/pushed."""
     work = tmp_path_factory.mktemp("push")
     for name, model in zip(("first", "second"), models, strict=True):
         model.save_pretrained(work / name)
@@ -74,7 +74,7 @@ def loaded(request, hub, pushed, pixels, python, tmp_path_factory) -> tuple[str,
     work = tmp_path_factory.mktemp("load")
     torch.save(pixels, work / "pixels.pt")
     script = LOAD if request.param == "shipped" else f"import qkvit\n{LOAD}"
-    first = hub.commits["models", "me/tiny"][1].id
+    first = hub.commits["models", "me/pushed"][1].id
     python(work, script, first, request.param, installed=request.param == "installed")
     return request.param, torch.load(work / "found.pt")
 
@@ -82,7 +82,7 @@ def loaded(request, hub, pushed, pixels, python, tmp_path_factory) -> tuple[str,
 # ---- what is there
 
 
-@pytest.mark.parametrize("name", ["me/tiny", "me/another"])
+@pytest.mark.parametrize("name", ["me/pushed", "me/another"])
 def test_what_is_pushed_is_whole(hub, pushed, name):
     files = hub.files(name)
     assert files.keys() >= {*flat_sources(), "config.json", WEIGHTS, SUMS, "preprocessor_config.json", "README.md"}
@@ -92,7 +92,7 @@ def test_what_is_pushed_is_whole(hub, pushed, name):
 
 def test_the_sums_are_those_of_the_weights_in_each_commit(hub, pushed):
     """Where a model is pushed over another one, its sums are too."""
-    _, first, second = hub.commits["models", "me/tiny"]
+    _, first, second = hub.commits["models", "me/pushed"]
     for commit in (first, second):
         assert hub.content(commit.files[SUMS]).decode() == f"{commit.files[WEIGHTS]}  {WEIGHTS}\n"
     assert first.files[WEIGHTS] != second.files[WEIGHTS]
