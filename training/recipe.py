@@ -26,6 +26,9 @@ _ELSEWHERE = {
     "fsdp": "accelerate launch --config_file fsdp2.yaml (docs/distributed.md)",
     "fsdp_config": "accelerate launch --config_file fsdp2.yaml (docs/distributed.md)",
     "deepspeed": "accelerate launch --config_file deepspeed-zero3.yaml (docs/distributed.md)",
+    "hub_strategy": "push_to_hub, which uploads the finished model",
+    "hub_always_push": "push_to_hub, which uploads the finished model",
+    "hub_token": "the variable HF_TOKEN: a recipe is kept, and uploaded, with the model",
     "auto_find_batch_size": "optimisation.find_batch_size, which leaves the global batch as it is",
 }
 

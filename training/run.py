@@ -31,6 +31,7 @@ from .optimisation.parameter_groups import set_trainable
 from .plan import Plan, make_plan
 from .processes.sharded_trainer import said_of_sharing
 from .processes.world import as_launched, check_world, device_arguments
+from .pushing import push, repository_for
 from .quiet import quiet_libraries
 from .recipe import Recipe
 from .report import results_table, write_report
@@ -100,6 +101,7 @@ class Run:
         self.args = training_arguments(recipe)
         self.output = Path(str(self.args.output_dir))
         self.progress = TrainingProgress()
+        self.repository: str | None = None  # on the Hub
 
     # ---- planning
 
@@ -179,6 +181,7 @@ class Run:
             if "logging_steps" not in self.recipe.arguments:  # a short run has curves too
                 self.args.logging_steps = min(int(self.args.logging_steps), max(1, plan.steps // 10))
             check_space(self.output, plan.memory)
+            self.repository = repository_for(self.args)
             trainer, stop = self._trainer(model, processor, splits, plan)
             trainer.teacher = teacher and teacher.prepare(processor, trainer.accelerator.autocast)
             self._barrier()
@@ -321,6 +324,9 @@ class Run:
         if self.args.should_save:
             files = write_report(self.output, metrics, log)
             self._tell(metrics, files)
+        if self.repository is not None:
+            push(self.output, self.repository, self.args.hub_revision)
+            self._say(f"And on the Hub: {self.repository}.")
         self._barrier()
         return metrics
 

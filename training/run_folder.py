@@ -41,6 +41,7 @@ HARMLESS = frozenset(
                 *("save_total_limit", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
                 *("per_device_eval_batch_size", "dataloader_num_workers", "dataloader_pin_memory"),
                 *("dataloader_persistent_workers", "dataloader_prefetch_factor", "ddp_timeout"),
+                *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision"),
             )
         ),
     )
