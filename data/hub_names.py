@@ -94,7 +94,8 @@ def _ask(name: str, kind: str, what: str) -> str | None:
     except HfHubHTTPError:
         return None
     except Exception as error:  # of the network, in a library that huggingface_hub chooses
-        return f"the Hub cannot be asked ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        return f"the Hub cannot be asked ({reason})"
     return None
 
 

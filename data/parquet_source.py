@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..configuration.hub_errors import hub_sentences
 from .columns import find_columns
 from .decoding import BadImageError
 from .image_source import Encoded, ImageSource
@@ -109,17 +110,18 @@ class ParquetSource(ImageSource):
     @staticmethod
     def _footer(file: str) -> tuple[Any, list[int]]:
         """A file's schema, and the rows of each row group."""
-        try:
-            with _opened(file) as parquet:
-                metadata = parquet.metadata
-                return parquet.schema_arrow, [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        except Exception as error:
-            name = os.path.basename(file)
-            raise ValueError(f"{name} cannot be read as a Parquet file: write it again, or leave it out") from error
+        name = os.path.basename(file)
+        with hub_sentences(file):
+            try:
+                with _opened(file) as parquet:
+                    metadata, groups = parquet.metadata, range(parquet.metadata.num_row_groups)
+                    return parquet.schema_arrow, [metadata.row_group(group).num_rows for group in groups]
+            except Exception as error:
+                raise ValueError(f"{name} cannot be read as a Parquet file: write it again, or leave it out") from error
 
     def _label_cells(self, column: str) -> list[Any]:
         def cells(file: str) -> list[Any]:
-            with _opened(file) as parquet:
+            with hub_sentences(file), _opened(file) as parquet:
                 return parquet.read(columns=[column], use_threads=False)[column].to_pylist()
 
         return [cell for part in _at_once(cells, self.files) for cell in part]
@@ -167,13 +169,14 @@ def remote_parquet_files(address: str) -> list[str]:
     """
     from fsspec.core import url_to_fs
 
-    try:
-        system, path = url_to_fs(address)
-        found = [path] if path.endswith(".parquet") else sorted(system.glob(f"{path.rstrip('/')}/**/*.parquet"))
-        files = [system.unstrip_protocol(file) for file in found]
-    except Exception as error:  # each file system's
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{address} cannot be read: {reason.rstrip('.')}") from error
+    with hub_sentences(address):
+        try:
+            system, path = url_to_fs(address)
+            found = [path] if path.endswith(".parquet") else sorted(system.glob(f"{path.rstrip('/')}/**/*.parquet"))
+            files = [system.unstrip_protocol(file) for file in found]
+        except Exception as error:  # each file system's
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ValueError(f"{address} cannot be read: {reason.rstrip('.')}") from error
     if not files:
         raise ValueError(f"there are no Parquet files at {address}; pass the address of one, or of a folder of them")
     return files

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..configuration.hub_errors import hub_sentences
 from .columns import Columns, find_columns
 from .decoding import BadImage, BadImageError
 from .image_source import Encoded, ImageSource, Sample
@@ -234,11 +235,12 @@ def _load(what: str, name: str, **arguments: Any) -> Any:
 def _sentence(name: str, load: Callable[[Any], Any]) -> Any:
     """What `load` gives for the package `datasets`; its errors as one sentence."""
     datasets = import_datasets(name)
-    try:
-        return load(datasets)
-    except Exception as error:  # datasets raises errors of a dozen libraries
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{name} cannot be opened as a data set: {reason.rstrip('.')}") from error
+    with hub_sentences(name):
+        try:
+            return load(datasets)
+        except Exception as error:  # datasets raises errors of a dozen libraries
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ValueError(f"{name} cannot be opened as a data set: {reason.rstrip('.')}") from error
 
 
 @contextmanager

@@ -135,7 +135,9 @@ def load_classifier(name: str, device: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    with sentences(f"{name} cannot be loaded: ", also=(RuntimeError,)):
+    from .configuration.hub_errors import hub_sentences
+
+    with sentences(), hub_sentences(name), sentences(f"{name} cannot be loaded: ", also=(RuntimeError,)):
         model, report = AutoModelForImageClassification.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True
         )

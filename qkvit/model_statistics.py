@@ -148,7 +148,9 @@ def load_model(name: str, device: str) -> Any:
     import torch
     from transformers import AutoModel
 
-    with sentences(f"{name} cannot be loaded: ", also=(RuntimeError,)):
+    from .configuration.hub_errors import hub_sentences
+
+    with sentences(), hub_sentences(name), sentences(f"{name} cannot be loaded: ", also=(RuntimeError,)):
         model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     missing = sorted(key for key in report["missing_keys"] if re.search(r"\.\d+\.", key))
     if missing:

@@ -8,12 +8,22 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from ..configuration.configuration_qkvit import QKViTConfig
+from ..configuration.hub_errors import hub_sentences
 from ..data.hub_names import look_for
 from ..modeling import QKViTForImageClassification
 from .errors import TrainingRefusedError
 from .recipe import Data, Recipe
 
 _SEVERAL = "multi_label_classification"
+
+
+def check_start(recipe: Recipe) -> None:
+    """Refuse weights to start from that are neither here nor on the Hub."""
+    if recipe.model.start is not None:
+        try:
+            look_for(recipe.model.start, "model")
+        except ValueError as error:
+            raise TrainingRefusedError(f"the model cannot be made: {error}") from error
 
 
 def build_model(recipe: Recipe, class_names: list[str], *, multi_label: bool = False) -> nn.Module:
@@ -76,12 +86,13 @@ def _new(recipe: Recipe, fields: dict[str, Any], labels: dict[str, Any]) -> nn.M
 def _started(recipe: Recipe, fields: dict[str, Any], labels: dict[str, Any]) -> nn.Module:
     start = str(recipe.model.start)
     look_for(start, "model")
-    config = AutoConfig.from_pretrained(start)
-    if recipe.model.type == "qkvit" and config.model_type != "qkvit":
-        return _converted(start, fields, labels)
-    return AutoModelForImageClassification.from_pretrained(
-        start, **fields, **labels, ignore_mismatched_sizes=True, dtype="float32"
-    )
+    with hub_sentences(start):
+        config = AutoConfig.from_pretrained(start)
+        if recipe.model.type == "qkvit" and config.model_type != "qkvit":
+            return _converted(start, fields, labels)
+        return AutoModelForImageClassification.from_pretrained(
+            start, **fields, **labels, ignore_mismatched_sizes=True, dtype="float32"
+        )
 
 
 def _converted(start: str, fields: dict[str, Any], labels: dict[str, Any]) -> nn.Module:

@@ -23,7 +23,7 @@ from .images.bad_images import gathered, read_list
 from .images.batches import EvaluationImages, TrainingImages
 from .images.progressive import ProgressiveCost, with_progression
 from .images.sources import Splits, open_splits
-from .models import build_model, build_processor, image_size
+from .models import build_model, build_processor, check_start, image_size
 from .optimisation.batch_size import find_batch_size, out_of_memory
 from .optimisation.distillation import Teacher, open_teacher
 from .optimisation.optimizers import optimizer_class
@@ -155,6 +155,7 @@ class Run:
         if fresh and self.args.should_save:
             check_new(self.output)
         self._barrier()
+        check_start(self.recipe)  # before the data are fetched
         splits = open_splits(self.recipe.data)
         with quiet_libraries():
             teacher = open_teacher(self.recipe.distillation, splits.class_names, multi_label=splits.multi_label)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ...configuration.hub_errors import hub_sentences
 from ..loading_qkvit import AGAIN
 
 CONFIG = "config.json"
@@ -171,20 +172,21 @@ class _Place:
     def _on_hub(self, name: str) -> Path | None:
         from transformers.utils import cached_file
 
-        try:
-            found = cached_file(
-                self.source,
-                name,
-                revision=self.revision,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_gated_repo=True,
-            )
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
-            raise ValueError(
-                f"{self.source!r} is no folder here and cannot be had from the Hub ({reason}); pass a folder, or an id"
-                " that is there"
-            ) from error
+        with hub_sentences(self.source):
+            try:
+                found = cached_file(
+                    self.source,
+                    name,
+                    revision=self.revision,
+                    _raise_exceptions_for_missing_entries=False,
+                    _raise_exceptions_for_gated_repo=True,
+                )
+            except (OSError, ValueError) as error:
+                reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+                raise ValueError(
+                    f"{self.source!r} is no folder here and cannot be had from the Hub ({reason}); pass a folder, or an"
+                    " id that is there"
+                ) from error
         return None if found is None else Path(found)
 
 

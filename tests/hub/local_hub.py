@@ -35,7 +35,7 @@ class LocalHub:
 
     Attributes:
         gated: Ids whose files nobody may have.
-        dies_in: Half of the first file of that name is sent; from then on no request is answered.
+        dying: Ids, and the name of a file: half of it is sent, and then no request for that id is answered.
         asked: Method and path of every request.
     """
 
@@ -43,8 +43,8 @@ class LocalHub:
         self.folder = folder  # of the contents
         self.commits: dict[tuple[str, str], list[Commit]] = {}
         self.gated: set[str] = set()
-        self.dies_in: str | None = None
-        self.dead = False
+        self.dying: dict[str, str] = {}
+        self.dead: set[str] = set()
         self.asked: list[str] = []
         self.lock = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
@@ -55,9 +55,6 @@ class LocalHub:
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
-
-    def revive(self) -> None:
-        self.dies_in, self.dead = None, False
 
     def store(self, content: bytes) -> str:
         digest = hashlib.sha256(content).hexdigest()
@@ -104,7 +101,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.begin()
-        if not self.hub.dead:
+        if any(f"/{name}/" in f"{self.where}/" for name in self.hub.dead):
+            self.close_connection = True
+        else:
             self.route()
 
     do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
@@ -114,7 +113,6 @@ class Handler(BaseHTTPRequestHandler):
         self.body = self.read_body()
         parts = urlsplit(self.path)
         self.where, self.query = parts.path, parse_qs(parts.query)
-        self.close_connection |= self.hub.dead
 
     def read_body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
@@ -186,9 +184,10 @@ class Handler(BaseHTTPRequestHandler):
             first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
             content = content[first : last + 1]
-        dies = self.command == "GET" and self.hub.dies_in == Path(path).name
+        dies = self.command == "GET" and self.hub.dying.get(name) == Path(path).name
         if dies:
-            self.hub.dead = self.close_connection = True
+            self.hub.dead.add(name)
+            self.close_connection = True
         self.send(content, status, headers, sent=len(content) // 2 if dies else None)
 
     def known(self, kind: str, name: str, revision: str) -> Commit | None:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from ...configuration.hub_errors import hub_sentences
 from ...data.hub_names import look_for
 from ...modeling.losses_qkvit import classification_loss
 from ..checkpoints import tensor_digest
@@ -133,10 +134,11 @@ def open_teacher(settings: Distillation, class_names: list[str], *, multi_label:
         raise TrainingRefusedError("distillation is for one label an image; leave distillation.teacher out")
     try:
         look_for(settings.teacher, "model")
-        model, info = AutoModelForImageClassification.from_pretrained(
-            settings.teacher, output_loading_info=True, dtype="float32"
-        )
-        processor = AutoImageProcessor.from_pretrained(settings.teacher, backend="pil")
+        with hub_sentences(settings.teacher):
+            model, info = AutoModelForImageClassification.from_pretrained(
+                settings.teacher, output_loading_info=True, dtype="float32"
+            )
+            processor = AutoImageProcessor.from_pretrained(settings.teacher, backend="pil")
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise TrainingRefusedError(f"the teacher {settings.teacher} cannot be read: {reason}") from error
