@@ -165,6 +165,7 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
     from .analysis.random_control import with_random_weights
     from .data import batches, open_images
     from .data.hub_names import revision_of
+    from .data.table_source import StreamingSource
 
     assert request.data is not None
     with sentences(f"{request.model} has no image processor: "):
@@ -177,6 +178,7 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
             on_bad_image=request.on_bad_image,  # type: ignore[arg-type]
             streaming=request.streaming,
         )
+        size: Any = None if isinstance(source, StreamingSource) else len(source)
         world = record["processes"]
         plan = batches(
             source,
@@ -191,7 +193,9 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
             goes_on = ", going on where it was stopped" if any(request.progress.glob("progress-*")) else ""
             processes = "1 process" if world == 1 else f"{world} processes"
             images = str(source)[1:-1].partition(" ")[2]  # without the name of the class
-            if request.images is not None and request.images < len(source):
+            if size is None and request.images is not None:
+                images = f"the first {request.images} of {images}"
+            elif request.images is not None and request.images < size:
                 images = f"{request.images} drawn of {images}"
             print(f"{request.model} over {images}, on {device_name(model)}, {processes}{goes_on}", flush=True)
 
@@ -217,7 +221,7 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
             if rank == 0 and request.progress.exists():
                 print("\nwhat was measured is kept; the same command goes on from there", flush=True)
             raise
-    drawn = None if request.images is None else min(request.images, len(source))
+    drawn = request.images if size is None or request.images is None else min(request.images, size)
     record["data"] = source.describe() | {
         "revision": revision_of(request.data, "dataset"),
         "drawn": drawn,

@@ -2,11 +2,13 @@
 
 import importlib.util
 import io
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -40,6 +42,35 @@ config = ViTConfig(
 )
 ViTForImageClassification(config).push_to_hub("me/vit")
 ViTImageProcessor(size={"height": 16, "width": 16}).push_to_hub("me/vit")
+"""
+
+# Runs several commands in one process: it takes seconds to start one. Each has a working folder of its own.
+COMMANDS = """
+import contextlib, io, json, os, pathlib, time, urllib.request
+
+time.sleep = lambda seconds: None  # the Hub's client waits between its tries
+from qkvit.cli import main
+
+work = pathlib.Path.cwd()
+for number, arguments in enumerate(json.loads((work / "commands.json").read_text())):
+    folder = work / str(number)
+    folder.mkdir()
+    os.chdir(folder)
+    (folder / "recipe.yaml").write_text(
+        "{data: {source: me/photos, train_split: train}, arguments: {max_steps: 1, output_dir: out}}"
+    )
+    output, errors, code = io.StringIO(), io.StringIO(), None
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            if arguments == ["revive"]:
+                urllib.request.urlopen(os.environ["HF_ENDPOINT"] + "/revive").close()
+            else:
+                main(arguments)
+        except SystemExit as leaving:
+            code = leaving.code
+        except BaseException as error:
+            errors.write(f"{type(error).__name__}: {error}")
+    (work / f"{number}.json").write_text(json.dumps([code, output.getvalue(), errors.getvalue()]))
 """
 
 # Runs before a script where the package is not to be found.
@@ -110,6 +141,28 @@ def python(process) -> Callable[..., str]:
 def qkvit_command(process) -> Callable[..., subprocess.CompletedProcess]:
     """`qkvit_command(folder, "evaluate", "me/tiny", ...)`, with its returncode, stdout and stderr."""
     return lambda folder, *arguments: process(folder, "-m", "qkvit", *arguments)
+
+
+class Answer(NamedTuple):
+    """What came of a command."""
+
+    folder: Path
+    code: int | None
+    output: str
+    errors: str
+
+
+@pytest.fixture(scope="session")
+def qkvit_commands(python) -> Callable[..., list[Answer]]:
+    """`qkvit_commands(folder, [["evaluate", "me/tiny", ...], ...])`: the same for several, in one process."""
+
+    def run(work: Path, commands: list[list[str]]) -> list[Answer]:
+        (work / "commands.json").write_text(json.dumps(commands))
+        python(work, COMMANDS)
+        numbers = range(len(commands))
+        return [Answer(work / str(n), *json.loads((work / f"{n}.json").read_text())) for n in numbers]
+
+    return run
 
 
 @pytest.fixture(scope="session")
