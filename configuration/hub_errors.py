@@ -11,7 +11,9 @@ from typing import Any
 
 @contextmanager
 def hub_sentences(name: Any) -> Iterator[None]:
-    """Raise a `ValueError` where something is gated, or where the connection breaks off; other errors pass as they are.
+    """Raise a `ValueError` where something is gated, a token is unknown, the Hub fails, or the connection breaks off.
+
+    Other errors pass as they are.
 
     Args:
         name: What is loaded.
@@ -39,17 +41,26 @@ def hub_sentences(name: Any) -> Iterator[None]:
 
 
 def _said_of(error: BaseException) -> str | None:
-    from huggingface_hub.errors import GatedRepoError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     each: BaseException | None = error
     while each is not None:
         if isinstance(each, GatedRepoError) or "is a gated dataset" in str(each):  # datasets keeps no cause
             return "is gated; ask for access on its page on the Hub, and log in with `hf auth login`"
         if _broke_off(each):
-            reason = (str(each).strip() or type(each).__name__).splitlines()[0].rstrip(".")
-            return f"broke off on its way from the Hub ({reason}); try again"
+            return f"broke off on its way from the Hub ({_first_line(each)}); try again"
+        if isinstance(each, HfHubHTTPError) and not isinstance(each, RepositoryNotFoundError):
+            status = getattr(each.response, "status_code", 0)
+            if status == 401:
+                return "is not given by the Hub, which does not know your token; log in anew with `hf auth login`"
+            if status >= 500:
+                return f"is not given by the Hub ({_first_line(each)}); try again later"
         each = each.__cause__ or each.__context__
     return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _broke_off(error: BaseException) -> bool:

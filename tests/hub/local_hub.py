@@ -35,7 +35,9 @@ class LocalHub:
 
     Attributes:
         gated: Ids whose files nobody may have.
-        dying: Ids, and the name of a file: half of it is sent, and then no request for that id is answered.
+        refused: Ids, and the status, code and message of every answer about them.
+        dying: Ids, and the name of a file: half of it is sent, and then no request for that id is answered, until
+            /revive is asked for.
         asked: Method and path of every request.
     """
 
@@ -43,6 +45,7 @@ class LocalHub:
         self.folder = folder  # of the contents
         self.commits: dict[tuple[str, str], list[Commit]] = {}
         self.gated: set[str] = set()
+        self.refused: dict[str, tuple[int, str, str]] = {}
         self.dying: dict[str, str] = {}
         self.dead: set[str] = set()
         self.asked: list[str] = []
@@ -135,6 +138,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"errors": [], "warnings": []})
         elif BATCH.fullmatch(self.where):
             self.answer_batch()
+        elif self.where == "/revive":  # no Hub's: the tests' own
+            self.hub.dying, self.hub.dead = {}, set()
+            self.answer({})
         elif self.where.startswith("/lfs/"):
             self.hub.store(self.body)
             self.answer({})
@@ -192,6 +198,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def known(self, kind: str, name: str, revision: str) -> Commit | None:
         """A commit; None, after a refusal, where there is none."""
+        if name in self.hub.refused:
+            self.refuse(*self.hub.refused[name])
+            return None
         if (kind, name) not in self.hub.commits:
             self.refuse(404, "RepoNotFound", "Repository not found")
             return None

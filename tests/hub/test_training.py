@@ -15,6 +15,7 @@ RECIPE = """
 data: {source: me/photos, train_split: train, validation_split: test, streaming: true}
 model: {start: me/tiny}
 optimisation: {trainable: only head, average_decay: 0.9}
+distillation: {teacher: me/tiny, kind: soft}
 arguments:
   output_dir: run
   max_steps: 4
@@ -30,7 +31,7 @@ arguments:
 
 @pytest.fixture(scope="module")
 def run(tiny, photos, qkvit_command, tmp_path_factory):
-    """The folder of a run of four steps with two checkpoints."""
+    """The folder of a run of four steps with two checkpoints, whose teacher is on the Hub as well."""
     work = tmp_path_factory.mktemp("train")
     (work / "recipe.yaml").write_text(RECIPE)
     done = qkvit_command(work, "train", "recipe.yaml")
