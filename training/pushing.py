@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import TrainingRefusedError, TrainingStoppedError
+from .run_folder import RECORD
 
 _CARD = "README.md"
 
@@ -40,7 +41,7 @@ def repository_for(args: Any) -> str | None:
 
 
 def push(output: Path, repository: str, revision: str | None = None) -> None:
-    """Upload what a finished run has left, without its checkpoints, in one commit.
+    """Upload what a finished run has left in one commit: not its checkpoints, nor what it says of the machine.
 
     A repository without a README.md gets one, with the results.
 
@@ -65,7 +66,7 @@ def push(output: Path, repository: str, revision: str | None = None) -> None:
 def _files(output: Path) -> Iterator[Path]:
     for path in sorted(output.rglob("*")):
         first = path.relative_to(output).parts[0]
-        if path.is_file() and not first.startswith((".", "_", "checkpoint-")):
+        if path.is_file() and first != RECORD and not first.startswith((".", "_", "checkpoint-")):
             yield path
 
 

@@ -61,7 +61,8 @@ def test_the_finished_model_is_pushed_and_nothing_of_the_way_there(run, hub):
     assert files[WEIGHTS] == (run / WEIGHTS).read_bytes()
     assert files[SUMS] == (run / SUMS).read_bytes()
     assert files[f"averaged/{WEIGHTS}"] == (run / "averaged" / WEIGHTS).read_bytes()
-    assert not [name for name in files if name.startswith(("checkpoint", "training_args", ".unfinished", ".running"))]
+    way_there = ("checkpoint", "training_args", "run.json", ".unfinished", ".running")
+    assert not [name for name in files if name.startswith(way_there)]
     assert (run / "checkpoint-4").is_dir()
 
 
