@@ -325,10 +325,10 @@ class Run:
         if self.args.should_save:
             files = write_report(self.output, metrics, log)
             self._tell(metrics, files)
-        if self.repository is not None:
+        self._barrier()
+        if self.repository is not None:  # after the others have gone: uploading may take longer than they would wait
             push(self.output, self.repository, self.args.hub_revision)
             self._say(f"And on the Hub: {self.repository}.")
-        self._barrier()
         return metrics
 
     def _save(self, trainer: RecipeTrainer) -> None:

@@ -115,6 +115,7 @@ def process(hub) -> Callable[..., subprocess.CompletedProcess]:
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "200",
         }

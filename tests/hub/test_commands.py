@@ -7,6 +7,8 @@ import torch
 
 import qkvit
 
+pytestmark = pytest.mark.slow
+
 STATISTICS = ["statistics", "me/tiny", "--data", "me/photos", "--output", "out", "--split"]
 COMMANDS = {
     "statistics": [*STATISTICS, "train", "--images", "6"],

@@ -2,6 +2,8 @@
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def model_commands(*models):
     """One for each of the four commands."""
