@@ -38,7 +38,6 @@ class LocalHub:
         refused: Ids, and the status, code and message of every answer about them.
         dying: Ids, and the name of a file: half of it is sent, and then no request for that id is answered, until
             /revive is asked for.
-        asked: Method and path of every request.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,7 +47,6 @@ class LocalHub:
         self.refused: dict[str, tuple[int, str, str]] = {}
         self.dying: dict[str, str] = {}
         self.dead: set[str] = set()
-        self.asked: list[str] = []
         self.lock = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
         self.server.daemon_threads = True
@@ -63,9 +61,6 @@ class LocalHub:
         digest = hashlib.sha256(content).hexdigest()
         (self.folder / digest).write_bytes(content)
         return digest
-
-    def has(self, digest: str) -> bool:
-        return (self.folder / digest).is_file()
 
     def content(self, digest: str) -> bytes:
         return (self.folder / digest).read_bytes()
@@ -103,19 +98,15 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self.begin()
+        self.body = self.read_body()
+        parts = urlsplit(self.path)
+        self.where, self.query = parts.path, parse_qs(parts.query)
         if any(f"/{name}/" in f"{self.where}/" for name in self.hub.dead):
             self.close_connection = True
         else:
             self.route()
 
     do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
-
-    def begin(self) -> None:
-        self.hub.asked.append(f"{self.command} {self.path}")
-        self.body = self.read_body()
-        parts = urlsplit(self.path)
-        self.where, self.query = parts.path, parse_qs(parts.query)
 
     def read_body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
@@ -132,8 +123,6 @@ class Handler(BaseHTTPRequestHandler):
             self.resolve("datasets" if found[1] else "models", found[2], *map(unquote, found.group(3, 4)))
         elif self.where == "/api/repos/create":
             self.create()
-        elif self.where == "/api/whoami-v2":
-            self.answer({"type": "user", "name": "me", "fullname": "me", "orgs": [], "auth": {}})
         elif self.where == "/api/validate-yaml":
             self.answer({"errors": [], "warnings": []})
         elif BATCH.fullmatch(self.where):
@@ -209,7 +198,7 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return commit
 
-    # ---- repositories
+    # ---- repositories and uploads
 
     def create(self) -> None:
         asked = json.loads(self.body)
@@ -232,11 +221,11 @@ class Handler(BaseHTTPRequestHandler):
         elif what == "paths-info":
             paths = parse_qs(self.body.decode())["paths"]
             self.answer([entry for entry in self.entries(commit) if entry["path"] in paths])
-        elif what == "refs":
-            main = {"name": "main", "ref": "refs/heads/main", "targetCommit": self.hub.find(kind, name).id}
-            self.answer({"branches": [main], "tags": [], "converts": [], "pullRequests": []})
         elif what == "preupload":
-            self.answer({"files": [self.way_of(file) for file in json.loads(self.body)["files"]]})
+            paths = [file["path"] for file in json.loads(self.body)["files"]]
+            modes = {path: "lfs" if path.endswith(LARGE) else "regular" for path in paths}
+            files = [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]
+            self.answer({"files": files})
         elif what == "commit":
             self.take_commit(kind, name)
         else:
@@ -245,8 +234,8 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, kind: str, name: str, commit: Commit) -> dict:
         facts = {"id": name, "author": name.split("/")[0], "sha": commit.id, "lastModified": commit.date, "tags": []}
         facts |= {"private": False, "disabled": False, "downloads": 0, "likes": 0, "createdAt": commit.date}
-        facts |= {"gated": "manual" if name in self.hub.gated else False}
-        return facts | {"siblings": [{"rfilename": path} for path in commit.files]}
+        gated = "manual" if name in self.hub.gated else False
+        return {**facts, "gated": gated, "siblings": [{"rfilename": path} for path in commit.files]}
 
     def entries(self, commit: Commit) -> list[dict]:
         """Every file and folder of a commit."""
@@ -270,23 +259,16 @@ class Handler(BaseHTTPRequestHandler):
             return
         if self.query.get("recursive", ["false"])[0].lower() != "true":
             entries = [entry for entry in entries if "/" not in entry["path"].removeprefix(start)]
-        first = int(self.query.get("cursor", ["0"])[0])
-        headers = {}
+        first, headers = int(self.query.get("cursor", ["0"])[0]), {}
         if first + PAGE < len(entries):
             query = "".join(f"{key}={quote(value[0])}&" for key, value in self.query.items() if key != "cursor")
             headers["Link"] = f'<{self.hub.url}{self.where}?{query}cursor={first + PAGE}>; rel="next"'
         self.answer(entries[first : first + PAGE], **headers)
 
-    # ---- uploads
-
-    def way_of(self, file: dict) -> dict:
-        mode = "lfs" if file["path"].endswith(LARGE) else "regular"
-        return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
-
     def answer_batch(self) -> None:
         objects = json.loads(self.body)["objects"]
         for entry in objects:
-            if not self.hub.has(entry["oid"]):
+            if not (self.hub.folder / entry["oid"]).is_file():
                 entry["actions"] = {"upload": {"href": f"{self.hub.url}/lfs/{entry['oid']}"}}
         self.answer({"transfer": "basic", "objects": objects})
 
@@ -300,7 +282,6 @@ class Handler(BaseHTTPRequestHandler):
             elif item["key"] == "file":
                 files[value["path"]] = self.hub.store(base64.b64decode(value["content"]))
             elif item["key"] == "lfsFile":
-                assert self.hub.has(value["oid"]), f"{value['path']} was never uploaded"
                 files[value["path"]] = value["oid"]
             else:
                 files[value["path"] + "/" * (item["key"] == "deletedFolder")] = None
