@@ -9,13 +9,10 @@ import pytest
 import torch
 from accelerate.utils.other import clean_state_dict_for_safetensors
 from torch import nn
-from torch.nn.utils import prune
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from qkvit import QKViTModel
-from qkvit.modeling import shortcuts_qkvit
 from qkvit.modeling.attention_qkvit import QKViTAttention
 from qkvit.modeling.layers_qkvit import QKViTMLP
 from qkvit.modeling.shortcuts_qkvit import attend
@@ -24,36 +21,9 @@ NAMES = ("q_proj", "k_proj", "v_proj")
 
 
 @pytest.fixture
-def attention(tiny_config) -> QKViTAttention:
-    torch.manual_seed(0)
-    attention = QKViTAttention(tiny_config(), 0).eval()
-    attention.settle()
-    return attention
-
-
-@pytest.fixture
 def mlp(tiny_config) -> QKViTMLP:
     torch.manual_seed(0)
     return QKViTMLP(tiny_config()).eval()
-
-
-@pytest.fixture
-def tokens(tiny_config) -> torch.Tensor:
-    return torch.randn(2, 5, tiny_config().hidden_size, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def products(monkeypatch) -> list[tuple[int, ...]]:
-    """The shapes of the weights of every linear product since the test began."""
-    shapes: list[tuple[int, ...]] = []
-    linear = nn.functional.linear
-
-    def counted(x, weight, bias=None):
-        shapes.append(tuple(weight.shape))
-        return linear(x, weight, bias)
-
-    monkeypatch.setattr(nn.functional, "linear", counted)
-    return shapes
 
 
 def projected(attention, tokens) -> list[torch.Tensor]:
@@ -198,157 +168,6 @@ def test_weights_shared_with_other_processes_stay_shared(attention, tokens):
 def test_training_on_a_cpu_takes_three_products(attention, tokens, products):
     attention(tokens)
     assert len(products) == 4  # and the output projection
-
-
-# ---- Q, K and V in one product of weights that are joined in each pass, as on a GPU
-
-
-@pytest.fixture
-def joining(monkeypatch) -> None:
-    monkeypatch.setattr(shortcuts_qkvit, "_pays_to_join", lambda x: True)
-
-
-def gradients(attention, tokens, **autocast) -> list[torch.Tensor | None]:
-    attention.zero_grad()
-    tokens = tokens.clone().requires_grad_()
-    with torch.autocast("cpu", **(autocast or {"enabled": False})):
-        output, _, *qkv = attention(tokens)
-    (output.square().sum() + sum(tensor.float().square().sum() for tensor in qkv)).backward()
-    return [tokens.grad, *(parameter.grad for parameter in attention.parameters())]
-
-
-def test_training_on_a_gpu_takes_one_product_with_the_gradients_of_three(attention, tokens, products, monkeypatch):
-    expected = gradients(attention, tokens)
-    products.clear()
-    monkeypatch.setattr(shortcuts_qkvit, "_pays_to_join", lambda x: True)
-    found = gradients(attention, tokens)
-    assert len(products) == 2  # and the output projection
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_no_gradient_is_copied_to_be_taken_apart(attention, tokens, joining):
-    """Gradients of Q, K and V that lie as tokens, heads, width become that of the one product in a single copy."""
-
-    class Counted(TorchDispatchMode):
-        copies = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.copies += function in (torch.ops.aten.clone.default, torch.ops.aten.copy_.default)
-            return function(*args, **(kwargs or {}))
-
-    layers = [getattr(attention, name) for name in NAMES]
-    given = attention.neighbours.project(tokens, attention.num_attention_heads, *layers)
-    back = [torch.randn_like(part.transpose(1, 2).contiguous()).transpose(1, 2) for part in given]
-    with Counted() as counted:
-        torch.autograd.backward(given, back)
-    assert counted.copies == 0
-
-
-def test_joined_under_autocast_it_is_near_the_three(attention, tokens, products, monkeypatch):
-    expected = gradients(attention, tokens, dtype=torch.bfloat16)
-    monkeypatch.setattr(shortcuts_qkvit, "_pays_to_join", lambda x: True)
-    for ours, theirs in zip(gradients(attention, tokens, dtype=torch.bfloat16), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05 * float(theirs.abs().max()))
-
-
-def test_what_is_frozen_or_hooked_is_not_joined(attention, tokens, products, joining):
-    attention.q_proj.requires_grad_(False)
-    assert gradients(attention, tokens)[1] is None
-    assert len(products) == 4
-    attention.q_proj.requires_grad_(True)
-    attention.k_proj.bias.requires_grad_(False)
-    gradients(attention, tokens)
-    assert len(products) == 8
-    attention.k_proj.bias.requires_grad_(True)
-    seen = []
-    attention.v_proj.register_forward_hook(lambda module, args, output: seen.append(output))
-    gradients(attention, tokens)
-    assert len(products) == 12
-    assert len(seen) == 1
-
-
-@pytest.mark.parametrize(
-    "register",
-    [
-        lambda layer, seen: layer.register_full_backward_hook(lambda *_: seen.append(layer)),
-        lambda layer, seen: layer.register_full_backward_pre_hook(lambda *_: seen.append(layer)),
-        lambda layer, seen: nn.modules.module.register_module_forward_hook(
-            lambda module, *_: seen.append(module) if module is layer else None
-        ),
-        lambda layer, seen: nn.modules.module.register_module_full_backward_hook(
-            lambda module, *_: seen.append(module) if module is layer else None
-        ),
-    ],
-    ids=["backward", "before backward", "of every module", "backward of every module"],
-)
-def test_who_waits_for_gradients_or_for_every_module_sees_each_projection(attention, tokens, joining, register):
-    seen: list[nn.Module] = []
-    handle = register(attention.k_proj, seen)
-    try:
-        gradients(attention, tokens)
-    finally:
-        handle.remove()
-    assert seen == [attention.k_proj]
-
-
-def test_weights_that_are_made_anew_in_each_pass_are_left_alone(attention, tokens, products, joining):
-    prune.l1_unstructured(attention.q_proj, "weight", amount=0.5)
-    gradients(attention, tokens)
-    assert len(products) == 4
-    assert (attention.q_proj.weight == 0).float().mean() == 0.5
-
-
-def test_weights_that_autocast_does_not_convert_are_not_joined(attention, tokens, products, joining):
-    """Those of a model in bfloat16, or of FSDP2 with such parameters: the copy would last until the backward pass."""
-    attention.bfloat16()(tokens.bfloat16())
-    assert len(products) == 4
-
-
-def test_a_projection_of_another_width_is_not_joined(attention, tokens, products, joining):
-    attention.v_proj = nn.Linear(tokens.shape[-1], 2 * attention.v_proj.out_features)
-    *_, value = projected(attention, tokens)
-    torch.testing.assert_close(value, attention.v_proj(tokens))
-
-
-def test_queries_that_are_joined_may_be_written_into(attention, tokens, joining):
-    layers = [getattr(attention, name) for name in NAMES]
-    query, key, _ = attention.neighbours.project(tokens, attention.num_attention_heads, *layers)
-    before, other = query.detach().clone(), key.detach().clone()
-    query.mul_(2)
-    assert torch.equal(query, 2 * before)
-    assert torch.equal(key, other)
-    query.sum().backward()
-    torch.testing.assert_close(attention.q_proj.bias.grad, torch.full_like(attention.q_proj.bias, 20.0))
-
-
-@pytest.mark.parametrize("biases", [(True, True, True), (False, False, False), (True, False, True)])
-def test_joined_with_any_biases(tiny_config, tokens, products, joining, biases):
-    names = ("query_bias", "key_bias", "value_bias")
-    attention = QKViTAttention(tiny_config(**dict(zip(names, biases, strict=True))), 0)
-    assert_projects(attention, tokens)
-    assert len(products) == (4 if len(set(biases)) == 1 else 6)
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
-def test_a_compiled_graph_joins_too(tiny_model, pixels, joining, training):
-    model = tiny_model().train(training)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    with torch.set_grad_enabled(training):
-        torch.testing.assert_close(compiled(pixels).logits, model(pixels).logits)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_it_is_taken_under_autocast_alone(attention, tokens, products):
-    attention, tokens = attention.cuda(), tokens.cuda()
-    attention(tokens)
-    assert len(products) == 4
-    with torch.autocast("cuda", torch.bfloat16):
-        attention(tokens)
-        assert len(products) == 6
-        with torch.no_grad():
-            attention(tokens)
-    assert len(products) == 8  # of weights that lie next to each other
 
 
 # ---- the activation in place
