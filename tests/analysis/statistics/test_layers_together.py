@@ -51,6 +51,12 @@ def test_layers_of_another_shape_or_with_a_mask_do_not_wait_for_each_other(waiti
     assert all(it.mask is mask for it in taken)
 
 
+def test_layers_that_wait_go_before_one_with_a_mask(waiting):
+    together, mask = LayersTogether(), torch.ones(1, 1, 1, 13, dtype=torch.bool)
+    assert not list(together.add(0, tensors(0), 0.3, None, frozenset()))
+    assert [it.layers for it in together.add(1, tensors(1), 0.3, mask, frozenset())] == [(0,), (1,)]
+
+
 def test_on_a_cpu_each_layer_is_taken_as_it_comes():
     layers = {layer: tensors(layer) for layer in range(3)}
     taken = added(layers)
