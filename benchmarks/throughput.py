@@ -1,6 +1,7 @@
 """Throughput of QKViT beside transformers' ViT (sdpa) and, where it imports, timm's, in turn in one process.
 
     python benchmarks/throughput.py                                   # the CPU table of docs/performance.md
+    python benchmarks/throughput.py --sizes tiny --image-size 32 --patch-size 4 --batches 128
     python benchmarks/throughput.py --device cuda --compile off on --dtypes bfloat16 --batches 1 8 64 256
 
 All three have the same sizes, see the same images and take turns, so that a machine whose speed drifts slows all of
@@ -27,28 +28,28 @@ from torch import nn
 
 import qkvit
 
-IMAGE_SIZE, PATCH_SIZE, NUM_LABELS = 224, 16, 1000
+NUM_LABELS = 1000
 
 
 # ---- the three models
 
 
-def make_qkvit(size: str) -> nn.Module:
+def make_qkvit(size: str, image_size: int, patch_size: int) -> nn.Module:
     config = qkvit.QKViTConfig.from_size(
-        size, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, num_labels=NUM_LABELS, attn_implementation="sdpa"
+        size, image_size=image_size, patch_size=patch_size, num_labels=NUM_LABELS, attn_implementation="sdpa"
     )
     return qkvit.QKViTForImageClassification(config)
 
 
-def make_transformers(size: str) -> nn.Module:
+def make_transformers(size: str, image_size: int, patch_size: int) -> nn.Module:
     width, depth, heads, mlp = qkvit.NAMED_SIZES[size]
     config = transformers.ViTConfig(
         hidden_size=width,
         num_hidden_layers=depth,
         num_attention_heads=heads,
         intermediate_size=mlp,
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
+        image_size=image_size,
+        patch_size=patch_size,
         num_labels=NUM_LABELS,
         layer_norm_eps=1e-6,
         attn_implementation="sdpa",
@@ -56,18 +57,19 @@ def make_transformers(size: str) -> nn.Module:
     return transformers.ViTForImageClassification(config)
 
 
-def make_timm(size: str) -> nn.Module:
+def make_timm(size: str, image_size: int, patch_size: int) -> nn.Module:
     import timm
 
-    return timm.create_model(f"vit_{size}_patch16_224", num_classes=NUM_LABELS)
+    name = f"vit_{size}_patch16_224"
+    return timm.create_model(name, img_size=image_size, patch_size=patch_size, num_classes=NUM_LABELS)
 
 
 def logits_of(output: object) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output.logits  # type: ignore[attr-defined]
 
 
-def makers() -> dict[str, Callable[[str], nn.Module]]:
-    found: dict[str, Callable[[str], nn.Module]] = {
+def makers() -> dict[str, Callable[[str, int, int], nn.Module]]:
+    found: dict[str, Callable[[str, int, int], nn.Module]] = {
         "qkvit": make_qkvit,
         "transformers": make_transformers,
         "control": make_qkvit,  # the same again: what its ratio differs from 1 by is noise
@@ -164,13 +166,13 @@ def matrix_rate(device: str, dtype: torch.dtype) -> float:
     return 2 * n**3 / min(seconds(product, 5, device) for _ in range(3))
 
 
-def flops_per_image(size: str) -> float:
+def flops_per_image(size: str, image_size: int, patch_size: int) -> float:
     """Matrix products of one image's forward pass: patches, Q K V O, scores and output, MLP, classifier."""
     width, depth, _, mlp = qkvit.NAMED_SIZES[size]
-    patches = (IMAGE_SIZE // PATCH_SIZE) ** 2
+    patches = (image_size // patch_size) ** 2
     tokens = patches + 1
     layer = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * mlp
-    return 2.0 * (patches * 3 * PATCH_SIZE**2 * width + depth * layer + width * NUM_LABELS)
+    return 2.0 * (patches * 3 * patch_size**2 * width + depth * layer + width * NUM_LABELS)
 
 
 def quartiles(values: list[float]) -> list[float]:
@@ -180,19 +182,20 @@ def quartiles(values: list[float]) -> list[float]:
 def measure(size: str, mode: str, batch: int, dtype: str, compiled: bool, args: argparse.Namespace) -> dict:
     """One row of the table."""
     autocast = None if dtype == "float32" else getattr(torch, dtype)
-    images = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=args.device)
+    images = torch.randn(batch, 3, args.image_size, args.image_size, device=args.device)
     steps = {}
     torch._dynamo.reset()  # a size that comes second would be compiled for any size, and another graph timed
     for name, make in makers_in_use.items():
         torch.manual_seed(0)
-        model: nn.Module = make(size).to(args.device)
+        model: nn.Module = make(size, args.image_size, args.patch_size).to(args.device)
         if compiled:
             model = torch.compile(model, mode=args.compile_mode)  # type: ignore[assignment]
         steps[name] = MODES[mode](model, images, autocast)
     times = take_turns(steps, args.budget, args.device)
     rate = matrix_rate(args.device, autocast or torch.float32)
-    flops = flops_per_image(size) * batch * (3 if mode == "training" else 1)
+    flops = flops_per_image(size, args.image_size, args.patch_size) * batch * (3 if mode == "training" else 1)
     row: dict = {"size": size, "mode": mode, "batch": batch, "dtype": dtype, "compiled": compiled}
+    row |= {"image_size": args.image_size, "patch_size": args.patch_size}
     row["rounds"] = len(times["qkvit"])
     row["milliseconds"] = {name: 1000 * statistics.median(values) for name, values in times.items()}
     row["images_per_second"] = {name: batch / statistics.median(values) for name, values in times.items()}
@@ -229,7 +232,7 @@ def cpu_name() -> str:
 
 def line_of(row: dict) -> str:
     """A row as one line of text."""
-    what = f"{row['size'] + '/16':9} {row['mode']:9} {row['dtype']:8} batch {row['batch']:3}"
+    what = f"{row['size'] + '/' + str(row['patch_size']):9} {row['mode']:9} {row['dtype']:8} batch {row['batch']:3}"
     what += " compiled" if row["compiled"] else "         "
     times = "  ".join(f"{name} {value:8.2f} ms" for name, value in row["milliseconds"].items())
     ratios = "  ".join(f"vs {name} {mid:.3f} [{low:.3f} {high:.3f}]" for name, (low, mid, high) in row["ratio"].items())
@@ -241,6 +244,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--sizes", nargs="+", default=["tiny", "small", "base"])
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--patch-size", type=int, default=16)
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument(
@@ -274,7 +279,7 @@ def main() -> None:
                             args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-makers_in_use: dict[str, Callable[[str], nn.Module]] = {}
+makers_in_use: dict[str, Callable[[str, int, int], nn.Module]] = {}
 
 if __name__ == "__main__":
     main()

@@ -15,6 +15,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import GELUActivation, GELUTanh, SiLUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from .attention_gradient_qkvit import SmallAttention, pays_to_multiply
 from .precision_qkvit import cast_once
 
 _gelu: Any = nn.functional.gelu  # takes out=, which its type does not say
@@ -94,6 +95,8 @@ def attend(
     if function is not sdpa_attention_forward or not (query.is_cpu or query.is_cuda):
         return function(module, query, key, value, mask, **kwargs)
     scaling, dropout = kwargs["scaling"], kwargs["dropout"]
+    if pays_to_multiply(query, key, value, mask, dropout):
+        return SmallAttention.apply(query, key, value, scaling).transpose(1, 2), None
     output = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling)
     return output.transpose(1, 2), None
 
