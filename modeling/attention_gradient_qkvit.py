@@ -1,6 +1,6 @@
 """The gradients of attention on a CPU in bfloat16, by matrix products: torch's kernel is slow where tokens are few.
 
-Of 17 to 730 tokens, output and gradients together take 1.1 to 3 times less time (docs/performance.md).
+Up to 730 tokens, output and gradients together are 1.1 to 2.2 times as fast (docs/performance.md).
 """
 
 from typing import Any
