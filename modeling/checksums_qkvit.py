@@ -1,15 +1,18 @@
 """Notice weights that were changed after they were saved: a safetensors file with other bytes loads without a word.
 
-`SHA256SUMS` is in the format of `sha256sum`, so that `sha256sum --check SHA256SUMS` says the same in any shell.
+`SHA256SUMS` is in the format of `sha256sum`, so that `sha256sum --check SHA256SUMS` says the same in any shell. In the cache
+of the Hub, weights are links to files whose names are their sums, as the Hub told them.
 """
 
 import hashlib
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SUMS = "SHA256SUMS"
 _WEIGHTS = "model*.safetensors"
+_DIGEST = re.compile(r"^[0-9a-f]{64}$")
 _AT_ONCE = 4  # a file's hash is one core's work
 
 
@@ -50,6 +53,31 @@ def changed_weights(folder: Path) -> Path | None:
     sums = {folder / pair[1].strip().removeprefix("*"): pair[0].lower() for pair in pairs if len(pair) == 2}
     there = [path for path in sums if path.parent == folder and path.is_file()]
     return next((path for path, digest in _digests(there) if digest != sums[path]), None)
+
+
+def changed_in_cache(files: list[Path]) -> Path | None:
+    """What the first of these files in the Hub's cache points to whose SHA-256 is not its name, if there is one.
+
+    A file that is not a link (where the system has none), or points to a name of another kind, is not looked at.
+
+    Example:
+
+    ```python
+    >>> Path("blobs").mkdir()
+    >>> blob = Path("blobs", hashlib.sha256(b"weights").hexdigest())
+    >>> _ = blob.write_bytes(b"weights")
+    >>> Path("model.safetensors").symlink_to(blob)
+    >>> changed_in_cache([Path("model.safetensors")]) is None
+    True
+    >>> _ = blob.write_bytes(b"Weights")
+    >>> changed_in_cache([Path("model.safetensors")]).name == blob.name
+    True
+
+    ```
+    """
+    blobs = [file.resolve() for file in files if file.is_symlink()]
+    named = [blob for blob in blobs if _DIGEST.match(blob.name) and blob.is_file()]
+    return next((blob for blob, digest in _digests(named) if digest != blob.name), None)
 
 
 def _digests(paths: list[Path]) -> list[tuple[Path, str]]:

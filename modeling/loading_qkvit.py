@@ -15,7 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
-from .checksums_qkvit import SUMS, changed_weights
+from .checksums_qkvit import SUMS, changed_in_cache, changed_weights
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -84,7 +84,7 @@ def load_checked(load: Callable[..., Any], name_or_path: Any, *args: Any, **kwar
     Raises:
         RuntimeError: a tensor has another shape, as where transformers raises it.
         OSError: one of the base model is missing, and the caller did not ask for `output_loading_info`; or a file's
-            SHA-256 is not the one that was written beside it.
+            SHA-256 is not the one that was written beside it, or that the Hub told when it was downloaded.
     """
     wants_info = kwargs.pop("output_loading_info", False)
     try:
@@ -99,7 +99,7 @@ def load_checked(load: Callable[..., Any], name_or_path: Any, *args: Any, **kwar
     if lacking and not wants_info:  # who asks for the report sees what is missing
         raise OSError(_lacks(name_or_path, lacking))
     if not lacking and name_or_path is not None and kwargs.get("state_dict") is None:
-        _refuse_changed(Path(name_or_path, kwargs.get("subfolder") or ""))
+        _refuse_changed(str(name_or_path), kwargs)
     return (model, info) if wants_info else model
 
 
@@ -136,11 +136,20 @@ def _lacks(name_or_path: Any, missing: list[str]) -> str:
     return f"{lacks}: it is damaged or another model's; {way_out}"
 
 
-def _refuse_changed(folder: Path) -> None:
-    changed = changed_weights(folder) if folder.is_dir() else None
-    if changed is not None:
-        why = f"{changed} is not what was saved there: its SHA-256 is not the one in {SUMS}"
-        raise OSError(f"{why}; {AGAIN}, or delete {SUMS} if the change was meant")
+def _refuse_changed(name_or_path: str, kwargs: dict[str, Any]) -> None:
+    subfolder = kwargs.get("subfolder") or ""
+    folder = Path(name_or_path, subfolder)
+    if folder.is_dir():
+        changed = changed_weights(folder)
+        if changed is not None:
+            why = f"{changed} is not what was saved there: its SHA-256 is not the one in {SUMS}"
+            raise OSError(f"{why}; {AGAIN}, or delete {SUMS} if the change was meant")
+    else:
+        at = {name: kwargs[name] for name in ("revision", "cache_dir") if kwargs.get(name)}
+        changed = changed_in_cache(_cached(name_or_path, subfolder, **at))
+        if changed is not None:
+            why = f"{changed} is not what the Hub has of {name_or_path}: its SHA-256 is not its name"
+            raise OSError(f"{why}; delete it, and load the model again to download it")
 
 
 def _missing(folder: Path, has_config: bool) -> str | None:
@@ -185,11 +194,11 @@ def _damaged(files: list[Path]) -> str | None:
     return None
 
 
-def _cached(repository: str, subfolder: str) -> list[Path]:
+def _cached(repository: str, subfolder: str, **at: Any) -> list[Path]:
     """The weight files of a Hub repository that lie in the cache."""
     prefix = f"{subfolder}/" if subfolder else ""
     try:
-        found = [try_to_load_from_cache(repository, prefix + name) for name in (WEIGHTS, INDEX)]
+        found = [try_to_load_from_cache(repository, prefix + name, **at) for name in (WEIGHTS, INDEX)]
     except HFValidationError:
         return []
     folders = {Path(path).parent for path in found if isinstance(path, str)}

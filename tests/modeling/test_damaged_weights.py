@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from qkvit import QKViTForImageClassification, QKViTModel
+from qkvit.modeling.checksums_qkvit import file_digest
 
 
 def damage_of(data: bytes) -> dict[str, bytes]:
@@ -71,6 +72,42 @@ def test_changed_weights_are_named_with_the_way_out(raises_sentence, folder, loa
         load(folder)
     (folder / "SHA256SUMS").unlink()
     load(folder)
+
+
+@pytest.fixture(params=[None, "older"], ids=["main", "a revision"])
+def downloaded(request, saved, tmp_path) -> tuple[Path, dict]:
+    """The weights of "me/model" as the Hub's client keeps them, and the arguments that find them."""
+    repository = tmp_path / "models--me--model"
+    snapshot, blobs = repository / "snapshots" / ("0" * 40), repository / "blobs"
+    for part in (snapshot, blobs, repository / "refs"):
+        part.mkdir(parents=True)
+    (repository / "refs" / (request.param or "main")).write_text("0" * 40)
+    shutil.copy(saved / "config.json", snapshot)
+    blob = blobs / file_digest(saved / "model.safetensors")
+    shutil.copy(saved / "model.safetensors", blob)
+    (snapshot / "model.safetensors").symlink_to(blob)
+    return blob, {"cache_dir": tmp_path, "local_files_only": True} | ({"revision": "older"} if request.param else {})
+
+
+def test_weights_that_were_changed_in_the_cache_of_the_hub_are_named(raises_sentence, downloaded, load):
+    blob, where = downloaded
+    load("me/model", **where)
+    change_a_weight(blob)
+    with raises_sentence(OSError, str(blob), "not what the Hub has of me/model", "delete it, and load"):
+        load("me/model", **where)
+
+
+def test_a_cache_without_links_or_sums_is_let_be(downloaded):
+    blob, where = downloaded
+    change_a_weight(blob)
+    file = next(blob.parent.parent.glob("snapshots/*/model.safetensors"))
+    file.unlink()
+    other = blob.rename(blob.with_name("1" * 40))  # what git names: of a small file, no SHA-256 of it
+    file.symlink_to(other)
+    QKViTModel.from_pretrained("me/model", **where)
+    file.unlink()
+    shutil.copy(other, file)
+    QKViTModel.from_pretrained("me/model", **where)
 
 
 def test_a_changed_shard_is_named(raises_sentence, tiny_model, tmp_path, load):
