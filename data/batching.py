@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from .decoding import BadImage, BadImageError
+from .decoding import BadImage, BadImageError, SourceUnreachableError
 from .image_source import Encoded, ImageSource, Label
 from .table_source import StreamingSource
 
@@ -203,6 +203,8 @@ class _Lenient(Dataset[Any]):
             stored = self.source.encoded(index)
         except BadImageError as error:
             return BadImage(index, self.source.name_of(index), str(error))
+        except SourceUnreachableError as error:
+            return _Refused(str(error))
         return _lenient_item(self.source, self.transform, stored, index)
 
 
@@ -239,7 +241,7 @@ def _lenient_item(source: ImageSource, transform: Any, stored: Encoded, index: i
         return _item(source, transform, stored, index)
     except BadImageError as error:
         return BadImage(index, stored.name, str(error))
-    except _TransformError as error:
+    except (_TransformError, SourceUnreachableError) as error:
         return _Refused(str(error))
 
 

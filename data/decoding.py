@@ -1,6 +1,7 @@
 """From the bytes of an image file to a picture of 8 bits in red, green and blue, the same way for every source."""
 
 import contextlib
+import errno
 import io
 import math
 import warnings
@@ -18,11 +19,39 @@ WHITE_OF_16_BITS = 65_535
 
 ORIENTATION = 274  # the EXIF tag
 _TURNED = (5, 6, 7, 8)  # its values for pictures that lie on their side
+# What a network, or a disk behind one, says when it does not answer: nothing about the file.
+_OUTAGES = {
+    getattr(errno, name, None)
+    for name in (
+        "ETIMEDOUT",
+        "ESTALE",
+        "ENETDOWN",
+        "ENETUNREACH",
+        "EHOSTDOWN",
+        "EHOSTUNREACH",
+        "ECONNRESET",
+        "ENOTCONN",
+    )
+} - {None}
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 class BadImageError(ValueError):
     """An image that cannot be used; the message names it and says why."""
+
+
+class SourceUnreachableError(OSError):
+    """What holds the images does not answer. It says nothing about them: none is left out because of it."""
+
+    @classmethod
+    def at(cls, name: str, error: Exception) -> "SourceUnreachableError":
+        """Of the image of that name, for that reason."""
+        return cls(f"{name} cannot be read now ({in_short(error)}); try again when its storage answers")
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether an error tells of the way to a file, not of the file."""
+    return isinstance(error, TimeoutError | ConnectionError) or getattr(error, "errno", None) in _OUTAGES
 
 
 @dataclass(frozen=True)
@@ -71,6 +100,7 @@ def decode_image(
 
     Raises:
         BadImageError: it is missing, broken, cut short, too large, or more than 100 times longer than wide.
+        SourceUnreachableError: a network file system does not answer.
 
     Example:
 
@@ -96,7 +126,9 @@ def decode_image(
     except Image.DecompressionBombError:
         raise BadImageError(f"{name}: it has more than {max_pixels:,} pixels; make it smaller") from None
     except Exception as error:  # each format's decoder has errors of its own
-        raise BadImageError(f"{name}: it cannot be read as an image ({_in_short(error)})") from error
+        if is_outage(error):
+            raise SourceUnreachableError.at(name, error) from error
+        raise BadImageError(f"{name}: it cannot be read as an image ({in_short(error)})") from error
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -151,7 +183,7 @@ def _grey_of_8_bits(image: Image.Image) -> np.ndarray[Any, Any]:
     return np.rint(values * (255 / white)).astype(np.uint8)
 
 
-def _in_short(error: Exception) -> str:
+def in_short(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, OSError) and error.strerror:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from .decoding import ORIENTATION, BadImage, BadImageError
+from .decoding import ORIENTATION, BadImage, BadImageError, SourceUnreachableError
 from .image_source import Encoded, ImageSource
 
 DIGEST_BYTES = 16
@@ -80,6 +80,9 @@ def inspect(source: ImageSource, num_workers: int = 0, seen: Callable[[int], Non
     Args:
         num_workers: Processes that do it; 0: this one.
         seen: Called with the number of images that were looked at since the last call.
+
+    Raises:
+        SourceUnreachableError: what holds the images does not answer.
     """
     count = len(source)
     result = Inspection(
@@ -94,6 +97,8 @@ def inspect(source: ImageSource, num_workers: int = 0, seen: Callable[[int], Non
     )
     for items in loader:
         for index, found in items:
+            if isinstance(found, SourceUnreachableError):
+                raise found
             if isinstance(found, BadImage):
                 result.bad.append(found)
                 continue
@@ -122,12 +127,14 @@ class _Looks(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[int, Found | BadImage]:
+    def __getitem__(self, index: int) -> tuple[int, Found | BadImage | SourceUnreachableError]:
         try:
             stored = self.source.encoded(index)
             image = self.source.decode(stored, index).image
         except BadImageError as error:
             return index, BadImage(index, self.source.name_of(index), str(error))
+        except SourceUnreachableError as error:
+            return index, SourceUnreachableError(str(error))
         return index, look_at(image, stored)
 
 

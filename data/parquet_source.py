@@ -15,7 +15,7 @@ import numpy as np
 
 from ..configuration.hub_errors import hub_sentences
 from .columns import find_columns
-from .decoding import BadImageError
+from .decoding import BadImageError, SourceUnreachableError, is_outage
 from .image_source import Encoded, ImageSource
 from .splits import by_split, choose_split
 
@@ -92,6 +92,8 @@ class ParquetSource(ImageSource):
         try:
             table = self._group(group)
         except Exception as error:  # pyarrow's, and each file system's
+            if is_outage(error) or ("://" in self.files[0] and not _is_damage(error)):
+                raise SourceUnreachableError.at(self.name_of(index), error) from error
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise BadImageError(f"{self.name_of(index)}: its row group cannot be read ({reason})") from error
         return self._columns.encoded(table.slice(index - first, 1).to_pylist()[0], self.name_of(index))
@@ -141,6 +143,14 @@ def _opened(file: str) -> Iterator[Any]:
     system, path = url_to_fs(file)
     with system.open(path, "rb") as opened, ParquetFile(opened, pre_buffer=True) as parquet:
         yield parquet
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an error in reading from a network is of the file: it is gone, or pyarrow cannot make sense of it."""
+    from pyarrow.lib import ArrowException
+
+    # pyarrow's errors about content are its own, or bare OSErrors; those of file systems are of kinds of their own.
+    return isinstance(error, ArrowException | FileNotFoundError) or (type(error) is OSError and error.errno is None)
 
 
 def _at_once(function: Callable[[str], T], files: list[str]) -> list[T]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .columns import LABEL_COLUMNS, Columns, several_labels
-from .decoding import BadImageError
+from .decoding import BadImageError, SourceUnreachableError, is_outage
 from .image_source import Encoded, ImageSource, Label
 from .label_sets import LabelSets
 from .shard_index import ShardIndex, expanded, index_of
@@ -71,6 +71,8 @@ class ShardSource(ImageSource):
                 file.seek(int(found.offsets[inside]))
                 content = file.read(size)
         except OSError as error:
+            if is_outage(error):
+                raise SourceUnreachableError.at(name, error) from error
             raise BadImageError(f"{name}: its shard cannot be read ({error.strerror})") from error
         return Encoded(content, self._label(index), name)
 

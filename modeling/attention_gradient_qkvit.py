@@ -3,6 +3,7 @@
 Up to 730 tokens, output and gradients together are 1.1 to 2.2 times as fast (docs/performance.md).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,14 +63,15 @@ class SmallAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of query, key and value, (B, H, N, D), which lie in memory as (B, N, H, D)."""
-        if torch.is_grad_enabled():  # create_graph=True: torch's own, which tells who asks for a second derivative
-            return *_gradients_with_graph(*ctx.saved_tensors, gradient, ctx.scaling), None
-        return *_gradients(*ctx.saved_tensors, gradient, ctx.scaling), None
+        query, key, value = ctx.saved_tensors
+        # With create_graph=True, torch's own: it tells who asks for a second derivative that there is none.
+        take = _gradients_with_graph if torch.is_grad_enabled() else _gradients
+        return *take(query, key, value, gradient, ctx.scaling), None
 
 
 def _gradients(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, gradient: torch.Tensor, scaling: float
-) -> tuple[torch.Tensor, ...]:
+) -> Sequence[torch.Tensor | None]:
     batch_size, num_heads, num_tokens, head_dim = query.shape
     at_once = min(batch_size, max(1, _WEIGHTS_AT_ONCE // (num_heads * num_tokens**2)))
     found = query.new_empty(3, batch_size, num_tokens, num_heads, head_dim).transpose(2, 3)
@@ -96,7 +98,7 @@ def _gradients(
 
 def _gradients_with_graph(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, gradient: torch.Tensor, scaling: float
-) -> list[torch.Tensor | None]:
+) -> Sequence[torch.Tensor | None]:
     output = nn.functional.scaled_dot_product_attention(query, key, value, scale=scaling)
     asked = [it for it in (query, key, value) if it.requires_grad]
     found = iter(torch.autograd.grad(output, asked, gradient, create_graph=True))

@@ -1,7 +1,7 @@
 """Notice weights that were changed after they were saved: a safetensors file with other bytes loads without a word.
 
-`SHA256SUMS` is in the format of `sha256sum`, so that `sha256sum --check SHA256SUMS` says the same in any shell. In the cache
-of the Hub, weights are links to files whose names are their sums, as the Hub told them.
+`SHA256SUMS` is in the format of `sha256sum`, so that `sha256sum --check SHA256SUMS` says the same in any shell. In the
+cache of the Hub, weights are links to files whose names are their sums, as the Hub told them.
 """
 
 import hashlib

@@ -99,7 +99,8 @@ def _run_uncounted(
     model: nn.Module, images: Any, device: torch.device | str, autocast: Callable[[], AbstractContextManager[Any]]
 ) -> None:
     """A pass whose result nobody wants, with the first usable image; none where there is none in any process."""
-    item = next((item for item in map(images.__getitem__, range(len(images))) if not isinstance(item, Unusable)), None)
-    if item is not None:
+    items = map(images.__getitem__, range(len(images)))
+    item = next((item for item in items if not isinstance(item, Unusable) or item.unreachable), None)
+    if item is not None and not isinstance(item, Unusable):  # what cannot be reached is told by the pass that counts
         with autocast():
             model(pixel_values=item[0].unsqueeze(0).to(device))

@@ -6,7 +6,8 @@ import pickle
 import numpy as np
 import pytest
 
-from qkvit.data import BadImageError, batches, open_images
+from qkvit.data import BadImageError, SourceUnreachableError, batches, open_images
+from qkvit.data.inspection import inspect
 from qkvit.data.parquet_source import ParquetSource
 from qkvit.data.splits import split_of
 
@@ -87,6 +88,60 @@ def test_addresses_of_other_file_systems(rows, raises_sentence):
             open_images("nonsense://pets", streaming=True)
     finally:
         memory.rm("/pets", recursive=True)
+
+
+class RefusedError(Exception):
+    """As the errors of HTTP clients: no OSError."""
+
+
+@pytest.fixture
+def far(rows):
+    """The rows behind a file system that can be made to fail, or to lose its files."""
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    for file in os.listdir(rows):
+        memory.pipe(f"/far/{file}", (rows / file).read_bytes())
+    yield memory
+    if memory.exists("/far"):
+        memory.rm("/far", recursive=True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "error",
+    [TimeoutError("no answer"), ConnectionResetError("reset"), RefusedError("503"), OSError(116, "Stale file handle")],
+)
+def test_an_outage_is_no_bad_image(far, transform, monkeypatch, raises_sentence, workers, error):
+    source = open_images("memory://far", streaming=True, on_bad_image="skip")
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(type(far), "_open", fail)
+    words = ("[0] cannot be read now", "try again when its storage answers")
+    with raises_sentence(SourceUnreachableError, *words):
+        source[0]
+    with raises_sentence(ValueError, *words):
+        list(batches(source, transform, 2, workers))
+    with raises_sentence(SourceUnreachableError, *words):
+        inspect(source, workers)
+    assert source.bad_images == []
+
+
+def test_a_file_that_is_gone_is_no_outage(far):
+    source = open_images("memory://far", streaming=True, on_bad_image="skip")
+    far.rm("/far", recursive=True)
+    assert list(source) == []
+    assert len(source.bad_images) == len(source)
+
+
+def test_damage_behind_a_network_is_no_outage(far, rows):
+    source = open_images("memory://far", streaming=True, on_bad_image="skip")
+    content = bytearray((rows / "train-00000-of-00002.parquet").read_bytes())
+    content[4:200] = bytes(196)
+    far.pipe("/far/train-00000-of-00002.parquet", bytes(content))
+    assert len(list(source)) == 8
+    assert [bad.index for bad in source.bad_images] == [0, 1, 2]
 
 
 def test_a_row_group_that_is_damaged_is_a_bad_image(rows, transform):

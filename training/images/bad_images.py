@@ -24,10 +24,12 @@ class Unusable:
     Args:
         name: What it is called.
         reason: Why it cannot be used, with its name.
+        unreachable: Whether that is no fault of its own, but of what it is read from.
     """
 
     name: str
     reason: str
+    unreachable: bool = False
 
 
 class BadImageStopError(TrainingStoppedError):
@@ -42,11 +44,22 @@ class BadImageStopError(TrainingStoppedError):
         )
 
 
+class UnreachableImagesError(TrainingStoppedError):
+    """What holds the images does not answer: a run stops, whatever its recipe says of bad images."""
+
+    def __init__(self, unread: Unusable) -> None:
+        super().__init__(f"{unread.reason}, with --resume")
+
+
+def _stop(item: Unusable) -> TrainingStoppedError:
+    return UnreachableImagesError(item) if item.unreachable else BadImageStopError(item)
+
+
 def check_usable(micro_batches: Iterable[Any]) -> None:
     """Stop at a batch that holds an image of which the recipe says "stop"."""
     for batch in micro_batches:
         if "unusable" in batch:
-            raise BadImageStopError(batch["unusable"])
+            raise _stop(batch["unusable"])
 
 
 def usable(items: Iterable[Any], images: Any) -> list[Any]:
@@ -55,8 +68,8 @@ def usable(items: Iterable[Any], images: Any) -> list[Any]:
     for item in items:
         if not isinstance(item, Unusable):
             kept.append(item)
-        elif not images.skip_bad:
-            raise BadImageStopError(item)
+        elif item.unreachable or not images.skip_bad:
+            raise _stop(item)
         else:
             images.bad.setdefault(item.name, item.reason)
     return kept

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from ...data import BadImageError
+from ...data import BadImageError, SourceUnreachableError
 from ..augmentation.counter_random import Purpose, seed_of
 from ..augmentation.crops import Crop, draw_crops
 from ..recipe import Augmentation
@@ -121,6 +121,8 @@ class TrainingImages(Dataset[Any]):
             return self._batch(keys)
         except BadImageError as error:
             return {"labels": torch.empty(0), "unusable": Unusable("", str(error))}
+        except SourceUnreachableError as error:
+            return {"labels": torch.empty(0), "unusable": Unusable("", str(error), unreachable=True)}
 
     def _batch(self, keys: list[Key]) -> dict[str, Any]:
         images, labels, bad = [], [], []
@@ -171,6 +173,8 @@ class EvaluationImages(Dataset[Any]):
             image = self.split.image(index)
         except BadImageError as error:
             return Unusable(self.split.name(index), str(error))
+        except SourceUnreachableError as error:
+            return Unusable("", str(error), unreachable=True)
         pixels = self.processor(images=image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
         return pixels[0], self.split.labels[index]
 

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qkvit.data import BadImageError
+from qkvit.data import BadImageError, SourceUnreachableError
 from qkvit.training.evaluation import evaluate
+from qkvit.training.images.bad_images import UnreachableImagesError, check_usable, usable
 from qkvit.training.images.batches import EpochBatches, EvaluationImages, TrainingImages
 from qkvit.training.images.sources import held_out_indices, open_splits
 from qkvit.training.recipe import Augmentation, Data
@@ -62,8 +63,9 @@ class WithHoles:
 
     labels = torch.arange(6).numpy()
 
-    def __init__(self, bad):
+    def __init__(self, bad, unreachable=()):
         self.bad = bad
+        self.unreachable = unreachable
 
     def __len__(self):
         return 6
@@ -71,6 +73,8 @@ class WithHoles:
     def image(self, index):
         from PIL import Image
 
+        if index in self.unreachable:
+            raise SourceUnreachableError(f"image {index} cannot be read now (no answer); try again")
         if index in self.bad:
             raise BadImageError(f"image {index}: broken")
         return Image.new("RGB", (4, 4), (index, 0, 0))
@@ -90,6 +94,18 @@ def test_an_unusable_image_is_replaced_by_the_next_and_named():
 def test_an_unusable_image_stops_where_it_may_not_be_skipped():
     with pytest.raises(BadImageError, match="image 1"):
         TrainingImages(WithHoles({1}), (4, 4), Augmentation(), 0)[(0, 1, 0)]
+
+
+def test_an_image_that_cannot_be_reached_stops_a_run_that_skips_bad_ones(raises_sentence):
+    split = WithHoles({1}, {2})
+    words = ("image 2 cannot be read now", "try again, with --resume")
+    batch = TrainingImages(split, (4, 4), Augmentation(), 0, skip_bad=True).__getitems__([(0, 1, 0)])
+    with raises_sentence(UnreachableImagesError, *words):
+        check_usable([batch])
+    held = EvaluationImages(split, lambda **given: {"pixel_values": torch.zeros(1, 3, 4, 4)}, skip_bad=True)
+    with raises_sentence(UnreachableImagesError, *words):
+        usable([held[0], held[2]], held)
+    assert held.bad == {}
 
 
 def test_held_out_images_are_the_same_share_of_each_class_and_never_change():
