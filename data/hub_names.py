@@ -100,14 +100,27 @@ def _ask(name: str, kind: str, what: str) -> str | None:
 
 
 def revision_of(name: str | Path, kind: Literal["model", "dataset"]) -> str | None:
-    """The commit that a Hub id stood for when it was loaded last; None of what is here, and of an address.
+    """The commit that a Hub id stood for when it was loaded last, or an address on the Hub stands for; None of others.
 
     Configurations of transformers 5 do not say it, nor do data sets: it is read from the cache that both load from.
+    What is read in place is in no cache: the Hub is asked, and where it does not answer, it is None too.
     """
     name = str(name)
+    if name.startswith("hf://"):
+        return _commit_at(name)
     with suppress(OSError):  # a name too long for a path; a cache without that id
         if HUB_ID.fullmatch(name) and not Path(name).exists():
             return (_cache_of(name, kind) / "refs" / "main").read_text(encoding="utf-8").strip()
+    return None
+
+
+def _commit_at(address: str) -> str | None:
+    from huggingface_hub import HfApi, HfFileSystem
+
+    with suppress(Exception):  # of the network, or of an address that was told when it was opened
+        place = HfFileSystem().resolve_path(address)
+        repository = {"repo_id": place.repo_id, "repo_type": place.repo_type, "revision": place.revision}
+        return HfApi().repo_info(**repository, timeout=_SECONDS).sha
     return None
 
 

@@ -10,12 +10,14 @@ import qkvit
 pytestmark = pytest.mark.slow
 
 STATISTICS = ["statistics", "me/tiny", "--data", "me/photos", "--output", "out", "--split"]
+PLACE = "hf://datasets/me/photos"
 COMMANDS = {
     "statistics": [*STATISTICS, "train", "--images", "6"],
     "streamed": [*STATISTICS, "test", "--images", "4", "--streaming"],
+    "in place": ["statistics", "me/tiny", "--data", PLACE, "--output", "out", "--split", "test", "--streaming"],
     "evaluate": ["evaluate", "me/tiny", "--data", "me/photos", "--split", "test", "--output", "out"],
     "convert": ["convert", "me/vit", "ours"],
-    "check": ["data", "check", "hf://datasets/me/photos"],
+    "check": ["data", "check", PLACE],
 }
 
 
@@ -36,6 +38,7 @@ def data_commit(hub, photos) -> str:
     [
         ("statistics", {"split": "train", "images": 18, "drawn": 6}),
         ("streamed", {"split": "test", "images": "streamed", "drawn": 4}),
+        ("in place", {"split": "test", "images": 6}),
         ("evaluate", {"split": "test", "images": 6}),
     ],
 )
@@ -43,7 +46,8 @@ def test_what_is_recorded_names_the_commits_of_model_and_data(answers, tiny, dat
     name = "results.json" if command == "evaluate" else "provenance.json"
     record = json.loads((answers[command].folder / "out" / name).read_text())
     assert (record["model"]["name"], record["model"]["revision"]) == ("me/tiny", tiny)
-    said = said | {"source": "me/photos", "revision": data_commit, "classes": ["blue", "red"]}
+    source = PLACE if command == "in place" else "me/photos"
+    said = said | {"source": source, "revision": data_commit, "classes": ["blue", "red"]}
     assert {name: record["data"][name] for name in said} == said
 
 
