@@ -6,7 +6,7 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 HUB_ID = re.compile(r"(?:([A-Za-z0-9][\w.-]*)/)?([A-Za-z0-9][\w.-]*)")
 _CONFIGS = ("config.json", "adapter_config.json")  # of a model, of an adapter that names its model
@@ -118,9 +118,9 @@ def _commit_at(address: str) -> str | None:
     from huggingface_hub import HfApi, HfFileSystem
 
     with suppress(Exception):  # of the network, or of an address that was told when it was opened
-        place = HfFileSystem().resolve_path(address)
-        repository = {"repo_id": place.repo_id, "repo_type": place.repo_type, "revision": place.revision}
-        return HfApi().repo_info(**repository, timeout=_SECONDS).sha
+        place: Any = HfFileSystem().resolve_path(address)
+        api, revision = HfApi(), place.revision
+        return api.repo_info(place.repo_id, repo_type=place.repo_type, revision=revision, timeout=_SECONDS).sha
     return None
 
 

@@ -51,9 +51,16 @@ class PreparedProjection:
     @classmethod
     @torch.no_grad()
     def together(cls, layers: "Sequence[PreparedProjection]") -> "PreparedProjection":
-        """Of several layers whose tensors stand one after the other in the dimension of images."""
+        """Of several layers whose tensors stand one after the other in the dimension of images.
+
+        Raises:
+            ValueError: the layers differ in width, or in heads.
+        """
         if len(layers) == 1:
             return layers[0]
+        sizes = sorted({(*it.factors.shape[:2], len(it.weight)) for it in layers})
+        if len(sizes) > 1:
+            raise ValueError(f"layers of the sizes (heads, head_dim, width) {sizes} cannot be taken together; take each alone")
         return cls(*(torch.stack([getattr(it, name) for it in layers]) for name in ("weight", "factors", "products")))
 
     def of_images(self, name: str, images: int) -> torch.Tensor:

@@ -118,3 +118,9 @@ def test_a_rollout_is_the_same_with_layers_together(kernels, waiting, monkeypatc
     moved = ([it.to(kernels) for it in those] for those in (queries, keys))
     found = rollout(*moved, start=0, scaling=0.3, backend="gpu")
     torch.testing.assert_close(found.double().cpu(), exact.double(), rtol=1e-4, atol=1e-9)
+
+
+def test_layers_of_several_sizes_are_refused(raises_sentence):
+    layers = [PreparedProjection.of(torch.nn.Linear(12, width), num_heads) for width, num_heads in ((6, 3), (6, 2))]
+    with raises_sentence(ValueError, "(2, 6, 6)", "(3, 4, 6)"):
+        PreparedProjection.together(layers)
