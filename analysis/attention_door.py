@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -240,7 +241,10 @@ def _function(module: nn.Module, backend: str) -> Callable:
             f"{type(module).__name__} has no eager_attention_forward beside it, so attn_implementation={backend!r}"
             " cannot be wrapped: call model.set_attn_implementation('sdpa') first"
         )
-    return interface.get_interface(backend, default)
+    function = interface.get_interface(backend, default)
+    # QKViT's modules call it by way of their shortcuts: what recomputes a layer must find the same, gradients too.
+    own: Any = names.get("attend")
+    return partial(own, function) if getattr(own, "__module__", "").endswith("shortcuts_qkvit") else function
 
 
 def _check_backend(module: nn.Module) -> None:

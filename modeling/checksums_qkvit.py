@@ -56,9 +56,9 @@ def changed_weights(folder: Path) -> Path | None:
 
 
 def changed_in_cache(files: list[Path]) -> Path | None:
-    """What the first of these files in the Hub's cache points to whose SHA-256 is not its name, if there is one.
+    """What the first of these links in the Hub's cache names whose SHA-256 is not that name, if there is one.
 
-    A file that is not a link (where the system has none), or points to a name of another kind, is not looked at.
+    A file that is not a link (where the system has none), or names another kind of file, is not looked at.
 
     Example:
 
@@ -75,9 +75,9 @@ def changed_in_cache(files: list[Path]) -> Path | None:
 
     ```
     """
-    blobs = [file.resolve() for file in files if file.is_symlink()]
+    blobs = [file.parent / os.readlink(file) for file in files if file.is_symlink()]  # which may link elsewhere again
     named = [blob for blob in blobs if _DIGEST.match(blob.name) and blob.is_file()]
-    return next((blob for blob, digest in _digests(named) if digest != blob.name), None)
+    return next((blob.absolute() for blob, digest in _digests(named) if digest != blob.name), None)
 
 
 def _digests(paths: list[Path]) -> list[tuple[Path, str]]:

@@ -144,9 +144,9 @@ def _refuse_changed(name_or_path: str, kwargs: dict[str, Any]) -> None:
         if changed is not None:
             why = f"{changed} is not what was saved there: its SHA-256 is not the one in {SUMS}"
             raise OSError(f"{why}; {AGAIN}, or delete {SUMS} if the change was meant")
-    else:
+    elif kwargs.get("use_safetensors") is not False:
         at = {name: kwargs[name] for name in ("revision", "cache_dir") if kwargs.get(name)}
-        changed = changed_in_cache(_cached(name_or_path, subfolder, **at))
+        changed = changed_in_cache(_cached(name_or_path, subfolder, kwargs.get("variant"), **at))
         if changed is not None:
             why = f"{changed} is not what the Hub has of {name_or_path}: its SHA-256 is not its name"
             raise OSError(f"{why}; delete it, and load the model again to download it")
@@ -194,12 +194,17 @@ def _damaged(files: list[Path]) -> str | None:
     return None
 
 
-def _cached(repository: str, subfolder: str, **at: Any) -> list[Path]:
-    """The weight files of a Hub repository that lie in the cache."""
+def _cached(repository: str, subfolder: str, variant: str | None = None, **at: Any) -> list[Path]:
+    """The weight files of a Hub repository that lie in the cache: of those that transformers looks for, the first."""
     prefix = f"{subfolder}/" if subfolder else ""
-    try:
-        found = [try_to_load_from_cache(repository, prefix + name, **at) for name in (WEIGHTS, INDEX)]
-    except HFValidationError:
-        return []
-    folders = {Path(path).parent for path in found if isinstance(path, str)}
-    return sorted(file for folder in folders for file in folder.glob("*.safetensors"))
+    of = f".{variant}" if variant else ""
+    for name in (WEIGHTS.replace(".safetensors", f"{of}.safetensors"), INDEX.replace(".json", f"{of}.json")):
+        try:
+            found = try_to_load_from_cache(repository, prefix + name, **at)
+        except HFValidationError:
+            return []
+        if isinstance(found, str):
+            file = Path(found)
+            shards = [name] if file.suffix != ".json" else _shards(file) or []
+            return sorted(path for path in (file.parent / shard for shard in shards) if path.is_file())
+    return []

@@ -60,7 +60,8 @@ class PreparedProjection:
             return layers[0]
         sizes = sorted({(*it.factors.shape[:2], len(it.weight)) for it in layers})
         if len(sizes) > 1:
-            raise ValueError(f"layers of the sizes (heads, head_dim, width) {sizes} cannot be taken together; take each alone")
+            what = f"layers of the sizes (heads, head_dim, width) {sizes}"
+            raise ValueError(f"{what} cannot be taken together; take each alone")
         return cls(*(torch.stack([getattr(it, name) for it in layers]) for name in ("weight", "factors", "products")))
 
     def of_images(self, name: str, images: int) -> torch.Tensor:

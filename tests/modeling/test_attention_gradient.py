@@ -1,10 +1,14 @@
 """The gradients of attention in bfloat16 on a CPU, by matrix products, beside those of torch and of float64."""
 
+from contextlib import contextmanager
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qkvit import QKViTForImageClassification
 from qkvit.analysis import record
@@ -53,6 +57,7 @@ def calls(monkeypatch) -> list[torch.Size]:
         return found(query, *rest)
 
     monkeypatch.setattr(attention_gradient_qkvit, "_gradients", counted)
+    monkeypatch.setattr(attention_gradient_qkvit, "_multiplies_bfloat16", lambda: True)
     monkeypatch.setattr(attention_gradient_qkvit, "_FEWEST_WEIGHTS", 0)
     return shapes
 
@@ -65,7 +70,7 @@ def calls(monkeypatch) -> list[torch.Size]:
     shape=st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 40), st.sampled_from([1, 8, 16])),
     scale=st.sampled_from([0.0, 0.1, 1.0, 4.0]),
     seed=st.integers(0, 2**16),
-    at_once=st.sampled_from([1, 2000, 2**20]),
+    at_once=st.sampled_from([1, 2**14, 2**24]),
 )
 def test_gradients_are_those_of_float64_to_bfloat16(shape, scale, seed, at_once):
     query, key, value, gradient = (
@@ -73,7 +78,7 @@ def test_gradients_are_those_of_float64_to_bfloat16(shape, scale, seed, at_once)
     )
     scaling = shape[-1] ** -0.5
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_gradient_qkvit, "_WEIGHTS_AT_ONCE", at_once)
+        patch.setattr(attention_gradient_qkvit, "_BYTES_AT_ONCE", at_once)
         ours = gradients(lambda *qkv: SmallAttention.apply(*qkv, scaling), query, key, value, gradient)
     wanted = exact(query, key, value, gradient, scaling)
     summed = magnitudes(query, key, value, gradient, scaling)
@@ -96,7 +101,7 @@ def test_they_are_as_exact_as_those_of_torch():
 def test_a_last_round_of_fewer_images(monkeypatch):
     query, key, value, gradient = (random(5, 3, 17, 16, seed=seed) for seed in range(4))
     at_once = gradients(lambda *qkv: SmallAttention.apply(*qkv, 0.25), query, key, value, gradient)
-    monkeypatch.setattr(attention_gradient_qkvit, "_WEIGHTS_AT_ONCE", 2 * 3 * 17**2)
+    monkeypatch.setattr(attention_gradient_qkvit, "_BYTES_AT_ONCE", 2 * 3 * 17 * (6 * 17 + 22 * 16))
     in_rounds = gradients(lambda *qkv: SmallAttention.apply(*qkv, 0.25), query, key, value, gradient)
     torch.testing.assert_close(in_rounds, at_once, rtol=1e-2, atol=1e-4)
 
@@ -132,44 +137,100 @@ def qkv() -> tuple[torch.Tensor, ...]:
     return tuple(random(2, 4, 65, 16, seed=seed) for seed in range(3))
 
 
-def test_few_tokens_in_bfloat16_that_are_trained(qkv):
+@pytest.fixture
+def able(monkeypatch) -> None:
+    """A processor with instructions for bfloat16."""
+    monkeypatch.setattr(attention_gradient_qkvit, "_multiplies_bfloat16", lambda: True)
+
+
+def test_few_tokens_in_bfloat16_that_are_trained(qkv, able):
     assert pays_to_multiply(*qkv, None, 0.0)
     frozen = [tensor.detach() for tensor in qkv]
     assert pays_to_multiply(frozen[0], frozen[1], qkv[2], None, 0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert pays_to_multiply(*qkv, None, 0.0)
 
 
 class Shard(torch.Tensor):
     """A tensor that is somebody else's."""
 
 
-@pytest.mark.parametrize(
-    "because", ["no grad", "frozen", "float32", "value float32", "mask", "dropout", "subclass", "many", "few"]
-)
-def test_elsewhere_it_is_not(qkv, because):
+def replaced(qkv, because: str) -> tuple[torch.Tensor, ...]:
     query, key, value = qkv
-    mask, dropout = None, 0.0
     match because:
         case "frozen":
-            query, key, value = (tensor.detach() for tensor in qkv)
+            return tuple(tensor.detach() for tensor in qkv)
         case "float32":
-            query, key, value = (tensor.float() for tensor in qkv)
+            return tuple(tensor.float() for tensor in qkv)
         case "value float32":
-            value = value.float()
-        case "mask":
-            mask = torch.ones(2, 1, 65, 65, dtype=torch.bool)
-        case "dropout":
-            dropout = 0.1
+            return query, key, value.float()
+        case "values wider":
+            return query, key, random(2, 4, 65, 32)
         case "subclass":
-            value = value.detach().as_subclass(Shard).requires_grad_()
+            return query, key, value.detach().as_subclass(Shard).requires_grad_()
         case "many":
-            query, key, value = (random(1, 1, 731, 4, seed=seed) for seed in range(3))
+            return tuple(random(1, 1, 731, 4, seed=seed) for seed in range(3))
         case "few":
-            query, key, value = (random(1, 4, 5, 16, seed=seed) for seed in range(3))
-    with torch.set_grad_enabled(because != "no grad"):
-        assert not pays_to_multiply(query, key, value, mask, dropout)
+            return tuple(random(1, 4, 5, 16, seed=seed) for seed in range(3))
+    return query, key, value
 
 
-def test_not_within_the_transforms_of_torch_func(qkv):
+@contextmanager
+def without_onednn():
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)  # torch.backends.mkldnn.flags warns of Intel's GPUs
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
+OTHER_TENSORS = ("frozen", "float32", "value float32", "values wider", "subclass", "many", "few")
+
+
+@pytest.mark.parametrize("because", [*OTHER_TENSORS, "mask", "dropout"])
+def test_elsewhere_it_is_not(qkv, able, because):
+    mask = torch.ones(2, 1, 65, 65, dtype=torch.bool) if because == "mask" else None
+    assert not pays_to_multiply(*replaced(qkv, because), mask, 0.1 if because == "dropout" else 0.0)
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        torch.no_grad,
+        partial(sdpa_kernel, SDPBackend.MATH),
+        partial(torch.autocast, "cpu", torch.float16),
+        without_onednn,
+    ],
+    ids=["no grad", "torch's plain way", "float16", "without oneDNN"],
+)
+def test_nor_within(qkv, able, context):
+    with context():
+        assert not pays_to_multiply(*qkv, None, 0.0)
+
+
+def test_nor_where_the_processor_has_no_instructions_for_it(qkv, monkeypatch):
+    monkeypatch.setattr(attention_gradient_qkvit, "_multiplies_bfloat16", lambda: False)
+    assert not pays_to_multiply(*qkv, None, 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_many_gradients_at_a_time_are_those_of_torch(qkv):
+    query, key, value = (tensor[:1, :, :9] for tensor in qkv)
+    some = torch.randn(3, 1, 4, 9, 16, generator=torch.Generator().manual_seed(5)).bfloat16()
+    found = []
+    for attend in (lambda *qkv: SmallAttention.apply(*qkv, 0.25), lambda *qkv: sdpa(*qkv, scale=0.25)):
+        output = attend(query, key, value)
+        found.append(torch.autograd.grad(output, (query, key, value), some, is_grads_batched=True, retain_graph=True))
+        inputs = (query, key, value)
+        found.append(
+            torch.func.vmap(lambda it, o=output, i=inputs: torch.autograd.grad(o, i, it, retain_graph=True))(some)
+        )
+    for others in found[1:]:
+        torch.testing.assert_close(found[0], others, rtol=0.02, atol=0.02)
+
+
+def test_not_within_the_transforms_of_torch_func(qkv, able):
     seen = []
 
     def total(query):
@@ -229,12 +290,27 @@ def test_gradient_checkpointing_comes_to_the_same_gradients(tiny_model, calls):
     assert all(map(torch.equal, plain, checkpointed))
 
 
-def test_seeing_does_not_change_the_logits(tiny_model, calls):
+def test_seeing_changes_neither_logits_nor_gradients(tiny_model, calls):
     model = tiny_model(attn_implementation="sdpa").train()
     pixels = torch.rand(3, 3, model.config.image_size, model.config.image_size)
-    logits, _ = loss_and_gradients(model, pixels)
+    logits, plain = loss_and_gradients(model, pixels)
     asked, _ = loss_and_gradients(model, pixels, output_qkv=True, output_attentions=True)
     with record(model):
-        recorded, _ = loss_and_gradients(model, pixels)
+        recorded, found = loss_and_gradients(model, pixels)
     assert torch.equal(logits, asked)
     assert torch.equal(logits, recorded)
+    assert all(map(torch.equal, found, plain))
+    assert len(calls) == 3 * model.config.num_hidden_layers
+
+
+def test_a_session_that_is_opened_before_the_backward_pass_does_not_disturb_checkpointing(tiny_model, calls):
+    model = tiny_model(attn_implementation="sdpa").train()
+    pixels = torch.rand(3, 3, model.config.image_size, model.config.image_size)
+    _, plain = loss_and_gradients(model, pixels)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(pixels, labels=torch.zeros(3, dtype=torch.long)).loss
+    with record(model):
+        loss.backward()
+    assert all(torch.equal(ours.grad, theirs) for ours, theirs in zip(model.parameters(), plain, strict=True))

@@ -110,6 +110,43 @@ def test_a_cache_without_links_or_sums_is_let_be(downloaded):
     QKViTModel.from_pretrained("me/model", **where)
 
 
+def test_files_in_the_cache_that_are_not_loaded_are_let_be(downloaded):
+    blob, where = downloaded
+    snapshot = next(blob.parent.parent.glob("snapshots/*"))
+    other = blob.with_name("2" * 64)
+    other.write_bytes(b"an optimiser, changed")
+    (snapshot / "optimizer.safetensors").symlink_to(other)
+    (snapshot / "model.fp16.safetensors").symlink_to(other)
+    QKViTModel.from_pretrained("me/model", **where)
+    (snapshot / "model.fp16.safetensors").unlink()
+    (snapshot / "model.fp16.safetensors").symlink_to(blob)
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to(other)
+    QKViTModel.from_pretrained("me/model", variant="fp16", **where)
+
+
+def test_a_changed_shard_in_the_cache_is_named(raises_sentence, tiny_model, tmp_path):
+    snapshot = tmp_path / "models--me--model" / "snapshots" / ("0" * 40)
+    tiny_model().save_pretrained(snapshot, max_shard_size="20KB")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    (snapshot.parents[1] / "blobs").mkdir()
+    for shard in snapshot.glob("model-*.safetensors"):
+        blob = shard.rename(snapshot.parents[1] / "blobs" / file_digest(shard))
+        shard.symlink_to(Path("..", "..", "blobs", blob.name))  # as the Hub's client does
+    where = {"cache_dir": tmp_path, "local_files_only": True}
+    QKViTForImageClassification.from_pretrained("me/model", **where)
+    change_a_weight(sorted(snapshot.glob("model-*.safetensors"))[1].resolve())
+    with raises_sentence(OSError, "not what the Hub has of me/model"):
+        QKViTForImageClassification.from_pretrained("me/model", **where)
+
+
+def test_a_store_behind_the_cache_may_have_names_of_its_own(downloaded, tmp_path):
+    blob, where = downloaded
+    blob.symlink_to(blob.rename(tmp_path / ("3" * 64)))
+    QKViTModel.from_pretrained("me/model", **where)
+
+
 def test_a_changed_shard_is_named(raises_sentence, tiny_model, tmp_path, load):
     tiny_model().save_pretrained(tmp_path, max_shard_size="20KB")
     shard = sorted(tmp_path.glob("model-*.safetensors"))[2]
