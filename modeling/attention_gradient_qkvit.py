@@ -1,6 +1,6 @@
 """The gradients of attention on a CPU in bfloat16, by matrix products: torch's kernel is slow where tokens are few.
 
-Up to 730 tokens, output and gradients together are 1.1 to 2.2 times as fast on processors that have instructions for
+Up to 730 tokens, output and gradients together are 1.04 to 2.2 times as fast on processors that have instructions for
 bfloat16 (docs/performance.md).
 """
 
