@@ -62,10 +62,10 @@ class SmallAttention(torch.autograd.Function):
     Example:
 
     ```python
-    >>> query = torch.ones(1, 2, 5, 8, dtype=torch.bfloat16, requires_grad=True)
-    >>> output = SmallAttention.apply(query, query, query, 8**-0.5)
+    >>> query = torch.ones(1, 2, 8, 4, dtype=torch.bfloat16, requires_grad=True)
+    >>> output = SmallAttention.apply(query, query, query, 4**-0.5)
     >>> output.shape, torch.autograd.grad(output.sum(), query)[0][0, 0, 0, 0]
-    (torch.Size([1, 2, 5, 8]), tensor(1., dtype=torch.bfloat16))
+    (torch.Size([1, 2, 8, 4]), tensor(1., dtype=torch.bfloat16))
 
     ```
     """
