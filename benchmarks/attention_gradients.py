@@ -14,8 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-import throughput
 import torch
+from machine import machine
+from throughput import quartiles
 
 from qkvit.modeling.attention_gradient_qkvit import SmallAttention
 
@@ -55,7 +56,7 @@ def measure(images: int, heads: int, tokens: int, budget: float) -> dict:
         "images": images,
         "heads": heads,
         "milliseconds": {name: 1000 * statistics.median(values) for name, values in times.items()},
-        "ratio": throughput.quartiles(ratios),
+        "ratio": quartiles(ratios),
         "rounds": len(ratios),
     }
 
@@ -82,7 +83,7 @@ def main() -> None:
     report: dict = {
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", *sys.argv]),
-        **throughput.machine("cpu"),
+        **machine(),
         "ratio": "torch's time / QKViT's, quartiles over rounds",
         "rows": [],
         "errors": {},

@@ -22,10 +22,6 @@ statistics ride on; "alone" is without it. Memory is the peak of what torch allo
 import argparse
 import datetime
 import json
-import math
-import os
-import platform
-import resource
 import subprocess
 import sys
 import time
@@ -37,6 +33,8 @@ from unittest import mock
 
 import torch
 import transformers
+from machine import machine
+from peak_memory import device_peak, exponent, peak_bytes, resident_bytes
 
 import qkvit
 from qkvit.analysis import (
@@ -256,47 +254,6 @@ def time_row(bench: Bench, rounds: int, free_memory: float, blockwise: bool = Fa
 # ---- memory
 
 
-def device_peak(step: Callable[[], None]) -> int:
-    """The most that torch holds on the GPU at once during a step, beyond what it held before."""
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def peak_bytes(step: Callable[[], object]) -> int:
-    """The most that torch holds on the CPU at once during a step, beyond what it held before."""
-    # There is one cycle: `acc_events` only keeps torch 2.11 from warning of more.
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
-        step()
-    assert profile.profiler is not None
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
-
-
-def resident_bytes() -> float:
-    """The most that this process has had in memory; Linux's `ru_maxrss` begins at that of the process before it."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def exponent(sizes: list[int], amounts: list[float]) -> float:
-    """The slope of log(amount) against log(size), least squares."""
-    x, y = [math.log(size) for size in sizes], [math.log(amount) for amount in amounts]
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
-
-
 def memory_of(name: str, grid: int) -> dict[str, float]:
     """Run in a process of its own: resident set and torch's peak, in MB."""
     bench = Bench(grid, "cpu")
@@ -361,22 +318,6 @@ def free_bytes(device: str = "cpu") -> float:
         return 0.0
 
 
-def machine(device: str) -> dict[str, Any]:
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads, {cpu_name()}"
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "qkvit": qkvit.__version__}
-    versions["transformers"] = transformers.__version__
-    is_compiled = library() is not None
-    return {"device": name, "load_average": os.getloadavg()[0], "versions": versions, "compiled kernels": is_compiled}
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -396,6 +337,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", *sys.argv]),
         **machine(args.device),
+        "compiled kernels": library() is not None,
         "model": f"{SIZE}/16, 12 layers, {args.dtype}",
         "ratios": "quartiles over rounds",
         "time": [],
@@ -417,7 +359,8 @@ def main() -> None:
         keep("time", time_row(bench, rounds, free_bytes(args.device), args.blockwise))
     if args.device == "cpu" and not args.no_memory:
         grids = sorted(set(args.grids))
-        keep("memory of one layer's statistics", linearity(grids))
+        if len(grids) > 1:
+            keep("memory of one layer's statistics", linearity(grids))
         for grid in grids:
             keep("memory", memory_row(grid, free_bytes()))
 

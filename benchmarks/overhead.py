@@ -19,6 +19,7 @@ from typing import Any
 import throughput
 import torch
 import transformers
+from machine import machine
 from torch import nn
 
 import qkvit
@@ -81,7 +82,7 @@ def main() -> None:
     report = {
         "date": datetime.date.today().isoformat(),
         "command": f"python benchmarks/overhead.py --rounds {args.rounds}",
-        **throughput.machine("cpu"),
+        **machine("cpu", *throughput.others()),
         "milliseconds": f"of processor time, median of {args.rounds}: {DEPTH} layers of width {WIDTH}, 5 tokens",
         "rows": rows,
     }

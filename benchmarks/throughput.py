@@ -14,8 +14,6 @@ against a large matrix product measured in the same run.
 import argparse
 import datetime
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -24,6 +22,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from machine import machine
 from torch import nn
 
 import qkvit
@@ -62,6 +61,11 @@ def make_timm(size: str, image_size: int, patch_size: int) -> nn.Module:
 
     name = f"vit_{size}_patch16_224"
     return timm.create_model(name, img_size=image_size, patch_size=patch_size, num_classes=NUM_LABELS)
+
+
+def others() -> list[str]:
+    """The libraries that are measured beside transformers."""
+    return ["timm"] if "timm" in makers_in_use else []
 
 
 def logits_of(output: object) -> torch.Tensor:
@@ -212,24 +216,6 @@ def measure(size: str, mode: str, batch: int, dtype: str, compiled: bool, args: 
 # ---- report
 
 
-def machine(device: str) -> dict:
-    """Where and with what it was measured."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "qkvit": qkvit.__version__}
-    versions["transformers"] = transformers.__version__
-    if "timm" in makers_in_use:
-        versions["timm"] = sys.modules["timm"].__version__
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads, {cpu_name()}"
-    return {"device": name, "load_average": os.getloadavg()[0], "versions": versions}
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def line_of(row: dict) -> str:
     """A row as one line of text."""
     what = f"{row['size'] + '/' + str(row['patch_size']):9} {row['mode']:9} {row['dtype']:8} batch {row['batch']:3}"
@@ -262,7 +248,7 @@ def main() -> None:
     report = {
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", *sys.argv]),
-        **machine(args.device),
+        **machine(args.device, *others()),
         "ratio": "peer's time / QKViT's time, quartiles over rounds: above 1, QKViT is faster",
         "rows": [],
     }

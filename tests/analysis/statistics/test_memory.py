@@ -17,7 +17,9 @@ BENCHMARK = Path(__file__).resolve().parents[3] / "benchmarks" / "attention_stat
 def benchmark():
     spec = importlib.util.spec_from_file_location("attention_statistics_benchmark", BENCHMARK)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARK.parent)  # it imports its neighbours
+        spec.loader.exec_module(module)
     return module
 
 
