@@ -1,5 +1,6 @@
 """Every kind of image file becomes the RGB picture that a viewer shows, or an error that names it."""
 
+import errno
 import io
 import zlib
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from qkvit.data import BadImageError, decode_image
+from qkvit.data import BadImageError, SourceUnreachableError, decode_image
 
 
 def encoded(image: Image.Image, kind: str = "png", **options) -> bytes:
@@ -167,3 +168,16 @@ def test_a_strip_that_resizing_would_blow_up_is_refused():
     decode_image(encoded(Image.new("RGB", (100, 1))))
     with pytest.raises(BadImageError, match="101 x 1 pixels"):
         decode_image(encoded(Image.new("RGB", (101, 1))))
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(errno.ETIMEDOUT, SourceUnreachableError), (errno.ESTALE, SourceUnreachableError), (errno.EACCES, BadImageError)],
+)
+def test_a_file_system_that_does_not_answer_is_no_bad_image(monkeypatch, raises_sentence, number, expected):
+    def fail(*args, **kwargs):
+        raise OSError(number, "no answer")
+
+    monkeypatch.setattr(Image, "open", fail)
+    with raises_sentence(expected, "far/a.png"):
+        decode_image("far/a.png")

@@ -1,5 +1,6 @@
 """WebDataset shards are read by index, like everything else."""
 
+import errno
 import json
 import pickle
 import tarfile
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qkvit.data import BadImageError, batches, open_images, shard_index
+from qkvit.data import BadImageError, SourceUnreachableError, batches, open_images, shard_index
 from qkvit.data.shard_index import expanded
 
 
@@ -164,3 +165,14 @@ def test_large_images_keep_their_limit(shard, tmp_path):
     Image.new("RGB", (50, 50)).save(content, "png")
     with pytest.raises(BadImageError, match="more than 100"):
         open_images(shard("a.tar", {"1.png": content.getvalue()}), max_pixels=100)[0]
+
+
+def test_a_shard_on_a_file_system_that_does_not_answer_is_no_bad_image(shard, png, monkeypatch, raises_sentence):
+    source = open_images(shard("a.tar", samples(png, [0, 1])))
+    for number, expected in ((errno.EHOSTUNREACH, SourceUnreachableError), (errno.EIO, BadImageError)):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "pathlib.Path.open", lambda *args, number=number: (_ for _ in ()).throw(OSError(number, "gone"))
+            )
+            with raises_sentence(expected, "gone"):
+                source[0]

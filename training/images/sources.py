@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ...data import BadImageError, open_images
+from ...data import BadImageError, SourceUnreachableError, open_images
 from ...data.folder_source import FolderSource
 from ...data.hub_names import look_for
 from ...data.label_sets import LabelSets
@@ -35,7 +35,7 @@ class Split(Protocol):
         ...
 
     def stored(self, index: int) -> bytes:
-        """As it is stored, to recognise it; nothing where it cannot be read."""
+        """As it is stored, to recognise it; nothing where it cannot be read, `TrainingRefusedError` in an outage."""
         ...
 
     def name(self, index: int) -> str:
@@ -97,6 +97,8 @@ class SourceSplit:
         try:
             file = self.source.encoded(int(self.indices[index])).file
             return file.read_bytes() if isinstance(file, Path) else file or b""
+        except SourceUnreachableError as error:  # taken for nothing, it would be other data when the run goes on
+            raise TrainingRefusedError(str(error)) from error
         except (OSError, BadImageError):
             return b""
 

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qkvit.data import BadImageError, SourceUnreachableError
+from qkvit.training.errors import TrainingRefusedError
 from qkvit.training.evaluation import evaluate
 from qkvit.training.images.bad_images import UnreachableImagesError, check_usable, usable
 from qkvit.training.images.batches import EpochBatches, EvaluationImages, TrainingImages
-from qkvit.training.images.sources import held_out_indices, open_splits
+from qkvit.training.images.sources import SourceSplit, held_out_indices, open_splits
 from qkvit.training.recipe import Augmentation, Data
 
 
@@ -106,6 +107,17 @@ def test_an_image_that_cannot_be_reached_stops_a_run_that_skips_bad_ones(raises_
     with raises_sentence(UnreachableImagesError, *words):
         usable([held[0], held[2]], held)
     assert held.bad == {}
+
+
+def test_data_that_cannot_be_reached_are_not_taken_for_others(raises_sentence):
+    class Unanswered:
+        labels = torch.zeros(3, dtype=torch.int64).numpy()
+
+        def encoded(self, index):
+            raise SourceUnreachableError(f"image {index} cannot be read now (no answer); try again")
+
+    with raises_sentence(TrainingRefusedError, "image 2 cannot be read now"):
+        SourceSplit(Unanswered()).stored(2)
 
 
 def test_held_out_images_are_the_same_share_of_each_class_and_never_change():
