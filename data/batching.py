@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ NO_LABEL = -100  # what torch's cross-entropy passes over
 
 @dataclass(frozen=True)
 class _Refused:
-    """The transform failed: a defect of the transform, or a picture that it was not made for."""
+    """What ends the batches: the transform failed, or the source does not answer."""
 
     message: str
 
@@ -220,18 +221,19 @@ class _Stream(IterableDataset[Any]):
         rank, world = plan.shard
         pending: list[Any] = []
         taken = 0
-        for index, stored in enumerate(source.all_encoded()):
-            if plan.images is not None and index >= plan.images:
-                break
-            if index % world != rank:
-                continue
-            taken += 1
-            if taken <= plan.first_batch * plan.batch_size:
-                continue
-            pending.append(_lenient_item(source, plan.transform, stored, index))
-            if taken % plan.batch_size == 0:
-                yield pending
-                pending = []
+        try:
+            for index, stored in enumerate(islice(source.all_encoded(), plan.images)):
+                if index % world != rank:
+                    continue
+                taken += 1
+                if taken <= plan.first_batch * plan.batch_size:
+                    continue
+                pending.append(_lenient_item(source, plan.transform, stored, index))
+                if taken % plan.batch_size == 0:
+                    yield pending
+                    pending = []
+        except SourceUnreachableError as error:
+            pending.append(_Refused(str(error)))
         if pending:
             yield pending
 

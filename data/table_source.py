@@ -8,6 +8,7 @@ For Parquet files it writes such a copy into its cache at the first opening; `st
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from ..configuration.hub_errors import hub_sentences
 from .columns import Columns, find_columns
-from .decoding import BadImage, BadImageError
+from .decoding import BadImage, BadImageError, SourceUnreachableError
 from .image_source import Encoded, ImageSource, Sample
 from .parquet_source import open_rows
 from .splits import by_split, choose_split
@@ -101,9 +102,21 @@ class StreamingSource(ImageSource):
         raise TypeError(f"{self.name} is read as a stream and has no index; iterate over it, or pass streaming=False")
 
     def all_encoded(self) -> Iterator[Encoded]:
-        """The images as they are stored, in their order."""
-        for index, row in enumerate(self._table):
-            yield self._columns.encoded(row, f"{self.name}[{index}]")
+        """The images as they are stored, in their order.
+
+        Raises:
+            SourceUnreachableError: the stream breaks off. Nothing behind that place can be had.
+        """
+        rows = iter(self._table)
+        for index in count():
+            name = f"{self.name}[{index}]"
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:  # of datasets, pyarrow, and each file system
+                raise SourceUnreachableError.at(name, error) from error
+            yield self._columns.encoded(row, name)
 
     def __iter__(self) -> Iterator[Sample]:
         for index, stored in enumerate(self.all_encoded()):

@@ -1,12 +1,25 @@
 """Every image is in exactly one batch, whatever the batch size, the workers and the processes."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from qkvit.data import BadImageError, ImageDataset, batches, open_images
+from qkvit.data import BadImageError, ImageDataset, SourceUnreachableError, batches, open_images
+
+
+class _BreaksOff:
+    """The first three rows of a table."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def __iter__(self):
+        yield from itertools.islice(self.table, 3)
+        raise RuntimeError("the server went away")  # each library has a kind of its own
 
 
 def seen(plan):
@@ -92,6 +105,21 @@ def test_a_stream_of_rows_in_batches_and_shares(row_stream, parquet, png, transf
     assert shares == [[0, 2, 4, 6], [1, 3, 5]]
     assert seen(batches(source, transform, 2, workers, images=5)) == [0, 1, 2, 3, 4]
     assert seen(batches(source, transform, 2, workers).starting_at(2)) == [4, 5, 6]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_that_breaks_off_ends_in_one_sentence(
+    row_stream, parquet, png, transform, workers, raises_sentence, monkeypatch
+):
+    source = row_stream(parquet("a.parquet", [png(i) for i in range(7)], [0] * 7), on_bad_image="skip")
+    monkeypatch.setattr(source, "_table", _BreaksOff(source._table))
+    words = ("a.parquet[3]", "the server went away", "try again")
+    with raises_sentence(ValueError, *words):
+        seen(batches(source, transform, 2, workers))
+    with raises_sentence(SourceUnreachableError, *words):
+        list(source)
+    assert source.bad_images == []
+    assert seen(batches(source, transform, 2, workers, images=3)) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("backend", ["pil", "torchvision"])
