@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Subset
 
 from .images.bad_images import Unusable, usable
 from .multi_label import MultiLabelScores
+from .watching.stops import outlast_a_request
 
 
 def metric_names(classes: int, *, multi_label: bool) -> list[str]:
@@ -54,7 +55,9 @@ def evaluate(
     was_training = model.training
     model.eval()
     own = Subset(images, range(rank, len(images), world))
-    loader: DataLoader[Any] = DataLoader(own, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
+    loader: DataLoader[Any] = DataLoader(
+        own, batch_size=batch_size, num_workers=num_workers, collate_fn=list, worker_init_fn=outlast_a_request
+    )
     sums = torch.zeros(4, dtype=torch.float64)  # loss, right, right among five, images
     num_labels = 0
     several = getattr(model.config, "problem_type", None) == "multi_label_classification"

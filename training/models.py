@@ -13,8 +13,10 @@ from ..data.hub_names import look_for
 from ..modeling import QKViTForImageClassification
 from .errors import TrainingRefusedError
 from .recipe import Data, Recipe
+from .recipe_types import unknown
 
 _SEVERAL = "multi_label_classification"
+LOSS_FIELDS = ("problem_type", "classification_loss", "label_smoothing")  # of a configuration: ours to follow
 
 
 def check_start(recipe: Recipe) -> None:
@@ -61,15 +63,32 @@ def build_model(recipe: Recipe, class_names: list[str], *, multi_label: bool = F
         reason = " ".join(str(error).split())
         raise TrainingRefusedError(f"the model cannot be made: {reason.rstrip('.')}") from error
     if recipe.model.stochastic_depth == "uniform":
-        module: Any
-        config: Any = model.config
-        for module in model.modules():
-            if hasattr(module, "drop_path_rate"):
-                module.drop_path_rate = config.drop_path_rate
+        _drop_uniformly(model)
     return model
 
 
+def _drop_uniformly(model: nn.Module) -> None:
+    config: Any = model.config
+    dropping: list[Any] = [module for module in model.modules() if hasattr(module, "drop_path_rate")]
+    if not dropping:
+        raise TrainingRefusedError(
+            f"model.stochastic_depth='uniform' is for qkvit, and this model is {config.model_type!r}; leave it out"
+        )
+    for module in dropping:
+        module.drop_path_rate = config.drop_path_rate
+
+
+def _check_fields(config: Any, fields: dict[str, Any]) -> None:
+    """Refuse what a configuration of transformers does not know: it would keep it, and nothing would follow it."""
+    known = {*config.to_dict(), *config.attribute_map, *LOSS_FIELDS}
+    for name in fields:
+        if name not in known:
+            raise unknown(name, known, "model.config")
+
+
 def _new(recipe: Recipe, fields: dict[str, Any], labels: dict[str, Any]) -> nn.Module:
+    if recipe.model.type != "qkvit":
+        _check_fields(AutoConfig.for_model(recipe.model.type), fields)
     size = recipe.data.image_size
     if size is not None:
         fields = {"image_size": size, **fields}
@@ -90,9 +109,26 @@ def _started(recipe: Recipe, fields: dict[str, Any], labels: dict[str, Any]) -> 
         config = AutoConfig.from_pretrained(start)
         if recipe.model.type == "qkvit" and config.model_type != "qkvit":
             return _converted(start, fields, labels)
-        return AutoModelForImageClassification.from_pretrained(
-            start, **fields, **labels, ignore_mismatched_sizes=True, dtype="float32"
+        if recipe.model.type != config.model_type:
+            raise TrainingRefusedError(
+                f"model.type={recipe.model.type!r}, and the weights of {start} are of {config.model_type!r}; write that"
+            )
+        if config.model_type == "qkvit":
+            of_loss: dict[str, Any] = {}
+        else:
+            _check_fields(config, fields)
+            of_loss = {name: value for name, value in fields.items() if name in LOSS_FIELDS}
+            fields = {name: value for name, value in fields.items() if name not in LOSS_FIELDS}
+        model, found = AutoModelForImageClassification.from_pretrained(
+            start, **fields, **labels, ignore_mismatched_sizes=True, dtype="float32", output_loading_info=True
         )
+    for name, value in of_loss.items():
+        setattr(model.config, name, value)
+    # A head of other classes is new; nothing else may be.
+    odd = sorted(str(key[0]) for key in found["mismatched_keys"] if str(key[0]).startswith(model.base_model_prefix))
+    if odd:
+        raise TrainingRefusedError(f"model.config does not fit the weights of {start}: {', '.join(odd[:5])}; change it")
+    return model
 
 
 def _converted(start: str, fields: dict[str, Any], labels: dict[str, Any]) -> nn.Module:

@@ -3,6 +3,7 @@
 A recipe is YAML over the dataclasses below. All of it is checked before anything starts.
 """
 
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -29,6 +30,15 @@ _ELSEWHERE = {
     "hub_strategy": "push_to_hub, which uploads the finished model",
     "hub_always_push": "push_to_hub, which uploads the finished model",
     "hub_token": "the variable HF_TOKEN: a recipe is kept, and uploaded, with the model",
+    "save_only_model": "nothing: --resume goes on with the optimizer that a checkpoint holds",
+    "ignore_data_skip": "nothing: --resume goes on with the images that follow",
+    "enable_jit_checkpoint": "nothing: SIGTERM finishes the step and saves it",
+    "dataloader_drop_last": "nothing: images that fill no global batch are left out of an epoch, others in each",
+    "dataloader_in_order": "nothing: batches are in order",
+    "dataloader_multiprocessing_context": "dataloader_num_workers",
+    "train_sampling_strategy": "nothing: an epoch is shuffled by the seed",
+    "bf16_full_eval": "bf16, which evaluation follows",
+    "fp16_full_eval": "fp16, which evaluation follows",
     "auto_find_batch_size": "optimisation.find_batch_size, which leaves the global batch as it is",
 }
 
@@ -251,11 +261,41 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The text of a recipe file that says the same."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
     def check(self) -> None:
         """Refuse values that are out of range or do not go together."""
         check(self)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as the number that it is: in YAML 1.1, which PyYAML follows, it is text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `_Loader` would take for a number."""
+
+
+for _each in (_Loader, _Dumper):
+    _each.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+\Z"),
+        list("-+.0123456789"),
+    )
+
+
+def from_yaml(text: str) -> Any:
+    """What the text says; `yaml.YAMLError` where it is no YAML.
+
+    Example:
+
+    ```python
+    >>> from_yaml("{min_lr: 1e-5, name: 1x}")
+    {'min_lr': 1e-05, 'name': '1x'}
+
+    ```
+    """
+    return yaml.load(text, _Loader)  # a safe loader
 
 
 def read_yaml(recipe: str | Path) -> tuple[dict[str, Any], str]:
@@ -268,7 +308,7 @@ def read_yaml(recipe: str | Path) -> tuple[dict[str, Any], str]:
         names = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
         raise TrainingRefusedError(f"there is no recipe {recipe}; pass a YAML file, or one of {names}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = from_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise TrainingRefusedError(f"{path} cannot be read as YAML: {reason.rstrip('.')}") from error
@@ -306,7 +346,7 @@ def _with_setting(recipe: Recipe, setting: str) -> Recipe:
     if not equals or not key:
         raise TrainingRefusedError(f"--set {setting} is not of the form key=value; write --set learning_rate=1e-3, say")
     try:
-        value = yaml.safe_load(text) if text.strip() else ""
+        value = from_yaml(text) if text.strip() else ""
     except yaml.YAMLError as error:
         raise TrainingRefusedError(f"--set {setting} has no readable value; put text into quotation marks") from error
     values: dict[str, Any] = recipe.to_dict()
@@ -314,17 +354,9 @@ def _with_setting(recipe: Recipe, setting: str) -> Recipe:
     inner = values
     for section in sections:
         inner = inner[section]
-    inner[name] = _number_or(value) if sections == ["model", "config"] else value
+    inner[name] = value
     made = build(Recipe, values, "")
     return replace(made, arguments=fit_arguments(made.arguments))
-
-
-def _number_or(value: Any) -> Any:
-    """Text such as 1e-3, which YAML leaves as text, as a number: a configuration does not convert it."""
-    try:
-        return float(value) if isinstance(value, str) and any(sign.isdigit() for sign in value) else value
-    except ValueError:
-        return value
 
 
 def _places() -> dict[str, list[str]]:
@@ -349,6 +381,14 @@ def _places() -> dict[str, list[str]]:
         if not name.startswith("_") and name != "model_type" and name not in places:
             places[name] = [f"model.config.{name}"]
     return places
+
+
+def is_key(key: str) -> bool:
+    """Whether a recipe has a field of that name, bare or dotted."""
+    try:
+        return bool(_place_of(key))
+    except TrainingRefusedError:
+        return key in _places()  # may mean several
 
 
 def _place_of(key: str) -> list[str]:

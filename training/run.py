@@ -17,17 +17,19 @@ from transformers import PrinterCallback, ProgressCallback, TrainerState, Traini
 from ..modeling.checksums_qkvit import SUMS
 from .augmentation.pipeline import Augmenter
 from .checkpoints import ASIDE, checkpoints, step_of
+from .cost import forward_flops
 from .disk_errors import check_space
 from .errors import TrainingRefusedError, TrainingStoppedError, TrainingTerminatedError
 from .images.bad_images import gathered, read_list
 from .images.batches import EvaluationImages, TrainingImages
 from .images.progressive import ProgressiveCost, with_progression
-from .images.sources import Splits, open_splits
+from .images.sources import Splits, is_distant, open_splits
 from .models import build_model, build_processor, check_start, image_size
 from .optimisation.batch_size import find_batch_size, out_of_memory
 from .optimisation.distillation import Teacher, open_teacher
 from .optimisation.optimizers import optimizer_class
 from .optimisation.parameter_groups import set_trainable
+from .optimisation.schedule import check_schedule
 from .plan import Plan, make_plan
 from .processes.sharded_trainer import said_of_sharing
 from .processes.world import as_launched, check_world, device_arguments
@@ -107,16 +109,7 @@ class Run:
 
     def dry_run(self) -> dict[str, Any]:
         """Print and return the plan; nothing is written, and the data need not be there."""
-        data = self.recipe.data
-        try:
-            splits = open_splits(data)
-            images, names, several = len(splits.train), splits.class_names, splits.multi_label
-        except TrainingRefusedError as error:
-            if data.known_images is None or data.known_classes is None:
-                raise
-            images, names = data.known_images, [str(index) for index in range(data.known_classes)]
-            several = self.recipe.model.config.get("problem_type") == "multi_label_classification"
-            self._say(f"{error}. Planned with what the recipe says of it.")
+        images, names, several = self._planned_data()
         with quiet_libraries():
             start = None if self._is_new() else self.recipe.model.start
             planned = dataclasses.replace(self.recipe, model=dataclasses.replace(self.recipe.model, start=start))
@@ -130,11 +123,33 @@ class Run:
             self._say(f"This recipe is for {asked} processes; {real} would be running.")
         return dataclasses.asdict(plan)
 
+    def _planned_data(self) -> tuple[int, list[str], bool]:
+        """How many images, the classes, and whether an image may have several, without fetching a data set."""
+        data = self.recipe.data
+        distant = is_distant(data.source)
+        known: tuple[int, list[str], bool] | None = None
+        if data.known_images is not None and data.known_classes is not None:
+            several = self.recipe.model.config.get("problem_type") == "multi_label_classification"
+            known = data.known_images, [str(index) for index in range(data.known_classes)], several
+        if distant and known is not None:
+            self._say(f"{data.source} is not fetched for a plan. Planned with what the recipe says of it.")
+            return known
+        try:
+            splits = open_splits(dataclasses.replace(data, streaming=True) if distant else data)
+        except TrainingRefusedError as error:
+            if known is None:
+                raise
+            self._say(f"{error}. Planned with what the recipe says of it.")
+            return known
+        return len(splits.train), splits.class_names, splits.multi_label
+
     def _is_new(self) -> bool:
         return self.recipe.model.start is None or self.recipe.model.size is not None
 
     def _plan(self, model: nn.Module, images: int, classes: int, several: bool) -> Plan:
+        self._check_size(model)
         plan = make_plan(self.recipe, self.args, model, image_size(self.recipe.data, model.config), images, classes)
+        check_schedule(self.args, self.recipe.optimisation, plan.steps, plan.steps_per_epoch)
         plan = with_progression(plan, self.recipe.data.progressive, model)
         self._say("\n".join([f"{self.recipe.name}:", *(f"  {line}" for line in plan.lines())]))
         if plan.steps_per_epoch < 1:
@@ -209,6 +224,7 @@ class Run:
         set_seed(self.args.seed)
         model = build_model(self.recipe, splits.class_names, multi_label=splits.multi_label)
         self._check_dropout(model)
+        self._check_size(model)
         set_trainable(model, self.recipe.optimisation.trainable)
         optimizer_class(model, self.recipe.optimisation, self.args)  # refuses what is not there
         return model, build_processor(self.recipe.data, model, self.recipe.model.start)
@@ -219,6 +235,16 @@ class Run:
         find_batch_size(self.recipe, self.args, model, size, teacher=teacher, before=before)
         batch, steps = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
         self._say(f"Micro-batches of {batch} fit; {steps} of them are accumulated.")
+
+    def _check_size(self, model: nn.Module) -> None:
+        height, width = image_size(self.recipe.data, model.config)
+        try:
+            forward_flops(model, (height, width))
+        except ValueError as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise TrainingRefusedError(
+                f"the model does not take images of {height} x {width} pixels: {reason}; change data.image_size"
+            ) from error
 
     def _check_dropout(self, model: nn.Module) -> None:
         if not self.recipe.optimisation.dropout_by_image:

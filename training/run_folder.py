@@ -18,7 +18,8 @@ import yaml
 
 from .checkpoints import ASIDE, checkpoints, newest_whole, publish_sealed
 from .errors import TrainingRefusedError
-from .recipe import Recipe
+from .recipe import Recipe, from_yaml, is_key
+from .recipe_types import nearest
 
 RECIPE, RECORD, METRICS = "recipe.yaml", "run.json", "metrics.json"
 _RUNNING = ".running"  # locked by the run that works in a folder
@@ -131,7 +132,7 @@ def read_metrics(output: Path) -> dict[str, Any] | None:
 def changes_since(output: Path, recipe: Recipe, data: dict[str, Any], world: int) -> dict[str, tuple[Any, Any]]:
     """What has changed since the run began: a field of the recipe, "data (...)" or "processes", before and now."""
     try:
-        before = yaml.safe_load((output / RECIPE).read_text(encoding="utf-8"))
+        before = from_yaml((output / RECIPE).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise TrainingRefusedError(f"{output} holds no {RECIPE} to go on with; leave --resume out") from error
     changes = {}
@@ -159,6 +160,9 @@ def check_changes(changes: dict[str, tuple[Any, Any]], allowed: tuple[str, ...])
     Args:
         allowed: Names of fields (bare or dotted), "data" and "processes".
     """
+    for name in allowed:
+        if name not in ("data", "processes") and name not in changes and not is_key(name):
+            raise TrainingRefusedError(f"--allow {name} is no field of a recipe{nearest(name, changes)}; leave it out")
     for name, (was, now) in changes.items():
         bare = name.rpartition(".")[2]
         names = {name, bare, name.partition(" (")[0]}

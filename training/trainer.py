@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainingArguments, get_scheduler
+from transformers import TrainerCallback, TrainingArguments
 
 from ..modeling.losses_qkvit import classification_loss
 from .augmentation.counter_random import Purpose, seed_of
@@ -25,7 +25,7 @@ from .images.batches import EpochBatches, EvaluationImages, TrainingImages, as_i
 from .optimisation.distillation import Teacher
 from .optimisation.dropout_by_image import DropoutByImage
 from .optimisation.optimizers import make_optimizer
-from .optimisation.schedule import schedule_steps
+from .optimisation.schedule import make_schedule
 from .optimisation.weight_average import WeightAverage
 from .processes.sharded import load_whole_state_dict, unsharded_class
 from .processes.sharded_trainer import ShardedTrainer
@@ -33,7 +33,7 @@ from .recipe import Optimisation
 from .watching.attention_health import AttentionHealth
 from .watching.best import EarlyStopping, best_checkpoints
 from .watching.meter import Meter
-from .watching.stops import first_not_finite
+from .watching.stops import first_not_finite, outlast_a_request
 
 _NAMED = 4  # images of a batch that are called by their names in a sentence
 
@@ -88,6 +88,7 @@ class RecipeTrainer(ShardedTrainer):
             order=getattr(train_images.split, "order", None),
         )
         self.bad_images = validation_images.bad
+        self.checkpoints_kept = args.save_total_limit
         self._folder: str | None = None
         self._micro_batch = (-1, 0)  # step, number in it
         super().__init__(
@@ -99,6 +100,8 @@ class RecipeTrainer(ShardedTrainer):
             processing_class=processor,
             callbacks=[_Epochs(self), self.meter, self.health, BadImageList(self.bad_images), *(callbacks or [])],
         )
+        # `compute_loss` gives the mean of a micro-batch, of whatever model: Trainer has to divide by their number.
+        self.model_accepts_loss_kwargs = False
         self.teacher: Teacher | None = None
         self.early_stopping = EarlyStopping(optimisation)
         self.add_callback(self.early_stopping)
@@ -106,6 +109,14 @@ class RecipeTrainer(ShardedTrainer):
         if optimisation.average_decay is not None:
             self.average = WeightAverage(model, optimisation.average_decay)
             self.add_callback(self.average)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, which after the training would remove the newest checkpoint where one alone is kept."""
+        self.checkpoints_kept, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = self.checkpoints_kept
 
     # ---- data
 
@@ -120,6 +131,7 @@ class RecipeTrainer(ShardedTrainer):
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+            worker_init_fn=outlast_a_request,
         )
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -203,14 +215,9 @@ class RecipeTrainer(ShardedTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """transformers' schedules, with warm-up and cool-down also in epochs."""
         if self.lr_scheduler is None:
-            warmup, options = schedule_steps(self.args, self.optimisation, num_training_steps, self.batches.steps)
             scheduled: Any = self.optimizer if optimizer is None else optimizer
-            self.lr_scheduler = get_scheduler(
-                self.args.lr_scheduler_type,
-                optimizer=scheduled,
-                num_warmup_steps=warmup,
-                num_training_steps=num_training_steps,
-                scheduler_specific_kwargs=options,
+            self.lr_scheduler = make_schedule(
+                scheduled, self.args, self.optimisation, num_training_steps, self.batches.steps
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -284,7 +291,7 @@ class RecipeTrainer(ShardedTrainer):
 
     def _remove_old(self, output: Path) -> None:
         keep = best_checkpoints(output, self.state.log_history, self.optimisation.keep_best, self.args)
-        prune(output, self.args.save_total_limit, keep, self.best_checkpoint)
+        prune(output, self.checkpoints_kept, keep, self.best_checkpoint)
 
     def _save_rng_state(self, output_dir: str) -> None:
         pass  # each step seeds itself
@@ -295,18 +302,20 @@ class RecipeTrainer(ShardedTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the weights, and check that they are those that were saved, to the bit."""
         folder = Path(resume_from_checkpoint)
-        facts = sealed_facts(folder)
-        if facts is None:
+        self._load_checked(folder)
+        if self.average is not None:
+            self.average.load(folder)
+
+    def _load_best_model(self) -> None:
+        self._load_checked(Path(str(self.best_checkpoint)))
+
+    def _load_checked(self, folder: Path) -> None:
+        if sealed_facts(folder) is None:
             raise TrainingRefusedError(
                 f"{folder} is not whole: a file is missing or damaged; remove it and resume again"
             )
         load_weights(self.bare_model, folder)
         self._check_weights(folder)
-        if self.average is not None:
-            self.average.load(folder)
-
-    def _load_best_model(self) -> None:
-        load_weights(self.bare_model, Path(str(self.best_checkpoint)))
 
     @property
     def best_checkpoint(self) -> Path | None:

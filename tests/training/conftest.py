@@ -105,6 +105,13 @@ def busy() -> dict[str, Any]:
     return copy.deepcopy(BUSY)
 
 
+@pytest.fixture(scope="session")
+def tiny_vit() -> dict[str, Any]:
+    """The section `model` of a recipe: transformers' own ViT of the tiny recipe's sizes."""
+    config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return {"type": "vit", "config": config | {"image_size": 8, "patch_size": 2}}
+
+
 @pytest.fixture
 def in_a_child(run_in_processes) -> Callable[..., int]:
     """`in_a_child(function)`: the exit status of a process that runs it, or minus its signal."""

@@ -1,6 +1,7 @@
 """A checkpoint is never lost while another one takes its place."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -69,29 +70,50 @@ def test_what_was_not_sealed_is_removed(tmp_path):
     assert not (tmp_path / ASIDE).exists()
 
 
-def test_a_step_that_is_saved_twice_has_one_checkpoint(tiny, tmp_path):
+@pytest.fixture
+def stopped_after(tiny, tmp_path, monkeypatch):
+    """`stopped_after(step)`: the steps that were saved by a run of epochs of 12 steps, and how it was evaluated."""
+
+    def run(step):
+        saved, measured = [], []
+        save, seed, measure = RecipeTrainer._save_checkpoint, RecipeTrainer._seed_step, RecipeTrainer.evaluate
+
+        def noted(self, *arguments):
+            saved.append(self.state.global_step)
+            return save(self, *arguments)
+
+        def asked(self):
+            if self.state.global_step == step - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return seed(self)
+
+        def evaluated(self, *arguments, **settings):
+            measured.append(self.state.global_step)
+            return measure(self, *arguments, **settings)
+
+        arguments = {"max_steps": -1, "num_train_epochs": 3, "save_strategy": "epoch", "eval_strategy": "epoch"}
+        with monkeypatch.context() as patch:
+            patch.setattr(RecipeTrainer, "_save_checkpoint", noted)
+            patch.setattr(RecipeTrainer, "_seed_step", asked)
+            patch.setattr(RecipeTrainer, "evaluate", evaluated)
+            with pytest.raises(TrainingTerminatedError):
+                train(tiny({"arguments": {"output_dir": str(tmp_path / "run"), **arguments}}))
+        return saved, measured
+
+    return run
+
+
+def test_a_step_that_is_saved_twice_has_one_checkpoint(stopped_after, tmp_path):
     """Evaluated and saved at the end of an epoch whose last step a request saves."""
-    folder, saved = tmp_path / "run", []
-    save = RecipeTrainer._save_checkpoint
+    saved, measured = stopped_after(12)
+    assert (saved, measured) == ([12, 12], [12])
+    assert [step_of(each) for each in checkpoints(tmp_path / "run")] == [12]
+    assert not (tmp_path / "run" / ASIDE).exists()
 
-    def noted(self, *arguments):
-        saved.append(self.state.global_step)
-        return save(self, *arguments)
 
-    seeded = RecipeTrainer._seed_step
-
-    def asked(self):
-        if self.state.global_step == 8:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return seeded(self)
-
-    arguments = {"output_dir": str(folder), "max_steps": -1, "num_train_epochs": 3, "save_strategy": "epoch"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RecipeTrainer, "_save_checkpoint", noted)
-        patch.setattr(RecipeTrainer, "_seed_step", asked)
-        with pytest.raises(TrainingTerminatedError):
-            train(tiny({"arguments": arguments}))
-    assert len(saved) == 2
-    assert len(set(saved)) == 1
-    assert [step_of(each) for each in checkpoints(folder)] == saved[:1]
-    assert not (folder / ASIDE).exists()
+def test_a_request_within_an_epoch_brings_no_evaluation(stopped_after, tmp_path):
+    """The run that is not stopped has none there; early stopping and the best checkpoints follow from evaluations."""
+    saved, measured = stopped_after(9)
+    assert (saved, measured) == ([9], [])
+    state = json.loads((tmp_path / "run" / "checkpoint-9" / "trainer_state.json").read_text())
+    assert not [entry for entry in state["log_history"] if "eval_loss" in entry]

@@ -3,12 +3,11 @@
 import contextlib
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qkvit.training import Recipe, TrainingRefusedError
-from qkvit.training.recipe import SHIPPED
+from qkvit.training.recipe import SHIPPED, from_yaml
 from qkvit.training.recipe_types import ELSEWHERE
 
 
@@ -20,7 +19,7 @@ def load(values, *settings):
 def test_shipped_recipes_are_whole_and_come_back(name):
     recipe = Recipe.load(name)
     assert recipe.name == name
-    assert Recipe.load(yaml.safe_load(recipe.to_yaml())) == recipe
+    assert Recipe.load(from_yaml(recipe.to_yaml())) == recipe
 
 
 @pytest.mark.parametrize(
@@ -133,3 +132,25 @@ def test_whatever_is_in_the_file_nothing_but_a_sentence_comes_out(values):
 def test_a_name_from_another_program_is_answered_with_ours(name):
     with pytest.raises(TrainingRefusedError, match=f"{name} is not known; did you mean {ELSEWHERE[name]}[?]"):
         Recipe.load("digits", [f"{name}=1"])
+
+
+def test_numbers_with_an_exponent_are_numbers_wherever_they_stand(tmp_path):
+    """YAML 1.1, which PyYAML follows, reads 1e-5 as text."""
+    path = tmp_path / "my.yaml"
+    path.write_text(
+        "model: {config: {initializer_range: 1e-3}}\n"
+        "arguments: {lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: {min_lr: 2E-5}}\n"
+    )
+    recipe = Recipe.load(path)
+    assert recipe.model.config["initializer_range"] == 1e-3
+    assert recipe.arguments["lr_scheduler_kwargs"] == {"min_lr": 2e-5}
+    named = Recipe.load({"name": "1e5"})
+    assert from_yaml(named.to_yaml())["name"] == "1e5"
+
+
+@pytest.mark.parametrize(
+    "setting", ["save_only_model=true", "ignore_data_skip=true", "enable_jit_checkpoint=true", "bf16_full_eval=true"]
+)
+def test_arguments_that_would_break_resuming_or_do_nothing_are_refused(setting):
+    with pytest.raises(TrainingRefusedError, match="is not for recipes; use"):
+        Recipe.load("digits", [setting])

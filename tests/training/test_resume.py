@@ -83,6 +83,33 @@ def test_sigterm_saves_and_leaves(recipe, in_a_child, weights, tmp_path):
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_sigterm_to_the_workers_too_saves_and_leaves(recipe, in_a_child, weights, tmp_path):
+    """torchrun and schedulers of clusters send it to all processes of a run."""
+    loading = {"arguments": {"dataloader_num_workers": 2, "eval_strategy": "steps", "eval_steps": 3}}
+
+    def first():
+        os.setsid()
+        measure, asked = trainer.evaluate, []
+
+        def evaluate(*arguments, **settings):  # after step 3
+            if not asked:
+                os.killpg(0, signal.SIGTERM)
+            asked.append(True)
+            return measure(*arguments, **settings)
+
+        trainer.evaluate = evaluate
+        try:
+            train(recipe("stopped", loading))
+        except RuntimeError as error:
+            raise SystemExit(getattr(error, "code", 1)) from error
+
+    assert in_a_child(first) == 143
+    assert in_a_child(lambda: train(recipe("stopped", loading), resume=True)) == 0
+    assert in_a_child(lambda: train(recipe("whole", loading))) == 0
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.filterwarnings("ignore")
 def test_ctrl_c_saves_and_leaves_and_twice_leaves_at_once(recipe, in_a_child, weights, tmp_path, capfd, workers):
@@ -276,14 +303,12 @@ def test_resuming_where_nothing_is_starts_and_says_so(tiny, tmp_path, capsys):
     assert f"There is nothing to go on with in {tmp_path / 'new'}" in capsys.readouterr().out
 
 
-def test_the_weights_of_another_family_are_loaded_whole(tiny, tmp_path, weights):
+def test_the_weights_of_another_family_are_loaded_whole(tiny, tiny_vit, tmp_path, weights):
     """transformers' own ViT: its Trainer leaves the encoder unloaded."""
-    config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    vit = {"type": "vit", "config": config | {"image_size": 8, "patch_size": 2}}
 
     def recipe(folder):
         made = tiny({"arguments": {"output_dir": str(tmp_path / folder)}})
-        return made | {"model": vit}
+        return made | {"model": tiny_vit}
 
     train(recipe("whole"))
     train(recipe("run"))
@@ -292,3 +317,12 @@ def test_the_weights_of_another_family_are_loaded_whole(tiny, tmp_path, weights)
     torch.manual_seed(99)
     train(recipe("run"), resume=True)
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_a_name_that_is_allowed_has_to_be_one(tiny, tmp_path, raises_sentence):
+    recipe = tiny({"arguments": {"output_dir": str(tmp_path / "run"), "max_steps": 2}})
+    train(recipe)
+    (tmp_path / "run" / "metrics.json").unlink()
+    with raises_sentence(TrainingRefusedError, "--allow max_stepps", "leave it out"):
+        train(recipe, resume=True, allow=["max_stepps"])
+    train(recipe, resume=True, allow=["max_steps", "data", "learning_rate"])  # nothing of that has changed

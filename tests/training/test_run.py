@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from qkvit.training import Recipe, TrainingRefusedError, TrainingStoppedError, train
+from qkvit.training import run as runs
 from qkvit.training.command import main
 from qkvit.training.cost import activation_bytes, forward_flops
 from qkvit.training.processes.world import check_world
@@ -85,6 +86,24 @@ def test_a_dry_run_needs_no_data(capsys):
     assert "Planned with what the recipe says" in capsys.readouterr().out
 
 
+def test_a_dry_run_fetches_no_data(monkeypatch, capsys):
+    """Of what is on the Hub, a plan needs two numbers that a recipe may say."""
+    monkeypatch.setattr(runs, "open_splits", lambda data: pytest.fail("the data were opened"))
+    plan = train("vit-s16-in1k-90ep", dry_run=True)
+    assert (plan["images"], plan["classes"]) == (1268355, 1000)
+    assert "ILSVRC/imagenet-1k is not fetched for a plan" in capsys.readouterr().out
+
+
+def test_a_dry_run_reads_tables_on_the_hub_in_place(tiny, monkeypatch):
+    def opened(data):
+        assert data.streaming
+        raise TrainingRefusedError("there is no network")
+
+    monkeypatch.setattr(runs, "open_splits", opened)
+    with pytest.raises(TrainingRefusedError, match="no network"):
+        train(tiny({"data": {"source": "nobody/nothing", "images": None}}), dry_run=True)
+
+
 def test_activations_grow_with_depth(tiny_model):
     shallow, deep = (tiny_model(num_hidden_layers=depth) for depth in (2, 4))
     size = (16, 16)
@@ -101,6 +120,8 @@ def test_activations_grow_with_depth(tiny_model):
         (["model.config.hiden_size=16"], ["hiden_size"]),
         (["data.source=no/such folder"], ["no/such folder"]),
         (["trainable=only nothing"], ["nothing"]),
+        (["data.image_size=9"], ["9 x 9 pixels", "data.image_size"]),
+        (["lr_scheduler_kwargs={min_lrr: 1e-5}", "lr_scheduler_type=cosine_with_min_lr"], ["cosine_with_min_lr"]),
         (["bf16=true", "fp16=true"], ["TrainingArguments"]),
         (["model.start=/no/such/model"], ["/no/such/model"]),
         (["dropout_by_image=true", "attention_probs_dropout_prob=0.1"], ["attention_probs_dropout_prob"]),

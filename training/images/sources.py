@@ -167,6 +167,14 @@ def open_splits(data: Data) -> Splits:
     return splits
 
 
+def is_distant(source: str) -> bool:
+    """Whether images would have to be fetched: they are on the Hub, or at an address."""
+    try:
+        return source not in BUILT_IN and ("://" in source or kind_of(source) == "hub")
+    except ValueError:
+        return False  # there is nothing of that name
+
+
 def _built_in(data: Data) -> Splits:
     try:
         if data.source == "mnist5k":

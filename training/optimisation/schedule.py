@@ -3,10 +3,43 @@
 import json
 from typing import Any
 
-from transformers import TrainingArguments
+import torch
+from transformers import TrainingArguments, get_scheduler
 
 from ..errors import TrainingRefusedError
 from ..recipe import Optimisation
+
+
+def make_schedule(
+    optimizer: Any, args: TrainingArguments, optimisation: Optimisation, steps: int, steps_per_epoch: int
+) -> Any:
+    """The schedule of a run for its optimiser.
+
+    Raises:
+        TrainingRefusedError: the warm-up and the cool-down do not fit into the run, or `lr_scheduler_kwargs` is not
+            what this schedule takes.
+    """
+    warmup, options = schedule_steps(args, optimisation, steps, steps_per_epoch)
+    try:
+        return get_scheduler(
+            args.lr_scheduler_type,
+            optimizer=optimizer,
+            num_warmup_steps=warmup,
+            num_training_steps=steps,
+            scheduler_specific_kwargs=options,
+        )
+    except (TypeError, ValueError) as error:
+        kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise TrainingRefusedError(
+            f"the schedule {kind} cannot be made with lr_scheduler_kwargs={options}: {reason}; write what it takes"
+        ) from error
+
+
+def check_schedule(args: TrainingArguments, optimisation: Optimisation, steps: int, steps_per_epoch: int) -> None:
+    """Refuse before the run what `make_schedule` would refuse in it."""
+    stand_in = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    make_schedule(stand_in, args, optimisation, max(steps, 1), steps_per_epoch)
 
 
 def schedule_steps(

@@ -41,6 +41,19 @@ def first_not_finite(model: nn.Module, pixels: torch.Tensor) -> str:
     return found[0] if found else "the loss"
 
 
+def outlast_a_request(worker: int = 0) -> None:
+    """Let a process that loads images outlast the first SIGTERM; the second one ends it.
+
+    Launchers and schedulers send it to all processes of a run. A worker that went at once would end the run with an
+    error in the middle of the step that it is to finish. What ends a worker that hangs, sends it twice.
+    """
+
+    def note(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, note)
+
+
 class StopOnRequest(TrainerCallback):
     """SIGTERM or ctrl-C: finish the step, save a checkpoint, leave. Among several processes all agree, after each step.
 
@@ -79,6 +92,13 @@ class StopOnRequest(TrainerCallback):
         if self.asked and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = control.should_training_stop = True
+        return control
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if self.stopped and not float(state.epoch).is_integer():
+            # Trainer takes it for the end of the epoch. The run that goes on has no evaluation here, and what is best
+            # and when to stop early is told by evaluations.
+            control.should_evaluate = control.should_save = control.should_log = False
         return control
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments
 
 from qkvit.training import TrainingRefusedError, TrainingStoppedError, train
@@ -171,3 +172,28 @@ def test_the_log_of_a_real_run_is_compared(tiny, tmp_path):
     by_step = {entry["step"]: entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry}
     best = max(by_step, key=lambda step: (by_step[step], -step))
     assert steps(folder) == sorted({8, best})
+
+
+def test_the_newest_checkpoint_stays_beside_the_best_one(tiny, tmp_path, measured):
+    """transformers removes it after the training, where one alone is kept and the best is known."""
+    folder = tmp_path / "run"
+    train(evaluated(tiny, folder), ["max_steps=6", "metric_for_best_model=accuracy", "save_total_limit=1"])
+    assert steps(folder) == [4, 6], "0.5, and the newest"
+
+
+def test_the_best_weights_are_checked_before_they_are_the_model(
+    tiny, tiny_vit, tmp_path, measured, monkeypatch, raises_sentence
+):
+    load = RecipeTrainer._load_best_model
+
+    def damaged(self):
+        path = self.best_checkpoint / "model.safetensors"
+        weights = load_file(path)
+        del weights["classifier.weight"]  # from_pretrained would make a new one
+        save_file(weights, path, {"format": "pt"})
+        load(self)
+
+    monkeypatch.setattr(RecipeTrainer, "_load_best_model", damaged)
+    recipe = evaluated(tiny, tmp_path / "run") | {"model": tiny_vit}
+    with raises_sentence(TrainingRefusedError, "checkpoint-4 is not whole"):
+        train(recipe, ["max_steps=6", "load_best_model_at_end=true", "metric_for_best_model=accuracy"])

@@ -1,0 +1,85 @@
+"""Recipes for models of transformers: what they ask for is done, or refused in one sentence."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qkvit.training import TrainingRefusedError, train
+from qkvit.training.recipe import Recipe
+from qkvit.training.run import Run
+
+
+@pytest.fixture
+def recipe(tiny, tiny_vit, tmp_path):
+    """`recipe("folder", {...})`: of transformers' ViT, with these parts of the section `model`."""
+
+    def make(folder="run", **model):
+        made = tiny({"arguments": {"output_dir": str(tmp_path / folder), "max_steps": 3, "optim": "sgd"}})
+        config = tiny_vit["config"] | {"initializer_range": 0.5} | model.pop("config", {})  # logits that differ
+        return made | {"model": tiny_vit | model | {"config": config}}
+
+    return make
+
+
+@pytest.fixture
+def started(recipe, tmp_path):
+    """`started({...})`: a recipe that starts from a trained ViT."""
+    train(recipe("start"))
+    return lambda **model: (
+        recipe("run") | {"model": {"type": "vit", "start": str(tmp_path / "start"), "config": {}} | model}
+    )
+
+
+def test_accumulated_steps_are_those_of_a_larger_batch(recipe, tmp_path):
+    """Clipping and plain SGD feel the size of a gradient, as AdamW would not."""
+    at_once = train(recipe("at once"), ["max_grad_norm=0"])
+    halves = ["per_device_train_batch_size=4", "gradient_accumulation_steps=2"]
+    in_halves = train(recipe("in halves"), ["max_grad_norm=0", *halves])
+    assert in_halves["last_training_loss"] == pytest.approx(at_once["last_training_loss"], rel=1e-4)
+    ours, theirs = (load_file(tmp_path / folder / "model.safetensors") for folder in ("in halves", "at once"))
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"config": {"hiden_layers": 3}}, ["model.config.hiden_layers", "num_hidden_layers"]),
+        ({"config": {"drop_path_rate": 0.1}}, ["model.config.drop_path_rate"]),
+        ({"stochastic_depth": "uniform"}, ["stochastic_depth='uniform'", "'vit'"]),
+    ],
+)
+def test_what_nothing_would_follow_is_refused(recipe, model, words):
+    with pytest.raises(TrainingRefusedError) as caught:
+        Run(Recipe.load(recipe(**model))).dry_run()
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize("loss", [{"label_smoothing": 0.5}, {"classification_loss": "binary_cross_entropy"}])
+def test_a_loss_is_followed_with_new_and_with_other_weights(recipe, started, loss):
+    losses = []
+    for made in (recipe("plain"), recipe("new", config=loss), started(config=loss)):
+        metrics = train(made)
+        losses.append(metrics["last_training_loss"])
+    assert abs(losses[1] - losses[0]) > 0.05
+    assert abs(losses[2] - losses[0]) > 0.05
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"config": {"hiden_size": 8}}, ["model.config.hiden_size"]),
+        ({"config": {"image_size": 16}}, ["does not fit the weights", "position_embeddings"]),
+        ({"type": "deit"}, ["model.type='deit'", "'vit'"]),
+    ],
+)
+def test_what_does_not_fit_other_weights_is_refused(started, part, words):
+    with pytest.raises(TrainingRefusedError) as caught:
+        train(started(**part))
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_size_that_a_model_does_not_take_is_refused_before_the_run(started, tmp_path, raises_sentence):
+    with raises_sentence(TrainingRefusedError, "16 x 16 pixels", "change data.image_size"):
+        train(started(), ["data.image_size=16"])
+    assert not (tmp_path / "run").exists()
