@@ -7,7 +7,7 @@ Shapes: N tokens, P patches.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -70,8 +70,9 @@ class TokenLayout:
 
         Args:
             config: A `QKViTConfig`, also one that came with a model's own code, or the config of transformers' ViT,
-                DeiT, DINOv2, DINOv2 with registers, DINOv3, CLIP, SigLIP, I-JEPA, MSN, AIMv2 or BEiT. Of a config with
-                a text and a vision part, the vision part.
+                DeiT, DINOv2, DINOv2 with registers, DINOv3, CLIP, SigLIP, I-JEPA, MSN, AIMv2, BEiT, Pixio, MLCD,
+                RADIO, TIPSv2, ViTPose's backbone, or of the vision part of MetaCLIP 2, AltCLIP, Chinese CLIP, CLIPSeg,
+                GIT, OWL-ViT, OWLv2, InternVL or Janus. Of a config with a text and a vision part, the vision part.
             image_size: Pixels of the input as (height, width), or one number for both. `None`: those of
                 `config.image_size`.
 
@@ -99,10 +100,7 @@ class TokenLayout:
         if model_type not in _PREFIX and vision_config is not None:
             return cls.from_config(vision_config, image_size)
         if model_type not in _PREFIX:
-            raise ValueError(
-                f"no token layout is known for model_type={model_type!r}; make it yourself:"
-                " TokenLayout(grid=(rows, columns), has_class_token=...)"
-            )
+            _refuse(model_type)
         height, width = _pair(config.image_size if image_size is None else image_size)
         patch_height, patch_width = _pair(config.patch_size)
         fills = height % patch_height == 0 and width % patch_width == 0
@@ -205,6 +203,17 @@ def _pair(size: Any) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def _refuse(model_type: str | None) -> NoReturn:
+    if model_type in _OTHERWISE:
+        why = _OTHERWISE[model_type]
+        raise ValueError(f"model_type={model_type!r} does not have one grid of patches after its other tokens: {why}")
+    raise ValueError(
+        f"no token layout is known for model_type={model_type!r}; if its tokens are a grid of patches, row by row, with"
+        " none or some before it, make it yourself in Python, and pass it to collect, rollout or head_facts:"
+        " layout=TokenLayout(grid=(rows, columns), num_prefix_tokens=...)"
+    )
+
+
 def _class_token(config: Any) -> dict[str, Any]:
     return {"has_class_token": True}
 
@@ -235,4 +244,31 @@ _PREFIX: dict[str, Callable[[Any], dict[str, Any]]] = {
     "siglip_vision_model": _nothing,
     "ijepa": _nothing,
     "aimv2_vision_model": _nothing,
+    "altclip_vision_model": _class_token,
+    "chinese_clip_vision_model": _class_token,
+    "clipseg_vision_model": _class_token,
+    "git_vision_model": _class_token,
+    "internvl_vision": _class_token,
+    "janus_vision_model": _nothing,
+    "metaclip_2_vision_model": _class_token,
+    "mlcd_vision_model": _class_token,
+    "owlvit_vision_model": _class_token,
+    "owlv2_vision_model": _class_token,
+    "pixio": lambda config: {"num_prefix_tokens": config.n_cls_tokens},  # all of them are class tokens
+    "radio": lambda config: {"num_prefix_tokens": config.num_cls_tokens + config.num_registers},
+    "tipsv2_vision_model": _class_token_and_registers,
+    "vitpose_backbone": _nothing,
+}
+
+_RECORD = "qkvit.analysis.record gives its queries, keys and values in Python"
+
+# Known, and no such layout: why, and what to do instead.
+_OTHERWISE = {
+    "vit_mae": "it leaves patches out at random and shuffles the others; its encoder on whole images is what"
+    " qkvit convert MODEL FOLDER makes",
+    "yolos": f"its detection tokens come after the patches; {_RECORD}",
+    "eomt": f"its queries join the patches in the last layers; {_RECORD}",
+    "siglip2_vision_model": f"each image has a grid of its own (spatial_shapes); {_RECORD}",
+    "videomae": f"its patches are of several frames; {_RECORD}",
+    "vivit": f"its patches are of several frames; {_RECORD}",
 }

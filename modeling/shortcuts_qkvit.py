@@ -106,7 +106,7 @@ class Neighbours:
 
     Each weight stays a parameter with a storage of its own: it is saved, frozen, trained and written to as ever, and
     the product sees what was written, for there is no copy that could go stale. A weight that was moved elsewhere
-    (`weight.data = ...`) ends it: then there is a product for each again.
+    (`weight.data = ...`, or into memory shared with other processes) ends it: then there is a product for each again.
 
     Example:
 
@@ -128,7 +128,8 @@ class Neighbours:
     def __init__(self) -> None:
         self.weight: torch.Tensor | None = None
         self.bias: torch.Tensor | None = None
-        self.places: list[tuple[torch.Tensor, torch.Tensor | None]] = []  # views of each weight and bias as it was put
+        # Address and shape of each weight and its bias, as they were put.
+        self.places: list[tuple[int | None, torch.Size | None, int | None, torch.Size | None]] = []
 
     def __reduce__(self) -> tuple:
         return Neighbours, ()  # copies and pickles of a module have weights elsewhere
@@ -139,10 +140,12 @@ class Neighbours:
         if self._hold(linears):
             return
         self.weight = self.bias = None
-        if not all(is_plain(linear) and _is_movable(linear.weight) for linear in linears):
+        if not all(map(is_plain, linears)):
             return
         weights = [linear.weight for linear in linears]
         biases = [linear.bias for linear in linears if linear.bias is not None]
+        if not all(map(_is_movable, weights + biases)):
+            return
         kinds = {(part.dtype, part.device, len(part)) for part in weights + biases}
         if len(biases) not in (0, len(linears)) or len(kinds) > 1:
             return
@@ -150,22 +153,31 @@ class Neighbours:
             return
         self.weight = _next_to_each_other(weights)
         self.bias = _next_to_each_other(biases) if biases else None
-        self.places = [
-            (linear.weight.detach(), None if linear.bias is None else linear.bias.detach()) for linear in linears
-        ]
+        self.places = [(*_place(linear.weight), *_place(linear.bias)) for linear in linears]
 
     def _hold(self, linears: Sequence[Any]) -> bool:
-        """Whether the weights are plain, and where they were put. Asked in every layer of every pass: kept short."""
+        """Whether the weights are plain, and where they were put. Asked in every layer of every pass: kept short.
+
+        By address: a weight that is shared with another process is moved together with all views of it.
+        """
         if self.weight is None:
             return False
-        for linear, (weight_place, bias_place) in zip(linears, self.places, strict=True):
-            if not is_plain(linear):
-                return False
-            weight, bias = linear._parameters["weight"], linear._parameters["bias"]
-            if not weight.is_set_to(weight_place):
-                return False
-            if bias is not bias_place and (bias is None or bias_place is None or not bias.is_set_to(bias_place)):
-                return False
+        try:
+            for linear, (weight_at, weight_shape, bias_at, bias_shape) in zip(linears, self.places, strict=True):
+                if type(linear) is not nn.Linear:
+                    return False
+                weight, bias = linear._parameters.get("weight"), linear._parameters.get("bias")
+                if type(weight) is not nn.Parameter or weight.data_ptr() != weight_at:
+                    return False
+                if weight.shape != weight_shape or not weight.is_contiguous():
+                    return False
+                if bias is None:
+                    if bias_at is not None:
+                        return False
+                elif bias.data_ptr() != bias_at or bias.shape != bias_shape or not bias.is_contiguous():
+                    return False
+        except RuntimeError:  # there is no memory: a sparse weight, or one that is only thought of
+            return False
         return True
 
     def project(self, x: torch.Tensor, num_heads: int, *linears: nn.Module) -> Sequence[torch.Tensor]:
@@ -219,7 +231,13 @@ def _next_to_each_other(parts: list[nn.Parameter]) -> torch.Tensor:
     return joined.requires_grad_()  # a leaf that asks for gradients, like a parameter: autocast keeps its conversion
 
 
-def _is_movable(weight: torch.Tensor) -> bool:
-    if weight.device.type == "cpu":
-        return not weight.is_shared()  # moving it would part it from other processes
-    return weight.device.type == "cuda"
+def _is_movable(part: torch.Tensor) -> bool:
+    if type(part) is not nn.Parameter or part.layout is not torch.strided:
+        return False
+    if part.device.type == "cpu":
+        return not part.is_shared()  # moving it would part it from other processes
+    return part.device.type == "cuda"
+
+
+def _place(part: torch.Tensor | None) -> tuple[int | None, torch.Size | None]:
+    return (None, None) if part is None else (part.data_ptr(), part.shape)

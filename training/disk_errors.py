@@ -1,6 +1,7 @@
-"""What a disk refuses while a run writes, told in one sentence."""
+"""What a disk refuses while a run reads and writes, told in one sentence."""
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,14 +16,16 @@ _LEFT = 2**20  # bytes: torch and safetensors do not say why a write failed; whe
 
 
 class DiskFullError(TrainingStoppedError):
-    """No space is left. What was being written has been removed; the checkpoints before it are whole."""
+    """No space is left. A checkpoint that was being written has been removed; those before it are whole."""
 
     code = 2
 
 
 @contextmanager
 def told(output: Path) -> Iterator[None]:
-    """Inside, a full disk raises `DiskFullError`, and a folder that cannot be written to `TrainingRefusedError`.
+    """Inside, a full disk raises `DiskFullError`, and what may not be read or written `TrainingRefusedError`.
+
+    An error that names no file is taken for one of writing into the run's folder: writing names none.
 
     Args:
         output: The folder of the run.
@@ -44,10 +47,16 @@ def told(output: Path) -> Iterator[None]:
         raise
     except Exception as error:  # safetensors has a class of its own
         number = error.errno if isinstance(error, OSError) else None
-        if number in _FORBIDDEN:
-            place = getattr(error, "filename", None) or output
-            reason = str(getattr(error, "strerror", error)).lower()
+        reason = str(getattr(error, "strerror", None) or error).lower()
+        place = _place(error, output)
+        if number in _FORBIDDEN and _is_of(output, place):
             raise TrainingRefusedError(f"{place} cannot be written: {reason}; pass --set output_dir=ANOTHER") from error
+        if number in _FORBIDDEN:
+            way = "allow it, or name another place: data.source of the recipe, or HF_HOME for caches"
+            raise TrainingRefusedError(f"{place} cannot be read or written: {reason}; {way}") from error
+        if number in _FULL and not _is_of(output, place):
+            way = "free some and go on with --resume, or set HF_HOME to a place with more if it is a cache"
+            raise DiskFullError(f"{place} cannot be read or written: {reason}; {way}") from error
         if number in _FULL or (not isinstance(error, (ValueError, TypeError)) and _is_full(output)):
             shutil.rmtree(output / ASIDE, ignore_errors=True)
             found = checkpoints(output)
@@ -68,6 +77,17 @@ def check_space(output: Path, memory: dict[str, int]) -> None:
             f"a checkpoint takes about {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free for {output}; free some,"
             " or pass --set output_dir=ANOTHER"
         )
+
+
+def _place(error: Exception, output: Path) -> Path:
+    name = getattr(error, "filename", None)  # or the number of an open file
+    return Path(os.fsdecode(name)) if name and isinstance(name, (str, bytes, os.PathLike)) else output
+
+
+def _is_of(output: Path, place: Path) -> bool:
+    """Whether a place is the run's folder, lies in it, or is a folder above it that could not be made."""
+    ours, theirs = Path(os.path.realpath(output)), Path(os.path.realpath(place))
+    return theirs.is_relative_to(ours) or (ours.is_relative_to(theirs) and not os.path.exists(theirs))
 
 
 def _is_full(output: Path) -> bool:

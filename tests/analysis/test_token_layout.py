@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+import transformers
 
 from qkvit import QKViTConfig, QKViTModel
 from qkvit.analysis import record
@@ -103,6 +104,63 @@ def test_the_layout_follows_images_of_other_sizes_through_dinov2(family_model):
     layout.check(tokens_of(model, torch.rand(1, 3, 20, 14)))
 
 
+# Config class, model class, further fields, tokens before the patches, whether images of other sizes are taken.
+OTHERS = {
+    "AltCLIP vision": ("AltCLIPVisionConfig", "AltCLIPVisionModel", {}, 1, False),
+    "Chinese CLIP vision": ("ChineseCLIPVisionConfig", "ChineseCLIPVisionModel", {}, 1, False),
+    "CLIPSeg vision": ("CLIPSegVisionConfig", "CLIPSegVisionModel", {}, 1, True),
+    "GIT vision": ("GitVisionConfig", "GitVisionModel", {}, 1, False),
+    "InternVL vision": ("InternVLVisionConfig", "InternVLVisionModel", {}, 1, True),
+    "Janus vision": ("JanusVisionConfig", "JanusVisionModel", {}, 0, False),
+    "MetaCLIP 2 vision": ("MetaClip2VisionConfig", "MetaClip2VisionModel", {}, 1, False),
+    "MLCD": ("MLCDVisionConfig", "MLCDVisionModel", {}, 1, True),
+    "OWL-ViT vision": ("OwlViTVisionConfig", "OwlViTVisionModel", {}, 1, False),
+    "OWLv2 vision": ("Owlv2VisionConfig", "Owlv2VisionModel", {}, 1, False),
+    "Pixio": ("PixioConfig", "PixioModel", {"n_cls_tokens": 3}, 3, True),
+    "RADIO": ("RadioConfig", "RadioModel", {"num_cls_tokens": 2, "num_registers": 3}, 5, True),
+    "TIPSv2": ("Tipsv2VisionConfig", "Tipsv2VisionModel", {"num_register_tokens": 2}, 3, True),
+    "ViTPose": ("VitPoseBackboneConfig", "VitPoseBackbone", {"image_size": (48, 32)}, 0, False),
+}
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_each_patch_is_where_the_layout_of_another_model_says(name):
+    """Another value of the pixel in its middle changes this token alone of those that the first layer sees."""
+    config_class, model_class, more, prefix, takes_other_sizes = OTHERS[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, config_class)(**{**SMALL, "image_size": 32, "patch_size": 8, **more})
+    model = getattr(transformers, model_class)(config).eval()
+    for size in (None, (24, 40)) if takes_other_sizes else (None,):
+        layout = TokenLayout.from_model(model, size)
+        assert layout.num_prefix_tokens == prefix
+        rows, columns = layout.grid
+        images = torch.rand(1, 3, 8 * rows, 8 * columns).repeat(2, 1, 1, 1)
+        images[1, :, 8 * 1 + 4, 8 * 2 + 4] += 1
+        with torch.no_grad(), record(model, tensors="query") as recording:
+            model(images)
+        for layer in range(config.num_hidden_layers):
+            layout.check(recording[layer].query.shape[2])
+        changed = (recording[0].query[0] != recording[0].query[1]).any(dim=-1).any(dim=0)
+        assert changed.nonzero().flatten().tolist() == [prefix + columns + 2]
+
+
+@pytest.mark.parametrize(
+    ("config_class", "message"),
+    [
+        ("ViTMAEConfig", "'vit_mae' .* leaves patches out at random .* qkvit convert MODEL FOLDER makes"),
+        ("YolosConfig", "'yolos' .* detection tokens come after the patches; qkvit.analysis.record"),
+        ("EomtConfig", "'eomt' .* its queries join the patches in the last layers"),
+        ("Siglip2Config", "'siglip2_vision_model' .* a grid of its own"),
+        ("VideoMAEConfig", "'videomae' .* of several frames"),
+        ("VivitConfig", "'vivit' .* of several frames"),
+    ],
+)
+def test_tokens_that_are_no_grid_after_others_are_refused_with_another_way(config_class, message):
+    with pytest.raises(ValueError, match=message):
+        TokenLayout.from_config(getattr(transformers, config_class)())
+
+
 @pytest.mark.parametrize("family", ["CLIP", "SigLIP"])
 def test_the_layout_of_two_towers_is_that_of_the_one_that_sees(two_towers, family):
     model = two_towers(family)
@@ -112,7 +170,7 @@ def test_the_layout_of_two_towers_is_that_of_the_one_that_sees(two_towers, famil
 def test_a_configuration_of_another_model_is_refused():
     from transformers import SwinConfig
 
-    with pytest.raises(ValueError, match="no token layout is known for model_type='swin'"):
+    with pytest.raises(ValueError, match=r"no token layout is known for model_type='swin'; .* pass it to collect"):
         TokenLayout.from_config(SwinConfig())
     with pytest.raises(ValueError, match="Linear has no config to take a token layout from"):
         TokenLayout.from_model(torch.nn.Linear(2, 2))

@@ -4,11 +4,14 @@ import copy
 import io
 import pickle
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
 from accelerate.utils.other import clean_state_dict_for_safetensors
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import prune
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -103,8 +106,11 @@ def test_models_have_it_when_made_loaded_and_moved(tiny_config, tmp_path, produc
         lambda linear, new: setattr(linear, "weight", nn.Parameter(new)),
         lambda linear, new: setattr(linear.weight, "data", linear.weight.data.T),
         lambda linear, new: nn.init.zeros_(linear.bias),
+        lambda linear, new: setattr(linear.bias, "data", new[0].clone()),
+        lambda linear, new: setattr(linear.bias, "data", linear.bias.data[:1].expand(len(new))),
+        lambda linear, new: linear.register_parameter("bias", None),
     ],
-    ids=["in place", "load", "load and assign", "data", "parameter", "transposed", "bias"],
+    ids=["in place", "load", "assign", "data", "parameter", "transposed", "bias", "bias data", "one number", "no bias"],
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_written_into_a_weight_is_seen(attention, tokens, name, write):
@@ -163,6 +169,68 @@ def test_weights_shared_with_other_processes_stay_shared(attention, tokens):
     attention.settle()
     assert all(parameter.is_shared() for parameter in attention.parameters())
     assert_projects(attention, tokens)
+
+
+@pytest.mark.parametrize("strategy", ["file_descriptor", "file_system"])
+@pytest.mark.parametrize("share", [lambda module: module.share_memory(), ForkingPickler.dumps], ids=["shared", "sent"])
+def test_a_change_after_the_weights_were_shared_is_seen(attention, tokens, share, strategy):
+    before_that = torch.multiprocessing.get_sharing_strategy()
+    torch.multiprocessing.set_sharing_strategy(strategy)
+    try:
+        share(attention)
+    finally:
+        torch.multiprocessing.set_sharing_strategy(before_that)
+    for settled in (False, True):
+        if settled:
+            attention.settle()
+        before = projected(attention, tokens)
+        with torch.no_grad():
+            attention.q_proj.weight.mul_(3)
+            attention.v_proj.bias.sub_(1)
+            without_gradients = attention(tokens)[0]
+        torch.testing.assert_close(without_gradients, attention(tokens)[0].detach(), rtol=1e-5, atol=1e-6)
+        assert_projects(attention, tokens)
+        assert not torch.allclose(projected(attention, tokens)[0], before[0])
+        assert not torch.allclose(projected(attention, tokens)[2], before[2])
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_a_part_that_is_shared_alone_stays_shared(attention, tokens, part):
+    shared = getattr(attention.k_proj, part).share_memory_()
+    for _ in range(2):
+        with torch.no_grad():
+            shared.add_(1)
+        assert_projects(attention, tokens)
+        attention.settle()
+        assert shared.is_shared()
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_what_is_pruned_is_used_pruned(attention, tokens, part):
+    prune.random_unstructured(attention.q_proj, part, amount=0.5)
+    assert_projects(attention, tokens)
+    attention.settle()
+    assert_projects(attention, tokens)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+def test_a_sparse_weight_takes_three_products(attention, tokens, products):
+    attention.q_proj.weight = nn.Parameter(attention.q_proj.weight.detach().relu().to_sparse_csr())
+    for _ in range(2):
+        assert_projects(attention, tokens)
+        attention.settle()
+    assert len(products) == 12
+
+
+def test_without_memory_nothing_is_joined(attention, tokens):
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = {name: mode.from_tensor(part) for name, part in attention.named_parameters()}
+        with torch.no_grad():
+            output = torch.func.functional_call(attention, fake, (mode.from_tensor(tokens),))[0]
+    assert output.shape == tokens.shape
+    assert attention.to("meta").neighbours.weight is None
+    with torch.no_grad():
+        assert attention(tokens.to("meta"))[0].is_meta
 
 
 def test_training_on_a_cpu_takes_three_products(attention, tokens, products):

@@ -15,10 +15,12 @@ class TrainingProgress(TrainerCallback):
 
     In the place of `Trainer`'s bar and its printed dictionaries. The numbers are those of the log (`Meter`). Where a
     screen is narrow, the last ones are left out; where it is a file and no screen, there is a line every 20 seconds.
+    While the model is evaluated, the line says that in their place.
     """
 
     def __init__(self) -> None:
         self.bar: Any = None
+        self.numbers = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
@@ -26,25 +28,40 @@ class TrainingProgress(TrainerCallback):
         on_screen = sys.stderr.isatty()
         self.bar = tqdm(
             total=state.max_steps,
+            initial=state.global_step,  # of a run that goes on: those steps are no speed
             file=sys.stderr,
             dynamic_ncols=on_screen,
             mininterval=0.2 if on_screen else 20.0,
             bar_format="{percentage:3.0f} % |{bar:5}| {elapsed}, {remaining} left{postfix}",
         )
-        self.bar.update(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
+        self._show_evaluation(control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._show_evaluation(control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix_str(self.numbers)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if self.bar is None or not logs or "loss" not in logs:
             return
         width = shutil.get_terminal_size().columns - _BEFORE if self.bar.dynamic_ncols else 10_000  # or it is a file
-        self.bar.set_postfix_str(numbers_line(logs, width), refresh=False)
+        self.numbers = numbers_line(logs, width)
+        if not control.should_evaluate:
+            self.bar.set_postfix_str(self.numbers, refresh=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()
+
+    def _show_evaluation(self, control: Any) -> None:
+        """An evaluation has no event of its own when it begins; it is decided when a step or an epoch ends."""
+        if self.bar is not None and control.should_evaluate:
+            self.bar.set_postfix_str("evaluating")
 
     def close(self) -> None:
         """End the line, also where the run ends before its time."""
