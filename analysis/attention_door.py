@@ -150,16 +150,21 @@ def _door(backend: str) -> Callable:
     """The wrapper of one backend."""
 
     def attend(
-        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **arguments: Any
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: Any,  # some models pass it by this name
+        **arguments: Any,
     ) -> tuple[torch.Tensor, Any]:
         function = _function(module, backend)
         sessions = [session for session in _active.get() if module in session.layers]
         if not sessions:
             if _in_backward() and _region.get() is None:
                 _refuse_unseen_recomputation(module)
-            return function(module, query, key, value, mask, **arguments)
+            return function(module, query, key, value, attention_mask, **arguments)
         _refuse_compiled_call(module)
-        call = AttentionCall(module, query, key, value, mask, arguments)
+        call = AttentionCall(module, query, key, value, attention_mask, arguments)
         return _attend(function, call, sessions)
 
     # A graph that is being compiled must not swallow the wrapper, with what was active at that moment.

@@ -19,6 +19,7 @@ from .attention_layers import parents_of, unwrapped, whole_attention
 from .collected import Collected
 from .collecting import Collecting
 from .progress_file import ProgressFile, remove_progress
+from .run_identity import identity_of
 from .tally import Tally
 from .token_layout import TokenLayout
 
@@ -72,13 +73,15 @@ def collect(
         layers: Which layers, negative ones from the end. `None`: all.
         statistics: Groups of `attention_statistics`. `None`: all.
         rollout: Attention rollout too. Up to 400 tokens, every layer's map is kept, the mean of its heads; of more, the
-            queries and keys of half the layers, and the first half of the model runs a second time.
+            queries and keys of half the layers, and the first half of the model runs a second time. Beyond 2,000, where
+            those would weigh more than the model, a quarter's; the model then runs one and a half times more in sum.
         class_names: Names of the labels 0, 1, ...; `None`: those of the data, or no statistics for each class, as where
             an image has several labels.
         layout: What the tokens are. `None`: from the model's configuration and the size of the images.
         forward: Runs the model: a function of model and pixel values. `None`: `model(pixel_values=...)`.
         progress_folder: Where to keep how far it is, every 30 seconds and when it is stopped. A later call with the
-            same arguments goes on from there; at the end it is removed.
+            same arguments goes on from there; at the end it is removed. Progress of other weights, data, image
+            processor or transform, layout or class names is refused; `forward` is not compared.
         keep_progress: Leave it there at the end, for a caller who has the result still to write; `remove_progress` of
             `qkvit.analysis.progress_file` takes it away.
         show_progress: A bar with images a second.
@@ -110,14 +113,8 @@ def collect(
     rank, world = _processes()
     file = None
     if progress_folder is not None:
-        identity = {
-            "model": fingerprint,
-            "data": None if source is None else source.describe(),
-            "batches": {name: getattr(dataloader, name, None) for name in ("batch_size", "images", "seed")},
-            "layers": session.chosen,
-            "statistics": asked,
-            "rollout": rollout,
-        }
+        identity = identity_of(dataloader, fingerprint, layout, names)
+        identity |= {"layers": session.chosen, "statistics": asked, "rollout": rollout}
         file = ProgressFile(progress_folder, identity, rank, world)
         session.tally = file.load() or session.tally
     with _evaluating(model), _bar(dataloader, session.tally, show_progress and rank == 0) as bar:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .accumulators import Moments
+from .disk_errors import as_os_errors
 from .tally import Cell, Tally
 
 SHARES = {"quantile_5": 0.05, "median": 0.5, "quantile_95": 0.95}
@@ -116,6 +117,9 @@ class Collected:
     def save(self, folder: str | Path, provenance: dict[str, Any]) -> list[Path]:
         """Write everything: statistics.parquet and .csv, classes.parquet (with classes), vectors.safetensors and
         provenance.json. pandas and pyarrow are needed; both come with the package datasets.
+
+        Raises:
+            OSError: the disk is full, or cannot be written.
         """
         import pandas as pd
         from safetensors.torch import save_file
@@ -136,7 +140,8 @@ class Collected:
         for name in ("received", "outliers", "rollout"):
             if self._tally.maps and (name, self.layers[0]) in self._tally.maps:
                 tensors[f"{name}_map"] = self.map(name)
-        save_file(tensors, folder / "vectors.safetensors", metadata={"layers": json.dumps(self.layers)})
+        with as_os_errors(folder / "vectors.safetensors"):
+            save_file(tensors, folder / "vectors.safetensors", metadata={"layers": json.dumps(self.layers)})
         record = {"images": self.images, "left out": self.bad_images} | provenance
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         (folder / "provenance.json").write_text(text, encoding="utf-8")

@@ -22,8 +22,10 @@ from .tally import VECTORS, Batch, Tally
 from .token_layout import TokenLayout
 
 # Up to so many tokens, rollout keeps every layer's map, the mean of its heads. Beyond, maps would be larger than the
-# queries and keys of half the layers, and the other half runs again in their place.
+# queries and keys of half the layers, and the other half runs again in their place. Beyond so many tokens again, a
+# quarter is kept where half would weigh more than the model: the peak would be 1.8 times that of the plain pass.
 TOKENS_FOR_MAPS = 400
+TOKENS_FOR_HALVES = 2000
 
 OUTLIER = 5.0  # a patch that draws so many times the average attention is counted as an outlier
 
@@ -58,6 +60,7 @@ class Collecting(Session):
         """Another batch comes."""
         self.layout = layout
         self.batch = Batch(number, (*layout.grid, layout.num_prefix))
+        self.batch_size = len(pixel_values)
         self.contrast = patch_contrast(pixel_values, layout)
         self.maps, self.norms, self.seen = {}, {}, set()
         # Those of the batch before: images of other sizes may have other groups of layers.
@@ -66,7 +69,7 @@ class Collecting(Session):
         return self.batch
 
     def run(self, forward: Callable[[], Any]) -> None:
-        """Run the model for the batch; for rollout of many tokens, its first half once more."""
+        """Run the model for the batch; for rollout of many tokens, its first layers again."""
         try:
             if not self.rollout:
                 self._look(forward)
@@ -84,13 +87,24 @@ class Collecting(Session):
 
     def _rolled_out(self, forward: Callable[[], Any]) -> Iterator[tuple[int, torch.Tensor]]:
         if not self._keeps_maps:
-            half = -(-len(self.modules) // 2)
-            yield from rows_by_layer(self.model, forward, None, self.layout, layers_at_once=half)
+            yield from rows_by_layer(self.model, forward, None, self.layout, layers_at_once=self._kept_at_once())
             return
         forward()
         layers = sorted(self.maps, reverse=True)
         maps = [self.maps.pop(layer) for layer in reversed(layers)]
         yield from zip(layers, rows_of_maps(maps, None, self.layout), strict=True)
+
+    def _kept_at_once(self) -> int:
+        """Of how many layers rollout keeps queries and keys."""
+        half = -(-len(self.modules) // 2)
+        if self.layout.num_tokens <= TOKENS_FOR_HALVES:
+            return half
+        config: Any = next(iter(self.modules.values())).config
+        parameters = list(self.model.parameters())
+        numbers = 2 * half * self.batch_size * self.layout.num_tokens * config.hidden_size
+        if numbers * parameters[0].element_size() <= sum(parameter.nbytes for parameter in parameters):
+            return half
+        return -(-len(self.modules) // 4)
 
     @property
     def _keeps_maps(self) -> bool:

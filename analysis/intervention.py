@@ -74,7 +74,7 @@ class _EditSession(Session):
             _check_replacements(place, target, replacements)
             for layer in layers:
                 self.edits[layer, target] = (*self.edits.get((layer, target), ()), *replacements)
-        self.applied = dict.fromkeys(self.edits, 0)
+        self.applied: dict[tuple[int, str], int] = {}
 
     def _checked_place(self, place: Any) -> tuple[list[int], str]:
         if not isinstance(place, tuple) or len(place) != 2:
@@ -85,6 +85,7 @@ class _EditSession(Session):
         return chosen(layers, self.modules, what="edits: layer"), target
 
     def __enter__(self) -> None:
+        self.applied = dict.fromkeys(self.edits, 0)  # a context may be used again
         super().__enter__()
 
     def __exit__(self, *error: Any) -> None:

@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .disk_errors import as_os_errors
+from .run_identity import difference
 from .tally import Tally
 
 
@@ -44,15 +46,20 @@ class ProgressFile:
         except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise ValueError(f"{self.path} cannot be read as the progress of a run; delete it to start anew") from error
         for name, value in self.identity.items():
-            if metadata["identity"].get(name) != value:
+            before = metadata["identity"].get(name, value)  # a file of an earlier version knows less of its run
+            if before != value:
                 raise ValueError(
-                    f"{self.path} is the progress of another run ({name} was {metadata['identity'].get(name)!r} and is"
-                    f" {value!r} now): pass the same again, or delete it to start anew"
+                    f"{self.path} is the progress of another run ({difference(name, before, value)}): pass the same"
+                    " again, or delete it to start anew"
                 )
         return tally
 
     def save(self, tally: Tally) -> None:
-        """Write beside, then rename: a full disk or a crash leaves the file of before."""
+        """Write beside, then rename: a full disk or a crash leaves the file of before.
+
+        Raises:
+            OSError: the disk is full, or cannot be written.
+        """
         from safetensors.torch import save_file
 
         tensors, values = tally.state()
@@ -60,12 +67,14 @@ class ProgressFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(self.path.name + ".part")
         try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=metadata)
+            with as_os_errors(part):
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=metadata)
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
             part.replace(self.path)
         except BaseException:
             part.unlink(missing_ok=True)
+            _remove_if_empty(self.path.parent)
             raise
 
     def _refuse_other_worlds(self) -> None:
@@ -82,8 +91,12 @@ class ProgressFile:
 def remove_progress(folder: str | Path, rank: int = 0, world: int = 1) -> None:
     """The run is over: take its file away, and the folder with the last one."""
     _path(folder, rank, world).unlink(missing_ok=True)
+    _remove_if_empty(Path(folder))
+
+
+def _remove_if_empty(folder: Path) -> None:
     with suppress(OSError):  # others may still have theirs there
-        Path(folder).rmdir()
+        folder.rmdir()
 
 
 def _path(folder: str | Path, rank: int, world: int) -> Path:

@@ -31,16 +31,18 @@ class LayerRecord:
             numbers that were added to the scores. Of all heads and rows.
     """
 
-    def __init__(self, layer: int, call: AttentionCall) -> None:
+    def __init__(self, layer: int, call: AttentionCall, device: str | torch.device | None = None) -> None:
         self.layer = layer
         self.scaling = call.scaling
         self._mask = call.plain_mask()
+        self._device = device
         self._tensors: dict[str, Any] = {}
         self._copied: Any = None  # an event, while copies from a GPU are on their way
 
     @property
     def attention_mask(self) -> torch.Tensor | None:
-        return self._mask()
+        mask = self._mask()
+        return mask if mask is None or self._device is None else mask.to(self._device)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -143,8 +145,8 @@ def record(
         heads: Which heads to keep: an index, a slice, several indices. `None`: all. The dimension stays.
         queries: Which query tokens (rows of query, scores, attention and output) to keep, likewise. A row of a map
             costs what a row costs: the map is not computed.
-        device: Where to put them. `None`: where they are. "cpu" copies without waiting for the GPU; reading a record
-            waits for its copies.
+        device: Where to put them, and the mask. `None`: where they are. "cpu" copies without waiting for the GPU;
+            reading a record waits for its copies.
         detach: Without gradients. With False, query, key, value and output are tensors of the computation, for
             `torch.autograd.grad` or `retain_grad`, and scores and attention functions of them in the graph: a loss may
             contain them.
@@ -162,7 +164,8 @@ def record(
             or the model is compiled.
 
     A record shares memory with the computation where nothing is selected, reduced or moved: do not write into it. What
-    gradient checkpointing computes again is not recorded again. torch.compile: record the model as it was before.
+    gradient checkpointing computes again is not recorded again. torch.compile: record the model as it was before; its
+    compiled twin runs in pieces in other threads meanwhile, and raises there if it was compiled with `fullgraph=True`.
 
     Example:
 
@@ -231,7 +234,7 @@ class _RecordSession(Session):
         calls = self.recording.calls.get(layer)
         if calls is None:
             return
-        record = LayerRecord(layer, call)
+        record = LayerRecord(layer, call, self.device)
         with torch.no_grad() if self.detach else nullcontext():
             for name, tensor in self._taken(call, seen):
                 record._tensors[name] = self._kept(name, tensor)

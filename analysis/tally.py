@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .accumulators import Moments, Quantiles, Sums
+from .statistics.blockwise import full_precision
 from .statistics.layers_together import Taken
 
 VECTORS = ("query", "key", "value")
@@ -48,7 +49,8 @@ class Batch:
         count = len(vectors) // len(taken.layers) * vectors.shape[2]
         # Float32 within an image, float64 over images: the sum does not depend on who is in the batch.
         vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-        first, second = vectors.sum(dim=2), vectors.mT @ vectors
+        with full_precision(vectors.device):
+            first, second = vectors.sum(dim=2), vectors.mT @ vectors
         for layer, *sums in zip(taken.layers, *(_over_images(it, taken) for it in (first, second)), strict=True):
             self.vectors[name, layer] = (count, sums[0], sums[1])
 

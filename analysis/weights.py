@@ -68,6 +68,18 @@ class WeightStatistics:
                     control = None if other is None else other[place, head].item()
                     yield {"layer": layer, "head": head, "statistic": name, "value": value, "control": control}
 
+    def singular_value_rows(self) -> Iterator[dict[str, Any]]:
+        """Their tidy table: one row for each layer, head, product ("qk" or "ov") and index, the largest's being 0."""
+        for product in ("qk", "ov"):
+            values = getattr(self, f"{product}_singular_values").tolist()
+            others = None if self.control is None else getattr(self.control, f"{product}_singular_values").tolist()
+            for place, layer in enumerate(self.layers):
+                for head, of_head in enumerate(values[place]):
+                    of_control = [None] * len(of_head) if others is None else others[place][head]
+                    for index, (value, control) in enumerate(zip(of_head, of_control, strict=True)):
+                        found = {"layer": layer, "head": head, "product": product, "index": index}
+                        yield found | {"value": value, "control": control}
+
 
 def weight_statistics(model: Any, *, control: bool = True, seed: int = 0) -> WeightStatistics:
     """Statistics of every head of a model, from its weights alone.

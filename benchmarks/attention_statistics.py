@@ -7,8 +7,9 @@ takes turns:
 
     plain         the forward pass (sdpa)
     cheap         the forward pass with the cheap statistics (FUSED) of every layer, and rollout
-    everything    the forward pass with all statistics of every layer, values included, and rollout; both as `collect`
-                  does it: of few tokens rollout keeps the layers' maps (mean of heads), of more queries and keys
+    everything    the forward pass with all statistics of every layer, values included, and rollout; both keep, up to
+                  400 tokens, the layers' maps (mean of heads), as `collect` does; of more, queries and keys of all
+                  layers, where `collect` keeps those of half of them, or a quarter, and runs layers again
     cheap_6       as cheap, but rollout keeps six layers at a time: the model's first half runs again
     everything_5  as everything, with five layers at a time: the first seven layers run again, and the first two
     eager         transformers' ViT of the same size, attn_implementation="eager", output_attentions=True

@@ -28,7 +28,8 @@ def statistics(
         bool, typer.Option("--control", help="Also the same over the model with random weights: twice the time.")
     ] = False,
     rollout: Annotated[
-        bool, typer.Option("--rollout", help="Attention rollout too: half a run more beyond 400 tokens.")
+        bool,
+        typer.Option("--rollout", help="Attention rollout too: beyond 400 tokens half a run more, or 1.5."),
     ] = False,
     weights: Annotated[bool, typer.Option("--weights", help="What the weights alone say; needs no data.")] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("statistics"),

@@ -1,6 +1,7 @@
 """What a user can put right, told in one sentence."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,6 +23,7 @@ def sentences(beginning: str = "", *, also: tuple[type[Exception], ...] = ()) ->
 
     Raises:
         UserError: the first line of the error.
+        OSError: the machine refused (`REFUSALS`), also where safetensors says it in an error of its own.
 
     Example:
 
@@ -45,5 +47,10 @@ def sentences(beginning: str = "", *, also: tuple[type[Exception], ...] = ()) ->
         lines = str(error).strip().splitlines() or [type(error).__name__]
         said = lines[0].strip().rstrip(".:")
         if isinstance(error, SafetensorError):  # it names neither the file nor a way out
+            from .analysis.disk_errors import disk_errno  # analysis loads torch, as what raised this has done
+
+            number = disk_errno(error)
+            if number in REFUSALS:
+                raise OSError(number, os.strerror(number)) from error
             said = f"a file of weights is damaged or cut short ({said}); copy or download it again"
         raise UserError(beginning + said) from error

@@ -11,10 +11,15 @@ The folder it writes:
                            and, with --rollout, of rollout
     weights.parquet        with --weights: a row for each layer, head and statistic, beside random weights
     weights.csv            the same
+    singular_values.parquet
+                           with --weights: a row for each singular value of W_Q^T W_K ("qk") and W_O W_V ("ov") of every
+                           layer and head, index 0 the largest, beside random weights
+    singular_values.csv    the same
     pictures/              heads, distance, sinks, places, rollout, weights
     provenance.json        model, data, versions, seed, command
 """
 
+import errno
 import json
 import os
 import re
@@ -112,7 +117,7 @@ def run_statistics(request: Request) -> None:
 
     with sentences():
         asked_groups(request.groups, has_value=True)
-    with quiet_libraries(), _processes(request.device) as (rank, device):
+    with quiet_libraries(), _processes(request.device) as (rank, device), _full_disk(request):
         check_target(request.output, marker=RECORD, force=request.force, what="qkvit statistics")
         if rank == 0:
             check_writable(request.output)
@@ -218,7 +223,7 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
                 control = over(with_random_weights(model, request.seed), request.control_progress)
                 collected = replace(collected, control=control)
         except KeyboardInterrupt:
-            if rank == 0 and request.progress.exists():
+            if rank == 0 and _is_kept(request):
                 print("\nwhat was measured is kept; the same command goes on from there", flush=True)
             raise
     drawn = request.images if size is None or request.images is None else min(request.images, size)
@@ -255,9 +260,10 @@ def _write(request: Request, weights: Any, collected: Any, record: dict[str, Any
 def _write_weights(statistics: Any, folder: Path, record: dict[str, Any]) -> None:
     import pandas as pd
 
-    rows = pd.DataFrame(statistics.rows())
-    rows.to_parquet(folder / "weights.parquet", index=False)
-    rows.to_csv(folder / "weights.csv", index=False)
+    for name, rows in (("weights", statistics.rows()), ("singular_values", statistics.singular_value_rows())):
+        table = pd.DataFrame(rows)
+        table.to_parquet(folder / f"{name}.parquet", index=False)
+        table.to_csv(folder / f"{name}.csv", index=False)
     record["caveats"] = list(statistics.caveats)
 
 
@@ -308,6 +314,24 @@ def _processes(device: str) -> Iterator[tuple[int, str]]:
         dist.destroy_process_group()
 
 
+@contextmanager
+def _full_disk(request: Request) -> Iterator[None]:
+    """Tell a full disk in a sentence that says what is left of the run."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        kept = "what was measured is kept" if _is_kept(request) else "nothing could be kept"
+        raise UserError(
+            f"no space is left for {request.output}: {kept}; free some and give the same command again"
+        ) from error
+
+
+def _is_kept(request: Request) -> bool:
+    return any(any(folder.glob("progress-*")) for folder in (request.progress, request.control_progress))
+
+
 def _wait() -> None:
     import torch.distributed as dist
 
@@ -346,6 +370,6 @@ def _farewell(request: Request, collected: Any) -> None:
             lines.append(f"{len(collected.bad_images)} images could not be used; they are listed in {RECORD}")
     files = [] if collected is None else ["statistics.parquet and .csv", "vectors.safetensors"]
     files += ["classes.parquet"] if collected is not None and collected.class_names else []
-    files += ["weights.parquet and .csv"] if request.weights else []
+    files += ["weights.parquet and .csv", "singular_values.parquet and .csv"] if request.weights else []
     lines.append(f"{request.output.absolute()} has {', '.join([*files, 'pictures', RECORD])}")
     print("\n" + "\n".join(lines))

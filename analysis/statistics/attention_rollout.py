@@ -143,7 +143,8 @@ def rows_of_maps(
                 " pass maps of one forward pass, each (images, heads, tokens, tokens) or (images, tokens, tokens)"
             )
         mean = weights if weights.ndim == 3 else weights.mean(dim=1)
-        row = (row + (row[:, None] @ mean.to(row.dtype))[:, 0]) / 2
+        with full_precision(row.device):
+            row = (row + (row[:, None] @ mean.to(row.dtype))[:, 0]) / 2
         yield row
 
 

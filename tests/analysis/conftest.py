@@ -10,7 +10,11 @@ from PIL import Image
 
 import qkvit
 from qkvit.analysis import Collected, collect
+from qkvit.analysis.accumulators import RELATIVE_ACCURACY
+from qkvit.analysis.collected import SHARES
 from qkvit.data import ImageSource, batches, open_images
+
+NEXT_BIN = 2.1 * RELATIVE_ACCURACY  # from the middle of a quantile's bin to that of the next
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
 MLP = {"intermediate_size": 48}
@@ -112,7 +116,7 @@ def quiet() -> Callable[..., Collected]:
 
 @pytest.fixture
 def assert_same() -> Callable[[Collected, Collected], None]:
-    """Every number to 1e-6."""
+    """Every number to 1e-6, quantiles to their sketch's accuracy: where rounding moves a number to the next bin."""
 
     def check(one: Collected, other: Collected) -> None:
         assert one.images == other.images
@@ -122,6 +126,10 @@ def assert_same() -> Callable[[Collected, Collected], None]:
                 first, second = getattr(one, what)(statistic), getattr(other, what)(statistic)
                 message = f"{what} {statistic}"
                 torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-6, equal_nan=True, msg=message)
+            for share in SHARES.values():
+                first, second = one.quantile(statistic, share), other.quantile(statistic, share)
+                message = f"quantile {share} of {statistic}"
+                torch.testing.assert_close(first, second, rtol=NEXT_BIN, atol=1e-6, equal_nan=True, msg=message)
         for name in ("query", "key", "value"):
             for first, second in zip(one.vectors(name), other.vectors(name), strict=True):
                 torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-6)

@@ -159,3 +159,15 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
     moments = accumulated(Moments, [values], (4000,))
     covered = (moments.mean.abs() <= moments.half_interval()).double().mean().item()
     assert 0.93 < covered < 0.97
+
+
+def test_a_number_that_is_rounded_over_a_bins_edge_moves_a_quantile_by_one_bin():
+    """So quantiles of several processes are those of one to 1 %, not to 1e-6."""
+    edge = Quantiles._GROWTH**100
+    found = []
+    for number in (edge * (1 - 1e-9), edge * (1 + 1e-9)):
+        quantiles = Quantiles(1)
+        quantiles.update(torch.tensor([[0.0], [number], [100 * edge]], dtype=torch.float64))
+        found.append(quantiles.quantile(0.5).item())
+    assert found[1] / found[0] == pytest.approx(Quantiles._GROWTH, rel=1e-9)
+    assert found[1] / found[0] < 1 + 2.1 * RELATIVE_ACCURACY

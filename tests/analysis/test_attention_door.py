@@ -355,6 +355,32 @@ def test_the_compiled_twin_of_an_edited_model_raises_and_runs_again_afterwards(t
         torch.testing.assert_close(compiled(pixels).last_hidden_state, expected)
 
 
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_the_compiled_twin_runs_in_another_thread_unless_it_must_be_one_graph(tiny_model, pixels, fullgraph):
+    model = tiny_model(QKViTModel)
+    compiled = torch.compile(model, backend="eager", fullgraph=fullgraph)
+    found = []
+
+    def elsewhere():
+        try:
+            with torch.no_grad():
+                found.append(compiled(pixels).last_hidden_state)
+        except Exception as error:
+            found.append(error)
+
+    with torch.no_grad():
+        expected = model(pixels).last_hidden_state
+    with record(model):
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+    if fullgraph:
+        assert "before torch.compile" in str(found[0])
+    else:
+        torch.testing.assert_close(found[0], expected)
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_graph_that_bypasses_the_door_raises(tiny_model, pixels, raises_sentence):
     model = tiny_model(QKViTModel)
@@ -362,3 +388,15 @@ def test_a_graph_that_bypasses_the_door_raises(tiny_model, pixels, raises_senten
     words = "never reached the computation (key of layer 0)"
     with torch.no_grad(), raises_sentence(ValueError, words), intervene(model, {(0, "key"): Zero()}):
         traced(pixels)
+
+
+def test_a_model_that_passes_the_mask_by_its_name_is_seen():
+    config = transformers.Blip2VisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    model = transformers.Blip2VisionModel(config).eval()
+    pixels = torch.rand(1, 3, 16, 16)
+    plain = model(pixels).last_hidden_state
+    with record(model) as recording:
+        assert torch.equal(model(pixels).last_hidden_state, plain)
+    assert recording[1].query.shape == (1, 2, 5, 8)

@@ -1,18 +1,21 @@
 """`collect` gives the numbers of all images at once, however they are cut and shared out."""
 
+import errno
 import json
 import math
 import multiprocessing
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 import qkvit
-from qkvit.analysis import TokenLayout, attention_statistics, collecting, record
+from qkvit.analysis import TokenLayout, attention_statistics, collecting, record, rollout
 from qkvit.analysis.collect import check_weights
 from qkvit.analysis.collecting import OUTLIER, patch_contrast
 from qkvit.analysis.tally import Tally
@@ -51,6 +54,22 @@ def test_the_numbers_are_those_of_all_images_at_once(model, source, over, quiet)
             torch.testing.assert_close(second[layer], moments, rtol=1e-5, atol=1e-6)
 
 
+def test_under_autocast_the_numbers_are_those_of_what_was_computed(model, quiet):
+    images = torch.rand(4, 3, 16, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        collected = quiet(model, [images], rollout=True)
+        with record(model) as recording:
+            model(images)
+    expected = rollout(recording, layout=TokenLayout.from_config(model.config))
+    torch.testing.assert_close(collected.map("rollout")[0], expected.double().mean(dim=0), rtol=1e-5, atol=1e-7)
+    for name in ("query", "key", "value"):
+        mean, second = collected.vectors(name)
+        for layer in range(3):
+            vectors = getattr(recording[layer], name).double().transpose(0, 1).flatten(1, 2)  # (H, B * N, D)
+            torch.testing.assert_close(mean[layer], vectors.mean(1), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(second[layer], vectors.mT @ vectors / vectors.shape[1], rtol=1e-5, atol=1e-6)
+
+
 def test_classes_have_their_own_numbers(model, source, over, quiet, to_tensor):
     collected = quiet(model, over(source))
     cats = quiet(model, [torch.stack([to_tensor(source[index].image) for index in range(4)])])
@@ -68,12 +87,33 @@ def test_chosen_layers_and_groups(model, source, over, quiet):
     torch.testing.assert_close(collected.mean("entropy"), quiet(model, over(source)).mean("entropy")[[0, 2]])
 
 
-@pytest.fixture(params=["maps are kept", "the first half runs again"])
+@pytest.fixture(params=["maps are kept", "the first half runs again", "each quarter runs again"])
 def rollout_way(request, monkeypatch):
     """Few tokens or many: each way is right for both."""
     assert collecting.TOKENS_FOR_MAPS >= 197
     monkeypatch.setattr(collecting, "TOKENS_FOR_MAPS", 0 if request.param.endswith("again") else 10**6)
+    if request.param.startswith("each"):
+        monkeypatch.setattr(collecting.Collecting, "_kept_at_once", lambda self: 1)
     return request.param
+
+
+def test_many_tokens_that_outweigh_the_model_are_kept_of_fewer_layers(tiny_model, quiet, monkeypatch):
+    asked = []
+    by_layer = collecting.rows_by_layer
+    monkeypatch.setattr(
+        collecting, "rows_by_layer", lambda *args, **kw: asked.append(kw["layers_at_once"]) or by_layer(*args, **kw)
+    )
+    monkeypatch.setattr(collecting, "TOKENS_FOR_MAPS", 0)
+    model = tiny_model(qkvit.QKViTModel, num_hidden_layers=4)
+    config = model.config
+    of_image = 2 * 2 * model(torch.rand(1, 3, 16, 16)).last_hidden_state[0].numel() * 4
+    fitting = sum(parameter.nbytes for parameter in model.parameters()) // of_image
+    assert config.hidden_size == config.num_attention_heads * config.head_dim
+    for tokens, images, at_once in ((2000, fitting + 1, 2), (0, fitting, 2), (0, fitting + 1, 1)):
+        monkeypatch.setattr(collecting, "TOKENS_FOR_HALVES", tokens)
+        asked.clear()
+        quiet(model, [torch.rand(images, 3, 16, 16)], rollout=True)
+        assert asked == [at_once]
 
 
 @pytest.mark.parametrize("layers", [None, [0, 2]])
@@ -114,7 +154,8 @@ def test_the_model_runs_once_where_maps_are_kept(model, quiet, rollout_way):
     for layer in model.layers:
         layer.register_forward_hook(lambda *_: layers_run.append(1))
     quiet(model, [torch.rand(2, 3, 16, 16)], rollout=True)
-    assert len(layers_run) == (3 if rollout_way == "maps are kept" else 3 + 1)
+    runs = {"maps are kept": 3, "the first half runs again": 3 + 1, "each quarter runs again": 3 + 2 + 1}
+    assert len(layers_run) == runs[rollout_way]
 
 
 def test_layers_that_are_not_asked_for_have_no_statistics_of_their_maps(model, quiet, rollout_way):
@@ -381,6 +422,18 @@ def test_the_tables(model, source, tmp_path, over, quiet):
     assert len(classes) == 3 * len(table)
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert (provenance["images"], provenance["model"]) == (NUM_IMAGES, "tiny")
+
+
+def test_vectors_that_a_full_disk_refuses_are_an_os_error(model, source, tmp_path, over, quiet, monkeypatch):
+    pytest.importorskip("pandas")
+
+    def full(*arguments, **options):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match=r"vectors\.safetensors") as caught:
+        quiet(model, over(source)).save(tmp_path / "out", {})
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_images_of_different_sizes_have_no_maps(model, raises_sentence, quiet):

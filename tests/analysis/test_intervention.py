@@ -338,3 +338,12 @@ def test_an_edit_that_is_never_reached_raises_on_leaving(tiny_model, pixels, rai
         model(pixels)
     with pytest.raises(KeyboardInterrupt), intervene(model, {(0, "key"): Zero()}):
         raise KeyboardInterrupt
+
+
+def test_a_context_that_is_used_again_notices_again_what_is_never_reached(tiny_model, pixels, raises_sentence):
+    model = tiny_model(QKViTModel)
+    context = intervene(model, {(0, "key"): Zero()})
+    with torch.no_grad(), context:
+        model(pixels)
+    with raises_sentence(ValueError, "never reached the computation (key of layer 0)"), context:
+        pass

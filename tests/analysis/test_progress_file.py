@@ -1,10 +1,20 @@
 """A run of `collect` that was stopped goes on from what was kept, and from that of no other run."""
 
-import pytest
-import torch
+import itertools
 
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch.utils.data import DataLoader
+from transformers import ViTImageProcessorPil
+
+from qkvit.analysis import TokenLayout
 from qkvit.analysis.progress_file import ProgressFile
 from qkvit.analysis.tally import Tally
+from qkvit.data import batches
+from qkvit.data.batching import ImageDataset, collate
 
 
 class _StoppedError(Exception):
@@ -68,6 +78,61 @@ def test_progress_of_another_model_is_refused(tiny_model, source, tmp_path, rais
         quiet(tiny_model(seed=1), over(source, 1), progress_folder=tmp_path / "p")
 
 
+def test_progress_of_other_preprocessing_is_refused(model, source, tmp_path, raises_sentence, quiet):
+    """Every lambda has the same name."""
+    transforms = [
+        lambda image: torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 127.5 - 1,
+        lambda image: torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255,
+    ]
+    for other, is_ours in itertools.product(transforms, (True, False)):
+        plan = batches(source, transforms[0], 1)
+        loader = plan if is_ours else DataLoader(ImageDataset(source, transforms[0]), 1, collate_fn=collate)
+        folder = tmp_path / str(is_ours)
+        with pytest.raises(_StoppedError):
+            quiet(model, loader, progress_folder=folder, forward=stopping(2))
+        again = batches(source, other, 1)
+        again = again if is_ours else DataLoader(ImageDataset(source, other), 1, collate_fn=collate)
+        if other is transforms[0]:
+            assert quiet(model, again, progress_folder=folder).images == 7
+        else:
+            with raises_sentence(ValueError, "another run (transform was '<function", "delete"):
+                quiet(model, again, progress_folder=folder)
+
+
+def test_progress_of_another_image_processor_is_refused_with_what_differs(
+    model, source, tmp_path, raises_sentence, quiet
+):
+    def plan(**changes):
+        size = {"height": 16, "width": 16}
+        return batches(source, ViTImageProcessorPil(size=size, **changes), 1)
+
+    with pytest.raises(_StoppedError):
+        quiet(model, plan(), progress_folder=tmp_path / "p", forward=stopping(2))
+    with raises_sentence(ValueError, "another run (transform: do_normalize was True and is False now)", "delete"):
+        quiet(model, plan(do_normalize=False), progress_folder=tmp_path / "p")
+    assert quiet(model, plan(), progress_folder=tmp_path / "p").images == 7
+
+
+def test_progress_of_another_layout_or_of_other_class_names_is_refused(
+    model, source, tmp_path, raises_sentence, over, quiet
+):
+    layout = TokenLayout.from_config(model.config)
+    first = {"layout": layout, "class_names": ["cat", "dog", "owl"]}
+    with pytest.raises(_StoppedError):
+        quiet(model, over(source, 1), progress_folder=tmp_path / "p", forward=stopping(2), **first)
+    other = TokenLayout(grid=(4, 4), num_prefix_tokens=3)
+    with raises_sentence(ValueError, "another run (layout: num_prefix_tokens was 2 and is 3 now)", "delete"):
+        quiet(model, over(source, 1), progress_folder=tmp_path / "p", **first | {"layout": other})
+    with raises_sentence(ValueError, "another run (class names was ['cat', 'dog', 'owl'] and is ['a', 'b', 'c'] now)"):
+        quiet(model, over(source, 1), progress_folder=tmp_path / "p", **first | {"class_names": "abc"})
+    assert quiet(model, over(source, 1), progress_folder=tmp_path / "p", **first).images == 7
+
+
+def test_progress_of_an_earlier_version_which_knew_less_of_its_run_is_taken(tmp_path):
+    ProgressFile(tmp_path, {"model": "a"}).save(Tally())
+    assert ProgressFile(tmp_path, {"model": "a", "transform": "b"}).load() is not None
+
+
 def test_progress_of_another_number_of_processes_is_refused(tmp_path, raises_sentence):
     ProgressFile(tmp_path, {}, rank=1, world=2).save(Tally())
     with raises_sentence(ValueError, "2 processes"):
@@ -89,17 +154,25 @@ def test_progress_can_be_kept_until_the_result_is_written(model, source, tmp_pat
     assert not (tmp_path / "p").exists()
 
 
-def test_a_full_disk_leaves_the_progress_of_before(tmp_path, monkeypatch):
-    import safetensors.torch
+FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
 
+
+@pytest.fixture(params=[OSError(28, "No space left on device"), SafetensorError(FULL)], ids=["OSError", "safetensors"])
+def full(request):
+    """What takes the place of `save_file` on a full disk."""
+
+    def save_file(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise request.param
+
+    return save_file
+
+
+def test_a_full_disk_leaves_the_progress_of_before(tmp_path, monkeypatch, full):
     file = ProgressFile(tmp_path, {})
     tally = Tally()
     tally.images = 5
     file.save(tally)
-
-    def full(tensors, path, metadata):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     tally.images = 6
@@ -108,3 +181,19 @@ def test_a_full_disk_leaves_the_progress_of_before(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert file.load().images == 5
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("stopped_by", [KeyboardInterrupt, _StoppedError])
+def test_a_full_disk_does_not_hide_what_stopped_the_run(
+    model, source, tmp_path, over, quiet, monkeypatch, full, stopped_by
+):
+    def stop(model, pixel_values):
+        model(pixel_values)
+        if calls.pop():
+            raise stopped_by
+
+    folder, calls = tmp_path / "progress", [True, False, False]
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(stopped_by):
+        quiet(model, over(source, 1), progress_folder=folder, forward=stop)
+    assert not folder.exists()  # nothing could be kept

@@ -227,6 +227,15 @@ def test_a_copy_on_the_cpu_is_given(tiny_model, pixels):
     assert recording[0].query.device.type == "cpu"
 
 
+def test_the_mask_goes_where_the_tensors_go(tiny_model, pixels, implementation, mask):
+    model = tiny_model(QKViTModel)
+    model.set_attn_implementation(implementation)
+    with torch.no_grad(), record(model, device="meta") as recording:
+        model(pixels, attention_mask=mask)
+    assert recording[0].query.device.type == "meta"
+    assert mask is None or recording[0].attention_mask.device.type == "meta"
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_copies_from_a_gpu_are_complete_when_they_are_read(tiny_model):

@@ -277,3 +277,16 @@ def test_the_mlp_of_a_layer_is_not_taken_for_the_output_projection(raises_senten
         layer.attention = layer.attention.attention
     with raises_sentence(ValueError, "layer 0", "no linear output projection"):
         weight_statistics(model)
+
+
+def test_every_singular_value_has_a_row_also_without_a_control(model):
+    for control in (True, False):
+        found = weight_statistics(model, control=control)
+        rows = list(found.singular_value_rows())
+        layers, heads, width = found.qk_singular_values.shape
+        assert len(rows) == 2 * layers * heads * width
+        for row in rows:
+            place = found.layers.index(row["layer"]), row["head"], row["index"]
+            name = f"{row['product']}_singular_values"
+            assert row["value"] == getattr(found, name)[place].item()
+            assert row["control"] == (getattr(found.control, name)[place].item() if control else None)

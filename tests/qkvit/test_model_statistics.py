@@ -10,13 +10,17 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, ViTConfig, ViTModel
 
 import qkvit
-from qkvit.analysis import collect
+from qkvit.analysis import collect, weight_statistics
+from qkvit.analysis.accumulators import RELATIVE_ACCURACY
+from qkvit.analysis.collected import SHARES
 from qkvit.analysis.random_control import with_random_weights
 from qkvit.analysis.statistics import groups
 from qkvit.cli import main
@@ -93,6 +97,8 @@ def test_what_a_run_writes(leave, tmp_path):
         "vectors.safetensors",
         "weights.parquet",
         "weights.csv",
+        "singular_values.parquet",
+        "singular_values.csv",
         "pictures",
         "provenance.json",
     }
@@ -150,13 +156,30 @@ def test_a_control_stands_beside_every_number(leave, here, tmp_path):
 
 
 def test_weights_alone_need_no_data(leave, tmp_path):
-    assert leave("--weights", "-o", tmp_path / "out")[0] == 0
+    code, output, _ = leave("--weights", "-o", tmp_path / "out")
+    assert code == 0
+    assert "singular_values.parquet and .csv" in output
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "weights.parquet",
         "weights.csv",
+        "singular_values.parquet",
+        "singular_values.csv",
         "pictures",
         "provenance.json",
     }
+
+
+def test_the_singular_values_of_every_head_are_written(leave, here, tmp_path):
+    assert leave("--weights", "--seed", 3, "-o", tmp_path / "out")[0] == 0
+    table = pd.read_parquet(tmp_path / "out" / "singular_values.parquet")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "singular_values.csv"), table, check_dtype=False)
+    assert list(table.columns) == ["layer", "head", "product", "index", "value", "control"]
+    found = weight_statistics(qkvit.QKViTModel.from_pretrained(here / "model"), seed=3)
+    for product in ("qk", "ov"):
+        rows = table[table["product"] == product].sort_values(["layer", "head", "index"])
+        for column, statistics in (("value", found), ("control", found.control)):
+            expected = getattr(statistics, f"{product}_singular_values")
+            np.testing.assert_allclose(rows[column].to_numpy().reshape(expected.shape), expected.numpy(), rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -177,6 +200,9 @@ def test_two_processes_give_the_numbers_of_one(leave, here, tmp_path):
     for column in ("mean", "standard_deviation", "n", "low", "high"):
         numbers = [table[column].to_numpy(dtype=float) for table in (one, two)]
         np.testing.assert_allclose(*numbers, rtol=1e-6, atol=1e-6)
+    for column in SHARES:  # where rounding moves a number to the next bin of the sketch, by its accuracy on both sides
+        numbers = [table[column].to_numpy(dtype=float) for table in (one, two)]
+        np.testing.assert_allclose(*numbers, rtol=2.1 * RELATIVE_ACCURACY, atol=1e-6)
     assert json.loads((tmp_path / "two" / "provenance.json").read_text())["processes"] == 2
 
 
@@ -310,19 +336,51 @@ def test_an_earlier_result_is_kept_without_force(leave, tmp_path):
     assert leave("--weights", "-o", tmp_path / "out", "--force")[0] == 0
 
 
-def test_a_full_disk_keeps_what_was_measured(leave, monkeypatch, tmp_path):
+FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "statistics.parquet"), SafetensorError(FULL)])
+def test_a_full_disk_keeps_what_was_measured(leave, monkeypatch, tmp_path, error):
     from qkvit.analysis.collected import Collected
 
     def full(self, folder, provenance):
-        raise OSError(28, "No space left on device", "statistics.parquet")
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(Collected, "save", full)
-        code, _, errors = leave("--data", "pets", "-o", tmp_path / "out")
-    assert code == 2
-    assert errors.splitlines()[-1] == "error: No space left on device: statistics.parquet"
+        result = leave("--data", "pets", "-o", tmp_path / "out")
+    assert_one_sentence(result, "no space is left for", "what was measured is kept", "the same command again")
     assert [path.name for path in tmp_path.iterdir()] == [".out-progress"]
 
     monkeypatch.setattr(qkvit.QKViTModel, "forward", None)  # it need not run again
     assert leave("--data", "pets", "-o", tmp_path / "out")[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_disk_that_is_full_from_the_start_is_told_as_it_is(leave, monkeypatch, tmp_path):
+    def full(*arguments, **options):
+        raise SafetensorError(FULL)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    result = leave("--data", "pets", "--only", "entropy", "-o", tmp_path / "out")
+    assert_one_sentence(result, "no space is left for", "nothing could be kept")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_stopped_on_a_full_disk_is_stopped(leave, monkeypatch, tmp_path):
+    from qkvit.analysis import collect as package_name  # noqa: F401 - the function hides the module of its name
+
+    def full(*arguments, **options):
+        raise SafetensorError(FULL)
+
+    def stopped(model, pixel_values, calls=[2, 1, 0]):  # noqa: B006 - it counts
+        model(pixel_values=pixel_values)
+        if not calls.pop(0):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    monkeypatch.setattr(sys.modules["qkvit.analysis.collect"], "_forward", stopped)
+    code, output, errors = leave("--data", "pets", "--batch-size", 1, "-o", tmp_path / "out")
+    assert (code, errors.splitlines()[-1]) == (130, "stopped")
+    assert "is kept" not in output
+    assert list(tmp_path.iterdir()) == []

@@ -61,6 +61,13 @@ def test_a_rollout_of_maps_is_that_of_their_queries_and_keys(random_attention, d
     torch.testing.assert_close(map_rollout(maps, layout=LAYOUT), matrix(maps)[:, 0])
 
 
+def test_a_rollout_of_maps_is_as_exact_under_autocast():
+    maps = [torch.rand(2, 2, 17, 17).softmax(dim=-1) for _ in range(3)]
+    plain = map_rollout(maps, start=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(map_rollout(maps, start=0), plain)
+
+
 def test_what_is_no_row_of_maps_is_refused(raises_sentence):
     maps = [torch.full((2, 3, 4, 4), 0.25)] * 2
     with raises_sentence(ValueError, "there are no maps"):

@@ -1,0 +1,40 @@
+"""What makes pixel values of an image is known again in another process, and a change of it is seen."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+
+from qkvit.analysis.run_identity import described, difference
+
+FUNCTIONS = """
+def of_set(image):
+    return image in {"a", "b", "c", "d"}
+def nested(image):
+    return [pixel / 255 for pixel in image]
+class Transform:
+    def __call__(self, image):
+        return image
+"""
+
+
+def test_the_same_in_another_process_and_further_down_in_its_file():
+    names = {"__name__": "__main__"}
+    exec(FUNCTIONS, names)
+    here = [described(it) for it in (names["of_set"], names["nested"], names["Transform"](), partial(names["nested"]))]
+    shown = "print([described(it) for it in (of_set, nested, Transform(), partial(nested))])"
+    code = f"from functools import partial\nfrom qkvit.analysis.run_identity import described\n{FUNCTIONS}\n{shown}"
+    environment = os.environ | {"PYTHONHASHSEED": "1"}  # the order of sets
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == str(here)
+
+
+def test_a_change_of_a_number_or_a_name_is_seen():
+    sources = ["lambda x: x / 255", "lambda x: x / 127.5", "lambda x: x.mean()", "lambda x: x.sum()"]
+    sources += ["lambda x: [y + 1 for y in x]", "lambda x: [y + 2 for y in x]"]
+    assert len({described(eval(source)) for source in sources}) == len(sources)
+    assert described(eval(sources[0])) == described(eval("\n\n" + sources[0]))
+
+
+def test_long_values_are_shortened():
+    assert len(difference("class names", ["cat"] * 1000, ["dog"] * 1000)) < 250
