@@ -36,6 +36,11 @@ def test_both_readmes_show_the_same_code(language):
     assert english == chinese
 
 
+def test_both_readmes_name_the_same_pages():
+    english, chinese = (set(re.findall(r"\]\((docs/[^)#]+)", (ROOT / name).read_text("utf-8"))) for name in READMES)
+    assert english == chinese != set()
+
+
 def test_a_readme_opens_with_the_two_commands():
     for name in READMES:
         first = without_comments(blocks(name, "bash")[0])
