@@ -1,4 +1,4 @@
-"""What a disk refuses while safetensors writes, as the `OSError` that everything else raises."""
+"""What a disk refuses: as the `OSError` that everything raises but safetensors, and where it is."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_LEFT = 2**20  # bytes: where less is free and a write failed without saying why, it is this
+_LEFT = 2**20  # bytes: where less is free and a write failed without saying why (torch.save does), it is this
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def as_os_errors(path: str | Path) -> Iterator[None]:
         yield
     except SafetensorError as error:
         number = disk_errno(error)
-        if number is None and _is_full(Path(path)):
+        if number is None and is_full(path):
             number = errno.ENOSPC
         if number is None:
             raise
@@ -44,11 +44,31 @@ def as_os_errors(path: str | Path) -> Iterator[None]:
 
 
 def disk_errno(error: Exception) -> int | None:
-    """The errno in what a `SafetensorError` says; None where it says nothing of the disk."""
+    """The errno of an `OSError`, or in what a `SafetensorError` says; None where it says nothing of the disk."""
+    if isinstance(error, OSError):
+        return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))
     return int(found[1]) if found else None
 
 
-def _is_full(path: Path) -> bool:
-    place = next(each for each in path.absolute().parents if each.exists())
-    return shutil.disk_usage(place).free < _LEFT
+def free_bytes(path: str | Path) -> int:
+    """Of the disk that holds a path, or would."""
+    place = Path(path).absolute()
+    return shutil.disk_usage(next(each for each in (place, *place.parents) if each.exists())).free
+
+
+def is_full(path: str | Path) -> bool:
+    """Whether so little is free that a write fails."""
+    return free_bytes(path) < _LEFT
+
+
+def place_of(error: Exception, otherwise: Path) -> Path:
+    """The file that an error names; `otherwise` where it names none, as errors of writing do."""
+    name = getattr(error, "filename", None)  # or the number of an open file
+    return Path(os.fsdecode(name)) if name and isinstance(name, (str, bytes, os.PathLike)) else otherwise
+
+
+def belongs_to(folder: Path, place: Path) -> bool:
+    """Whether a place is the folder, lies in it, or is a folder above it that could not be made."""
+    ours, theirs = Path(os.path.realpath(folder)), Path(os.path.realpath(place))
+    return theirs.is_relative_to(ours) or (ours.is_relative_to(theirs) and not os.path.exists(theirs))

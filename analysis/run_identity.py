@@ -65,7 +65,9 @@ def difference(name: str, before: Any, now: Any) -> str:
     ```
     """
     if isinstance(before, dict) and isinstance(now, dict):
-        key = next(key for key in (before | now) if before.get(key) != now.get(key))
+        key = next((key for key in (before | now) if before.get(key) != now.get(key)), None)
+        if key is None:  # one of them says a None that the other leaves out
+            return f"{name}: other settings"
         return difference(f"{name}: {key}", before.get(key), now.get(key))
     return f"{name} was {_shortened(before)} and is {_shortened(now)} now"
 

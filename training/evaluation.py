@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Subset
 
 from .images.bad_images import Unusable, usable
 from .multi_label import MultiLabelScores
-from .watching.stops import outlast_a_request
+from .watching.stops import end_workers_at_exit, outlast_a_request
 
 
 def metric_names(classes: int, *, multi_label: bool) -> list[str]:
@@ -55,6 +55,8 @@ def evaluate(
     was_training = model.training
     model.eval()
     own = Subset(images, range(rank, len(images), world))
+    if num_workers:
+        end_workers_at_exit()
     loader: DataLoader[Any] = DataLoader(
         own, batch_size=batch_size, num_workers=num_workers, collate_fn=list, worker_init_fn=outlast_a_request
     )

@@ -80,10 +80,11 @@ def _drop_uniformly(model: nn.Module) -> None:
 
 def _check_fields(config: Any, fields: dict[str, Any]) -> None:
     """Refuse what a configuration of transformers does not know: it would keep it, and nothing would follow it."""
-    known = {*config.to_dict(), *config.attribute_map, *LOSS_FIELDS}
+    known = {*config.to_dict(), *config.attribute_map, *LOSS_FIELDS, "attn_implementation"}
     for name in fields:
         if name not in known:
             raise unknown(name, known, "model.config")
+    QKViTConfig(**{name: value for name, value in fields.items() if name in LOSS_FIELDS})  # refuses other values
 
 
 def _new(recipe: Recipe, fields: dict[str, Any], labels: dict[str, Any]) -> nn.Module:
@@ -125,7 +126,11 @@ def _started(recipe: Recipe, fields: dict[str, Any], labels: dict[str, Any]) -> 
     for name, value in of_loss.items():
         setattr(model.config, name, value)
     # A head of other classes is new; nothing else may be.
-    odd = sorted(str(key[0]) for key in found["mismatched_keys"] if str(key[0]).startswith(model.base_model_prefix))
+    odd = sorted(
+        name
+        for name, before, now in found["mismatched_keys"]
+        if before[1:] != now[1:] or now[0] != len(labels["id2label"])
+    )
     if odd:
         raise TrainingRefusedError(f"model.config does not fit the weights of {start}: {', '.join(odd[:5])}; change it")
     return model

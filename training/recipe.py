@@ -3,7 +3,6 @@
 A recipe is YAML over the dataclasses below. All of it is checked before anything starts.
 """
 
-import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -250,8 +249,11 @@ class Recipe:
             values, name = read_yaml(recipe)
         made = build(cls, {"name": name, **_without_none(values)}, "")
         made.arguments = fit_arguments(made.arguments)
+        written = made.data
         for setting in settings or ():
             made = _with_setting(made, setting)
+        if not any("known_" in setting.partition("=")[0] for setting in settings or ()):
+            made.data = _forget_known(written, made.data)
         made.check()
         return made
 
@@ -261,41 +263,11 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The text of a recipe file that says the same."""
-        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
 
     def check(self) -> None:
         """Refuse values that are out of range or do not go together."""
         check(self)
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as the number that it is: in YAML 1.1, which PyYAML follows, it is text."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that `_Loader` would take for a number."""
-
-
-for _each in (_Loader, _Dumper):
-    _each.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+\Z"),
-        list("-+.0123456789"),
-    )
-
-
-def from_yaml(text: str) -> Any:
-    """What the text says; `yaml.YAMLError` where it is no YAML.
-
-    Example:
-
-    ```python
-    >>> from_yaml("{min_lr: 1e-5, name: 1x}")
-    {'min_lr': 1e-05, 'name': '1x'}
-
-    ```
-    """
-    return yaml.load(text, _Loader)  # a safe loader
 
 
 def read_yaml(recipe: str | Path) -> tuple[dict[str, Any], str]:
@@ -308,7 +280,7 @@ def read_yaml(recipe: str | Path) -> tuple[dict[str, Any], str]:
         names = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
         raise TrainingRefusedError(f"there is no recipe {recipe}; pass a YAML file, or one of {names}")
     try:
-        values = from_yaml(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise TrainingRefusedError(f"{path} cannot be read as YAML: {reason.rstrip('.')}") from error
@@ -327,11 +299,14 @@ def known_arguments() -> dict[str, Any]:
 
 def fit_arguments(values: dict[str, Any]) -> dict[str, Any]:
     """The section `arguments`, checked."""
+    from transformers import TrainingArguments
+
     known = known_arguments()
-    for name in values:
+    defaults = {each.name: each.default for each in fields(TrainingArguments)}
+    for name, value in values.items():
         if name not in known:
             raise unknown(name, known, "arguments")
-        if name in _ELSEWHERE:
+        if name in _ELSEWHERE and value != defaults[name]:
             raise TrainingRefusedError(f"arguments.{name} is not for recipes; use {_ELSEWHERE[name]}")
     return {name: fit(value, known[name], f"arguments.{name}") for name, value in values.items()}
 
@@ -346,7 +321,7 @@ def _with_setting(recipe: Recipe, setting: str) -> Recipe:
     if not equals or not key:
         raise TrainingRefusedError(f"--set {setting} is not of the form key=value; write --set learning_rate=1e-3, say")
     try:
-        value = from_yaml(text) if text.strip() else ""
+        value = yaml.safe_load(text) if text.strip() else ""
     except yaml.YAMLError as error:
         raise TrainingRefusedError(f"--set {setting} has no readable value; put text into quotation marks") from error
     values: dict[str, Any] = recipe.to_dict()
@@ -357,6 +332,13 @@ def _with_setting(recipe: Recipe, setting: str) -> Recipe:
     inner[name] = value
     made = build(Recipe, values, "")
     return replace(made, arguments=fit_arguments(made.arguments))
+
+
+def _forget_known(written: Data, now: Data) -> Data:
+    """Without the numbers that the recipe says of its own data, where others are to be taken."""
+    names = ("source", "train_split", "validation_split", "held_out", "images", "label")
+    same = all(getattr(written, name) == getattr(now, name) for name in names)
+    return now if same else replace(now, known_images=None, known_classes=None)
 
 
 def _places() -> dict[str, list[str]]:

@@ -1,6 +1,7 @@
 """Values from YAML and from the command line, fitted to annotated types; unknown names, with the nearest known one."""
 
 import difflib
+import re
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -8,6 +9,8 @@ from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import TrainingRefusedError
+
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 def fit(value: Any, hint: Any, where: str) -> Any:
@@ -45,7 +48,7 @@ def fit(value: Any, hint: Any, where: str) -> Any:
     if hint in (dict, Mapping) or origin in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise TrainingRefusedError(f"{where}={value!r} is not a mapping; write lines of the form name: value")
-        return dict(value)
+        return dict(value) if where == "arguments" else {name: _unless_text(one) for name, one in value.items()}
     return _fit_scalar(value, hint, where)
 
 
@@ -97,6 +100,11 @@ def _fit_scalar(value: Any, hint: Any, where: str) -> Any:
             raise TrainingRefusedError(f"{where}={value!r} is not known; write {_or(known)}{nearest(value, known)}")
         return value
     return value  # a type of another library: it checks for itself
+
+
+def _unless_text(value: Any) -> Any:
+    """1e-3 as the number that it is, where no type says so; all other text as it is."""
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def _number(value: Any) -> int | float | None:

@@ -17,7 +17,6 @@ from transformers import PrinterCallback, ProgressCallback, TrainerState, Traini
 from ..modeling.checksums_qkvit import SUMS
 from .augmentation.pipeline import Augmenter
 from .checkpoints import ASIDE, checkpoints, step_of
-from .cost import forward_flops
 from .disk_errors import check_space
 from .errors import TrainingRefusedError, TrainingStoppedError, TrainingTerminatedError
 from .images.bad_images import gathered, read_list
@@ -35,7 +34,7 @@ from .processes.sharded_trainer import said_of_sharing
 from .processes.world import as_launched, check_world, device_arguments
 from .pushing import push, repository_for
 from .quiet import quiet_libraries
-from .recipe import Recipe
+from .recipe import Data, Recipe
 from .report import results_table, write_report
 from .run_folder import (
     METRICS,
@@ -135,7 +134,7 @@ class Run:
             self._say(f"{data.source} is not fetched for a plan. Planned with what the recipe says of it.")
             return known
         try:
-            splits = open_splits(dataclasses.replace(data, streaming=True) if distant else data)
+            splits = self._without_a_copy(data) if distant else open_splits(data)
         except TrainingRefusedError as error:
             if known is None:
                 raise
@@ -143,12 +142,19 @@ class Run:
             return known
         return len(splits.train), splits.class_names, splits.multi_label
 
+    def _without_a_copy(self, data: Data) -> Splits:
+        try:
+            return open_splits(dataclasses.replace(data, streaming=True))
+        except TrainingRefusedError:  # no Parquet files, or no network and a copy from before
+            return open_splits(data)
+
     def _is_new(self) -> bool:
         return self.recipe.model.start is None or self.recipe.model.size is not None
 
     def _plan(self, model: nn.Module, images: int, classes: int, several: bool) -> Plan:
-        self._check_size(model)
-        plan = make_plan(self.recipe, self.args, model, image_size(self.recipe.data, model.config), images, classes)
+        size = image_size(self.recipe.data, model.config)
+        with _taking(size):
+            plan = make_plan(self.recipe, self.args, model, size, images, classes)
         check_schedule(self.args, self.recipe.optimisation, plan.steps, plan.steps_per_epoch)
         plan = with_progression(plan, self.recipe.data.progressive, model)
         self._say("\n".join([f"{self.recipe.name}:", *(f"  {line}" for line in plan.lines())]))
@@ -224,7 +230,6 @@ class Run:
         set_seed(self.args.seed)
         model = build_model(self.recipe, splits.class_names, multi_label=splits.multi_label)
         self._check_dropout(model)
-        self._check_size(model)
         set_trainable(model, self.recipe.optimisation.trainable)
         optimizer_class(model, self.recipe.optimisation, self.args)  # refuses what is not there
         return model, build_processor(self.recipe.data, model, self.recipe.model.start)
@@ -232,19 +237,10 @@ class Run:
     def _find_batch_size(self, model: nn.Module, teacher: Teacher | None, *, resumed: bool) -> None:
         before = read_record(self.output).get("plan") if resumed else None
         size = image_size(self.recipe.data, model.config)
-        find_batch_size(self.recipe, self.args, model, size, teacher=teacher, before=before)
+        with _taking(size):
+            find_batch_size(self.recipe, self.args, model, size, teacher=teacher, before=before)
         batch, steps = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
         self._say(f"Micro-batches of {batch} fit; {steps} of them are accumulated.")
-
-    def _check_size(self, model: nn.Module) -> None:
-        height, width = image_size(self.recipe.data, model.config)
-        try:
-            forward_flops(model, (height, width))
-        except ValueError as error:
-            reason = " ".join(str(error).split()).rstrip(".")
-            raise TrainingRefusedError(
-                f"the model does not take images of {height} x {width} pixels: {reason}; change data.image_size"
-            ) from error
 
     def _check_dropout(self, model: nn.Module) -> None:
         if not self.recipe.optimisation.dropout_by_image:
@@ -397,6 +393,20 @@ class Run:
     def _say(self, text: str) -> None:
         if self.args.process_index == 0:
             self.say(text)
+
+
+@contextlib.contextmanager
+def _taking(size: tuple[int, int]) -> Iterator[None]:
+    """Inside, a model that does not take images of that size is refused."""
+    try:
+        yield
+    except TrainingRefusedError:
+        raise
+    except ValueError as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise TrainingRefusedError(
+            f"the model does not take images of {size[0]} x {size[1]} pixels: {reason}; change data.image_size"
+        ) from error
 
 
 def _moves_late(path: Path) -> tuple[bool, bool]:

@@ -18,7 +18,7 @@ import yaml
 
 from .checkpoints import ASIDE, checkpoints, newest_whole, publish_sealed
 from .errors import TrainingRefusedError
-from .recipe import Recipe, from_yaml, is_key
+from .recipe import Recipe, is_key
 from .recipe_types import nearest
 
 RECIPE, RECORD, METRICS = "recipe.yaml", "run.json", "metrics.json"
@@ -43,6 +43,9 @@ HARMLESS = frozenset(
                 *("per_device_eval_batch_size", "dataloader_num_workers", "dataloader_pin_memory"),
                 *("dataloader_persistent_workers", "dataloader_prefetch_factor", "ddp_timeout"),
                 *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision"),
+                # without effect here, and refused by now
+                *("dataloader_drop_last", "dataloader_in_order", "dataloader_multiprocessing_context"),
+                *("train_sampling_strategy", "bf16_full_eval", "fp16_full_eval"),
             )
         ),
     )
@@ -132,7 +135,7 @@ def read_metrics(output: Path) -> dict[str, Any] | None:
 def changes_since(output: Path, recipe: Recipe, data: dict[str, Any], world: int) -> dict[str, tuple[Any, Any]]:
     """What has changed since the run began: a field of the recipe, "data (...)" or "processes", before and now."""
     try:
-        before = from_yaml((output / RECIPE).read_text(encoding="utf-8"))
+        before = yaml.safe_load((output / RECIPE).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise TrainingRefusedError(f"{output} holds no {RECIPE} to go on with; leave --resume out") from error
     changes = {}
@@ -160,13 +163,12 @@ def check_changes(changes: dict[str, tuple[Any, Any]], allowed: tuple[str, ...])
     Args:
         allowed: Names of fields (bare or dotted), "data" and "processes".
     """
+    meant = {name: {name, name.rpartition(".")[2], name.partition(" (")[0]} for name in changes}
     for name in allowed:
-        if name not in ("data", "processes") and name not in changes and not is_key(name):
+        if name not in {"data", "processes"}.union(*meant.values()) and not is_key(name):
             raise TrainingRefusedError(f"--allow {name} is no field of a recipe{nearest(name, changes)}; leave it out")
     for name, (was, now) in changes.items():
-        bare = name.rpartition(".")[2]
-        names = {name, bare, name.partition(" (")[0]}
-        if not names & set(allowed):
+        if not meant[name] & set(allowed):
             shown = name.partition(" (")[0]
             raise TrainingRefusedError(
                 f"{name} was {_said(was)} when the run began and is {_said(now)} now: make it the same, or pass --allow"

@@ -33,7 +33,7 @@ from .recipe import Optimisation
 from .watching.attention_health import AttentionHealth
 from .watching.best import EarlyStopping, best_checkpoints
 from .watching.meter import Meter
-from .watching.stops import first_not_finite, outlast_a_request
+from .watching.stops import end_workers_at_exit, first_not_finite, outlast_a_request
 
 _NAMED = 4  # images of a batch that are called by their names in a sentence
 
@@ -123,6 +123,8 @@ class RecipeTrainer(ShardedTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """One process's batches, not wrapped by accelerate: the sampler knows about processes."""
         workers = self.args.dataloader_num_workers
+        if workers:
+            end_workers_at_exit()
         return DataLoader(
             self.train_dataset,
             batch_sampler=self.batches,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from qkvit.training import TrainingRefusedError, train
@@ -46,6 +47,8 @@ def test_accumulated_steps_are_those_of_a_larger_batch(recipe, tmp_path):
     [
         ({"config": {"hiden_layers": 3}}, ["model.config.hiden_layers", "num_hidden_layers"]),
         ({"config": {"drop_path_rate": 0.1}}, ["model.config.drop_path_rate"]),
+        ({"config": {"classification_loss": "bce"}}, ["classification_loss", "binary_cross_entropy"]),
+        ({"config": {"label_smoothing": 2.0}}, ["label_smoothing=2.0"]),
         ({"stochastic_depth": "uniform"}, ["stochastic_depth='uniform'", "'vit'"]),
     ],
 )
@@ -83,3 +86,17 @@ def test_a_size_that_a_model_does_not_take_is_refused_before_the_run(started, tm
     with raises_sentence(TrainingRefusedError, "16 x 16 pixels", "change data.image_size"):
         train(started(), ["data.image_size=16"])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_head_of_other_classes_is_new_and_positions_are_not(recipe, started, tmp_path):
+    part = started(config={"attn_implementation": "eager"})
+    few = recipe("few")["data"] | {"source": str(tmp_path / "photos"), "images": None}
+    for number, name in enumerate("abc"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for each in range(8):
+            Image.new("RGB", (8, 8), (40 * number, 9 * each, 0)).save(tmp_path / "photos" / name / f"{each}.png")
+    train(part | {"data": few})
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    assert weights["classifier.weight"].shape == (3, 16)
+    before = load_file(tmp_path / "start" / "model.safetensors")["vit.embeddings.position_embeddings"]
+    torch.testing.assert_close(weights["vit.embeddings.position_embeddings"], before, rtol=0, atol=0.01)

@@ -1,13 +1,16 @@
 """A recipe is checked before anything starts, and every field has a name on the command line."""
 
 import contextlib
+import dataclasses
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import TrainingArguments
 
 from qkvit.training import Recipe, TrainingRefusedError
-from qkvit.training.recipe import SHIPPED, from_yaml
+from qkvit.training.recipe import SHIPPED
 from qkvit.training.recipe_types import ELSEWHERE
 
 
@@ -19,7 +22,7 @@ def load(values, *settings):
 def test_shipped_recipes_are_whole_and_come_back(name):
     recipe = Recipe.load(name)
     assert recipe.name == name
-    assert Recipe.load(from_yaml(recipe.to_yaml())) == recipe
+    assert Recipe.load(yaml.safe_load(recipe.to_yaml())) == recipe
 
 
 @pytest.mark.parametrize(
@@ -144,8 +147,8 @@ def test_numbers_with_an_exponent_are_numbers_wherever_they_stand(tmp_path):
     recipe = Recipe.load(path)
     assert recipe.model.config["initializer_range"] == 1e-3
     assert recipe.arguments["lr_scheduler_kwargs"] == {"min_lr": 2e-5}
-    named = Recipe.load({"name": "1e5"})
-    assert from_yaml(named.to_yaml())["name"] == "1e5"
+    assert Recipe.load("digits", ["initializer_range=1e-3"]).model.config["initializer_range"] == 1e-3
+    assert Recipe.load({"name": "1e5"}, ["run_name=1e-3"]).arguments["run_name"] == "1e-3"
 
 
 @pytest.mark.parametrize(
@@ -154,3 +157,17 @@ def test_numbers_with_an_exponent_are_numbers_wherever_they_stand(tmp_path):
 def test_arguments_that_would_break_resuming_or_do_nothing_are_refused(setting):
     with pytest.raises(TrainingRefusedError, match="is not for recipes; use"):
         Recipe.load("digits", [setting])
+    name = setting.partition("=")[0]
+    default = next(each.default for each in dataclasses.fields(TrainingArguments) if each.name == name)
+    assert Recipe.load("digits", [f"{name}={default}".lower()]).arguments[name] == default
+
+
+def test_what_a_recipe_says_of_its_own_data_is_not_said_of_others():
+    known = Recipe.load("cifar10-scratch").data
+    assert (known.known_images, known.known_classes) == (45000, 10)
+    assert Recipe.load("cifar10-scratch", ["learning_rate=1"]).data.known_images == 45000
+    for setting in ("data.source=me/flowers", "data.images=1000", "held_out=0.5", "train_split=all"):
+        other = Recipe.load("cifar10-scratch", [setting]).data
+        assert (other.known_images, other.known_classes) == (None, None)
+    said = Recipe.load("cifar10-scratch", ["data.source=me/flowers", "known_images=9", "known_classes=2"]).data
+    assert (said.known_images, said.known_classes) == (9, 2)

@@ -4,6 +4,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from qkvit.training import TrainingRefusedError, checkpoints, train, trainer
 from qkvit.training.images.sources import ArraySplit
 from qkvit.training.optimisation.weight_average import WeightAverage
+from qkvit.training.run_folder import check_changes
 
 
 def kill_while_saving(name, step):
@@ -326,3 +329,26 @@ def test_a_name_that_is_allowed_has_to_be_one(tiny, tmp_path, raises_sentence):
     with raises_sentence(TrainingRefusedError, "--allow max_stepps", "leave it out"):
         train(recipe, resume=True, allow=["max_stepps"])
     train(recipe, resume=True, allow=["max_steps", "data", "learning_rate"])  # nothing of that has changed
+
+
+def test_what_is_allowed_may_be_bare_or_dotted():
+    changes = {"arguments.lr_scheduler_kwargs.min_lr": (1, 2), "model.config.qkv_bias": (True, False)}
+    for names in (("min_lr", "qkv_bias"), tuple(changes)):
+        assert len(check_changes(changes, names)) == 2
+
+
+def test_a_worker_that_hangs_in_a_library_does_not_hold_a_process_that_ends():
+    """Python asks such processes to end, and waits; it is not heard there."""
+    program = """
+import itertools, time
+from torch.utils.data import DataLoader
+from qkvit.training.watching.stops import end_workers_at_exit, outlast_a_request
+class Images:
+    def __len__(self): return 9
+    def __getitem__(self, index): return (time.sleep(1), sum(itertools.repeat(1, 10**12))) if index else index
+end_workers_at_exit()
+loader = iter(DataLoader(Images(), num_workers=1, worker_init_fn=outlast_a_request))
+print(int(next(loader)))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout) == (0, "0\n"), run.stderr

@@ -1,6 +1,9 @@
 """What stops a run before its end: a loss that is not finite, a request."""
 
+import atexit
 import contextlib
+import functools
+import multiprocessing
 import os
 import signal
 import sys
@@ -45,13 +48,26 @@ def outlast_a_request(worker: int = 0) -> None:
     """Let a process that loads images outlast the first SIGTERM; the second one ends it.
 
     Launchers and schedulers send it to all processes of a run. A worker that went at once would end the run with an
-    error in the middle of the step that it is to finish. What ends a worker that hangs, sends it twice.
+    error in the middle of the step that it is to finish. One that hangs in a library hears of neither
+    (`end_workers_at_exit`).
     """
 
     def note(number: int, frame: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, note)
+
+
+@functools.cache
+def end_workers_at_exit() -> None:
+    """Let no process that loads images outlast this one: Python would ask it to end, and wait for that forever."""
+
+    def end() -> None:
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.kill()
+
+    atexit.register(end)
 
 
 class StopOnRequest(TrainerCallback):
