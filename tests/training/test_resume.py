@@ -345,7 +345,7 @@ from torch.utils.data import DataLoader
 from qkvit.training.watching.stops import end_workers_at_exit, outlast_a_request
 class Images:
     def __len__(self): return 9
-    def __getitem__(self, index): return (time.sleep(1), sum(itertools.repeat(1, 10**12))) if index else index
+    def __getitem__(self, index): return (time.sleep(1), sum(itertools.repeat(1, 10**10))) if index else index
 end_workers_at_exit()
 loader = iter(DataLoader(Images(), num_workers=1, worker_init_fn=outlast_a_request))
 print(int(next(loader)))
