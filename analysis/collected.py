@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from ..configuration.disk_errors import as_os_errors
 from .accumulators import Moments
-from .disk_errors import as_os_errors
 from .tally import Cell, Tally
 
 SHARES = {"quantile_5": 0.05, "median": 0.5, "quantile_95": 0.95}

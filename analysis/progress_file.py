@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .disk_errors import as_os_errors
+from ..configuration.disk_errors import as_os_errors
 from .run_identity import difference
 from .tally import Tally
 

@@ -47,7 +47,7 @@ def sentences(beginning: str = "", *, also: tuple[type[Exception], ...] = ()) ->
         lines = str(error).strip().splitlines() or [type(error).__name__]
         said = lines[0].strip().rstrip(".:")
         if isinstance(error, SafetensorError):  # it names neither the file nor a way out
-            from .analysis.disk_errors import disk_errno  # analysis loads torch, as what raised this has done
+            from .configuration.disk_errors import disk_errno
 
             number = disk_errno(error)
             if number in REFUSALS:

@@ -317,14 +317,14 @@ def _processes(device: str) -> Iterator[tuple[int, str]]:
 @contextmanager
 def _full_disk(request: Request) -> Iterator[None]:
     """Tell a full disk in a sentence that says what is left of the run; of another disk, a cache's, as it is."""
-    from .analysis.disk_errors import belongs_to, place_of
+    from .configuration.disk_errors import on_one_disk, place_of
 
     try:
         yield
     except OSError as error:
-        place = place_of(error, request.output)
-        folders = (request.output, request.progress, request.control_progress)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not any(belongs_to(each, place) for each in folders):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        if not on_one_disk(place_of(error, request.output), request.output):
             raise
         kept = "what was measured is kept" if _is_kept(request) else "nothing could be kept"
         raise UserError(

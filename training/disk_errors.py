@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..analysis.disk_errors import belongs_to, disk_errno, free_bytes, is_full, place_of
+from ..configuration.disk_errors import belongs_to, disk_errno, free_bytes, is_full, place_of
 from .checkpoints import ASIDE, checkpoints
 from .errors import TrainingRefusedError, TrainingStoppedError
 

@@ -53,8 +53,7 @@ def disk_errno(error: Exception) -> int | None:
 
 def free_bytes(path: str | Path) -> int:
     """Of the disk that holds a path, or would."""
-    place = Path(path).absolute()
-    return shutil.disk_usage(next(each for each in (place, *place.parents) if each.exists())).free
+    return shutil.disk_usage(_what_there_is(path)).free
 
 
 def is_full(path: str | Path) -> bool:
@@ -66,6 +65,16 @@ def place_of(error: Exception, otherwise: Path) -> Path:
     """The file that an error names; `otherwise` where it names none, as errors of writing do."""
     name = getattr(error, "filename", None)  # or the number of an open file
     return Path(os.fsdecode(name)) if name and isinstance(name, (str, bytes, os.PathLike)) else otherwise
+
+
+def on_one_disk(first: str | Path, second: str | Path) -> bool:
+    """Whether two paths are on the same file system, or would be."""
+    return _what_there_is(first).stat().st_dev == _what_there_is(second).stat().st_dev
+
+
+def _what_there_is(path: str | Path) -> Path:
+    place = Path(path).absolute()
+    return next(each for each in (place, *place.parents) if each.exists())
 
 
 def belongs_to(folder: Path, place: Path) -> bool:
