@@ -1,6 +1,8 @@
 """The model of a recipe, and the image processor that is saved with it."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,15 @@ from .recipe import Data, Recipe
 from .recipe_types import unknown
 
 _SEVERAL = "multi_label_classification"
-LOSS_FIELDS = ("problem_type", "classification_loss", "label_smoothing")  # of a configuration: ours to follow
+_LOSS: dict[str, Any] = {"problem_type": None, "classification_loss": "cross_entropy", "label_smoothing": 0.0}
+
+
+class LossSettings:
+    """What `classification_loss` asks of a configuration, for models of other families too."""
+
+    def __init__(self, config: Any) -> None:
+        for name, default in _LOSS.items():
+            setattr(self, name, getattr(config, name, default))
 
 
 def check_start(recipe: Recipe) -> None:
@@ -80,11 +90,11 @@ def _drop_uniformly(model: nn.Module) -> None:
 
 def _check_fields(config: Any, fields: dict[str, Any]) -> None:
     """Refuse what a configuration of transformers does not know: it would keep it, and nothing would follow it."""
-    known = {*config.to_dict(), *config.attribute_map, *LOSS_FIELDS, "attn_implementation"}
+    known = {*config.to_dict(), *config.attribute_map, *_LOSS, "attn_implementation"}
     for name in fields:
         if name not in known:
             raise unknown(name, known, "model.config")
-    QKViTConfig(**{name: value for name, value in fields.items() if name in LOSS_FIELDS})  # refuses other values
+    QKViTConfig(**{name: value for name, value in fields.items() if name in _LOSS})  # refuses other values
 
 
 def _new(recipe: Recipe, fields: dict[str, Any], labels: dict[str, Any]) -> nn.Module:
@@ -118,8 +128,8 @@ def _started(recipe: Recipe, fields: dict[str, Any], labels: dict[str, Any]) -> 
             of_loss: dict[str, Any] = {}
         else:
             _check_fields(config, fields)
-            of_loss = {name: value for name, value in fields.items() if name in LOSS_FIELDS}
-            fields = {name: value for name, value in fields.items() if name not in LOSS_FIELDS}
+            of_loss = {name: value for name, value in fields.items() if name in _LOSS}
+            fields = {name: value for name, value in fields.items() if name not in _LOSS}
         model, found = AutoModelForImageClassification.from_pretrained(
             start, **fields, **labels, ignore_mismatched_sizes=True, dtype="float32", output_loading_info=True
         )
@@ -166,6 +176,20 @@ def image_size(data: Data, config: Any) -> tuple[int, int]:
     """(height, width) that the model is trained at."""
     size = data.image_size if data.image_size is not None else getattr(config, "image_size", 224)
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+@contextmanager
+def taking(size: tuple[int, int]) -> Iterator[None]:
+    """Inside, where a model first sees images of that size, one that does not take them is refused."""
+    try:
+        yield
+    except TrainingRefusedError:
+        raise
+    except ValueError as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise TrainingRefusedError(
+            f"the model does not take images of {size[0]} x {size[1]} pixels: {reason}; change data.image_size"
+        ) from error
 
 
 def build_processor(data: Data, model: nn.Module, start: str | None) -> Any:

@@ -48,7 +48,7 @@ def fit(value: Any, hint: Any, where: str) -> Any:
     if hint in (dict, Mapping) or origin in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise TrainingRefusedError(f"{where}={value!r} is not a mapping; write lines of the form name: value")
-        return dict(value) if where == "arguments" else {name: _unless_text(one) for name, one in value.items()}
+        return dict(value) if where == "arguments" else {name: _with_exponent(one) for name, one in value.items()}
     return _fit_scalar(value, hint, where)
 
 
@@ -102,7 +102,7 @@ def _fit_scalar(value: Any, hint: Any, where: str) -> Any:
     return value  # a type of another library: it checks for itself
 
 
-def _unless_text(value: Any) -> Any:
+def _with_exponent(value: Any) -> Any:
     """1e-3 as the number that it is, where no type says so; all other text as it is."""
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 

@@ -22,8 +22,8 @@ from .errors import TrainingRefusedError, TrainingStoppedError, TrainingTerminat
 from .images.bad_images import gathered, read_list
 from .images.batches import EvaluationImages, TrainingImages
 from .images.progressive import ProgressiveCost, with_progression
-from .images.sources import Splits, is_distant, open_splits
-from .models import build_model, build_processor, check_start, image_size
+from .images.sources import Splits, open_splits, planned_data
+from .models import build_model, build_processor, check_start, image_size, taking
 from .optimisation.batch_size import find_batch_size, out_of_memory
 from .optimisation.distillation import Teacher, open_teacher
 from .optimisation.optimizers import optimizer_class
@@ -34,7 +34,7 @@ from .processes.sharded_trainer import said_of_sharing
 from .processes.world import as_launched, check_world, device_arguments
 from .pushing import push, repository_for
 from .quiet import quiet_libraries
-from .recipe import Data, Recipe
+from .recipe import Recipe
 from .report import results_table, write_report
 from .run_folder import (
     METRICS,
@@ -108,7 +108,8 @@ class Run:
 
     def dry_run(self) -> dict[str, Any]:
         """Print and return the plan; nothing is written, and the data need not be there."""
-        images, names, several = self._planned_data()
+        several = self.recipe.model.config.get("problem_type") == "multi_label_classification"
+        images, names, several = planned_data(self.recipe.data, several, self._say)
         with quiet_libraries():
             start = None if self._is_new() else self.recipe.model.start
             planned = dataclasses.replace(self.recipe, model=dataclasses.replace(self.recipe.model, start=start))
@@ -122,38 +123,12 @@ class Run:
             self._say(f"This recipe is for {asked} processes; {real} would be running.")
         return dataclasses.asdict(plan)
 
-    def _planned_data(self) -> tuple[int, list[str], bool]:
-        """How many images, the classes, and whether an image may have several, without fetching a data set."""
-        data = self.recipe.data
-        distant = is_distant(data.source)
-        known: tuple[int, list[str], bool] | None = None
-        if data.known_images is not None and data.known_classes is not None:
-            several = self.recipe.model.config.get("problem_type") == "multi_label_classification"
-            known = data.known_images, [str(index) for index in range(data.known_classes)], several
-        if distant and known is not None:
-            self._say(f"{data.source} is not fetched for a plan. Planned with what the recipe says of it.")
-            return known
-        try:
-            splits = self._without_a_copy(data) if distant else open_splits(data)
-        except TrainingRefusedError as error:
-            if known is None:
-                raise
-            self._say(f"{error}. Planned with what the recipe says of it.")
-            return known
-        return len(splits.train), splits.class_names, splits.multi_label
-
-    def _without_a_copy(self, data: Data) -> Splits:
-        try:
-            return open_splits(dataclasses.replace(data, streaming=True))
-        except TrainingRefusedError:  # no Parquet files, or no network and a copy from before
-            return open_splits(data)
-
     def _is_new(self) -> bool:
         return self.recipe.model.start is None or self.recipe.model.size is not None
 
     def _plan(self, model: nn.Module, images: int, classes: int, several: bool) -> Plan:
         size = image_size(self.recipe.data, model.config)
-        with _taking(size):
+        with taking(size):
             plan = make_plan(self.recipe, self.args, model, size, images, classes)
         check_schedule(self.args, self.recipe.optimisation, plan.steps, plan.steps_per_epoch)
         plan = with_progression(plan, self.recipe.data.progressive, model)
@@ -237,7 +212,7 @@ class Run:
     def _find_batch_size(self, model: nn.Module, teacher: Teacher | None, *, resumed: bool) -> None:
         before = read_record(self.output).get("plan") if resumed else None
         size = image_size(self.recipe.data, model.config)
-        with _taking(size):
+        with taking(size):
             find_batch_size(self.recipe, self.args, model, size, teacher=teacher, before=before)
         batch, steps = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
         self._say(f"Micro-batches of {batch} fit; {steps} of them are accumulated.")
@@ -393,20 +368,6 @@ class Run:
     def _say(self, text: str) -> None:
         if self.args.process_index == 0:
             self.say(text)
-
-
-@contextlib.contextmanager
-def _taking(size: tuple[int, int]) -> Iterator[None]:
-    """Inside, a model that does not take images of that size is refused."""
-    try:
-        yield
-    except TrainingRefusedError:
-        raise
-    except ValueError as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise TrainingRefusedError(
-            f"the model does not take images of {size[0]} x {size[1]} pixels: {reason}; change data.image_size"
-        ) from error
 
 
 def _moves_late(path: Path) -> tuple[bool, bool]:

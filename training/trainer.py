@@ -22,6 +22,7 @@ from .errors import TrainingRefusedError, TrainingStoppedError
 from .evaluation import evaluate
 from .images.bad_images import BadImageList, check_usable
 from .images.batches import EpochBatches, EvaluationImages, TrainingImages, as_it_is
+from .models import LossSettings
 from .optimisation.distillation import Teacher
 from .optimisation.dropout_by_image import DropoutByImage
 from .optimisation.optimizers import make_optimizer
@@ -112,7 +113,7 @@ class RecipeTrainer(ShardedTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, which after the training would remove the newest checkpoint where one alone is kept."""
-        self.checkpoints_kept, self.args.save_total_limit = self.args.save_total_limit, None
+        self.args.save_total_limit = None
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -328,15 +329,6 @@ class RecipeTrainer(ShardedTrainer):
     def _barrier(self) -> None:
         if self.args.world_size > 1:
             torch.distributed.barrier()
-
-
-class LossSettings:
-    """What `classification_loss` asks of a configuration, for models of other families too."""
-
-    def __init__(self, config: Any) -> None:
-        self.problem_type = getattr(config, "problem_type", None)
-        self.classification_loss = getattr(config, "classification_loss", "cross_entropy")
-        self.label_smoothing = getattr(config, "label_smoothing", 0.0)
 
 
 class _Epochs(TrainerCallback):

@@ -38,3 +38,7 @@ def test_a_change_of_a_number_or_a_name_is_seen():
 
 def test_long_values_are_shortened():
     assert len(difference("class names", ["cat"] * 1000, ["dog"] * 1000)) < 250
+
+
+def test_settings_that_differ_in_a_none_alone_are_told():
+    assert difference("transform", {"size": 1, "pad": None}, {"size": 1}) == "transform: other settings"

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from qkvit.training import TrainingRefusedError, checkpoints, train, trainer
 from qkvit.training.disk_errors import DiskFullError, check_space, told
@@ -22,16 +23,21 @@ def fails_at(monkeypatch, step, error):
     monkeypatch.setattr(trainer, "seal", broken)
 
 
-@pytest.mark.parametrize("says_why", [True, False])
-def test_a_full_disk_is_told_and_the_run_goes_on_with_the_same_bits(tiny, tmp_path, weights, monkeypatch, says_why):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("iostream error"),  # as torch.save says it
+    ],
+)
+def test_a_full_disk_is_told_and_the_run_goes_on_with_the_same_bits(tiny, tmp_path, weights, monkeypatch, error):
     def recipe(folder):
         return tiny({"arguments": {"output_dir": str(tmp_path / folder), "max_steps": 5}})
 
     with monkeypatch.context() as patch:
-        if says_why:
-            fails_at(patch, 4, OSError(errno.ENOSPC, "No space left on device"))
-        else:  # as torch.save does
-            fails_at(patch, 4, RuntimeError("iostream error"))
+        fails_at(patch, 4, error)
+        if isinstance(error, RuntimeError):
             usage = shutil.disk_usage(tmp_path)
             patch.setattr("qkvit.training.run.check_space", lambda *_: None)
             patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))

@@ -15,6 +15,7 @@ from qkvit.training import TrainingRefusedError, checkpoints, train, trainer
 from qkvit.training.images.sources import ArraySplit
 from qkvit.training.optimisation.weight_average import WeightAverage
 from qkvit.training.run_folder import check_changes
+from qkvit.training.watching.stops import outlast_a_request
 
 
 def kill_while_saving(name, step):
@@ -337,6 +338,16 @@ def test_what_is_allowed_may_be_bare_or_dotted():
         assert len(check_changes(changes, names)) == 2
 
 
+def test_what_outlasts_a_request_ends_at_the_second(in_a_child):
+    def asked(times):
+        outlast_a_request()
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert in_a_child(lambda: asked(1)) == 0
+    assert in_a_child(lambda: asked(2)) == -signal.SIGTERM
+
+
 def test_a_worker_that_hangs_in_a_library_does_not_hold_a_process_that_ends():
     """Python asks such processes to end, and waits; it is not heard there."""
     program = """
@@ -350,5 +361,5 @@ end_workers_at_exit()
 loader = iter(DataLoader(Images(), num_workers=1, worker_init_fn=outlast_a_request))
 print(int(next(loader)))
 """
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=40)
     assert (run.returncode, run.stdout) == (0, "0\n"), run.stderr

@@ -10,9 +10,9 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from qkvit.training import Recipe, TrainingRefusedError, TrainingStoppedError, train
-from qkvit.training import run as runs
 from qkvit.training.command import main
 from qkvit.training.cost import activation_bytes, forward_flops
+from qkvit.training.images import sources
 from qkvit.training.images.sources import open_splits
 from qkvit.training.processes.world import check_world
 from qkvit.training.recipe import Data
@@ -43,9 +43,6 @@ def test_a_run_leaves_a_model_checkpoints_and_its_record(run):
 
 
 def test_the_saved_model_has_the_accuracy_that_was_measured(run):
-    from qkvit.training.images.sources import open_splits
-    from qkvit.training.recipe import Data
-
     folder, metrics = run
     validation = open_splits(Data("digits")).validation
     for where, name in ((folder, "validation"), (folder / "averaged", "validation, averaged weights")):
@@ -93,7 +90,7 @@ def test_a_dry_run_needs_no_data(capsys):
 
 def test_a_dry_run_fetches_no_data(monkeypatch, capsys):
     """Of what is on the Hub, a plan needs two numbers that a recipe may say."""
-    monkeypatch.setattr(runs, "open_splits", lambda data: pytest.fail("the data were opened"))
+    monkeypatch.setattr(sources, "open_splits", lambda data: pytest.fail("the data were opened"))
     plan = train("vit-s16-in1k-90ep", dry_run=True)
     assert (plan["images"], plan["classes"]) == (1268355, 1000)
     assert "ILSVRC/imagenet-1k is not fetched for a plan" in capsys.readouterr().out
@@ -108,7 +105,7 @@ def test_a_dry_run_reads_tables_on_the_hub_in_place(tiny, monkeypatch):
             raise TrainingRefusedError("there are no Parquet files")
         return found
 
-    monkeypatch.setattr(runs, "open_splits", opened)
+    monkeypatch.setattr(sources, "open_splits", opened)
     for expected in ([True], [True, False]):  # the second time, there are no Parquet files
         ways.clear()
         train(tiny({"data": {"source": "nobody/nothing", "images": None}}), dry_run=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -167,7 +167,38 @@ def open_splits(data: Data) -> Splits:
     return splits
 
 
-def is_distant(source: str) -> bool:
+def planned_data(data: Data, multi_label: bool, say: Callable[[str], Any]) -> tuple[int, list[str], bool]:
+    """How many images, the classes, and whether an image may have several labels, without fetching a data set.
+
+    Args:
+        multi_label: What the recipe says of that.
+        say: Is told where the numbers are the recipe's own.
+    """
+    known: tuple[int, list[str], bool] | None = None
+    if data.known_images is not None and data.known_classes is not None:
+        known = data.known_images, [str(index) for index in range(data.known_classes)], multi_label
+    distant = _is_distant(data.source)
+    if distant and known is not None:
+        say(f"{data.source} is not fetched for a plan. Planned with what the recipe says of it.")
+        return known
+    try:
+        splits = _without_a_copy(data) if distant else open_splits(data)
+    except TrainingRefusedError as error:
+        if known is None:
+            raise
+        say(f"{error}. Planned with what the recipe says of it.")
+        return known
+    return len(splits.train), splits.class_names, splits.multi_label
+
+
+def _without_a_copy(data: Data) -> Splits:
+    try:
+        return open_splits(replace(data, streaming=True))
+    except TrainingRefusedError:  # no Parquet files, or no network and a copy from before
+        return open_splits(data)
+
+
+def _is_distant(source: str) -> bool:
     """Whether images would have to be fetched: they are on the Hub, or at an address."""
     try:
         return source not in BUILT_IN and ("://" in source or kind_of(source) == "hub")

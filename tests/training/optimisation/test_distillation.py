@@ -11,9 +11,9 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 
 from qkvit import QKViTForImageClassification
 from qkvit.training import TrainingRefusedError, train
+from qkvit.training.models import LossSettings
 from qkvit.training.optimisation.distillation import Teacher, distillation_loss, open_teacher, parts
 from qkvit.training.recipe import Distillation
-from qkvit.training.trainer import LossSettings
 
 DIGITS = [str(digit) for digit in range(10)]
 BACKWARDS = tuple(reversed(DIGITS))
