@@ -173,7 +173,13 @@ def test_weights_shared_with_other_processes_stay_shared(attention, tokens):
 
 @pytest.mark.parametrize("strategy", ["file_descriptor", "file_system"])
 @pytest.mark.parametrize("share", [lambda module: module.share_memory(), ForkingPickler.dumps], ids=["shared", "sent"])
-def test_a_change_after_the_weights_were_shared_is_seen(attention, tokens, share, strategy):
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
+def test_a_change_after_the_weights_were_shared_is_seen(attention, tokens, share, strategy, with_bias):
+    if not with_bias:
+        for linear in (attention.q_proj, attention.k_proj, attention.v_proj):
+            linear.bias = None
+        attention.settle()
+        assert attention.neighbours.weight is not None
     before_that = torch.multiprocessing.get_sharing_strategy()
     torch.multiprocessing.set_sharing_strategy(strategy)
     try:
@@ -186,7 +192,9 @@ def test_a_change_after_the_weights_were_shared_is_seen(attention, tokens, share
         before = projected(attention, tokens)
         with torch.no_grad():
             attention.q_proj.weight.mul_(3)
-            attention.v_proj.bias.sub_(1)
+            attention.v_proj.weight.sub_(1)
+            if with_bias:
+                attention.v_proj.bias.sub_(1)
             without_gradients = attention(tokens)[0]
         torch.testing.assert_close(without_gradients, attention(tokens)[0].detach(), rtol=1e-5, atol=1e-6)
         assert_projects(attention, tokens)
