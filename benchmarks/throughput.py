@@ -14,6 +14,7 @@ against a large matrix product measured in the same run.
 import argparse
 import datetime
 import json
+import random
 import statistics
 import sys
 import time
@@ -136,8 +137,9 @@ def seconds(step: Callable[[], None], repeats: int, device: str) -> float:
 
 
 def take_turns(steps: dict[str, Callable[[], None]], budget: float, device: str) -> dict[str, list[float]]:
-    """Seconds of each step in each round; a round starts with another step each time.
+    """Seconds of each step in each round; each round has an order of its own, drawn from a fixed seed.
 
+    A step takes longer after one that leaves caches and memory in disorder: none may follow the same one each time.
     Rounds are short and many, as many as fit into the budget (at least 7): what slows the machine for a while slows all
     steps of a round, and the median of the rounds' ratios leaves out those that it hit unevenly.
     """
@@ -148,11 +150,11 @@ def take_turns(steps: dict[str, Callable[[], None]], budget: float, device: str)
         if device == "cuda":  # long against the cost of waiting for the device
             repeats = max(repeats, round(0.05 / seconds(step, 1, device)))
     times: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
+    names, draw = list(steps), random.Random(0)
     end = time.perf_counter() + budget
     while time.perf_counter() < end or len(times[names[0]]) < 7:
-        turn = len(times[names[0]])
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        draw.shuffle(names)
+        for name in names:
             times[name].append(seconds(steps[name], repeats, device))
     return times
 

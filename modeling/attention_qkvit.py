@@ -133,16 +133,8 @@ class QKViTAttention(nn.Module):
         function: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        output, weights = attend(
-            function,
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=self.scaling,
-            dropout=self.attention_dropout if self.training else 0.0,
-        )
+        dropout = self.attention_dropout if self.training else 0.0
+        output, weights = attend(function, self, query, key, value, attention_mask, self.scaling, dropout)
         # Implementations that build no map give None there, or (flex_attention on a GPU) a log-sum-exp (B, H, N).
         if output_attentions and (weights is None or weights.ndim != 4):
             weights = attention_map(query, key, self.scaling, token_mask)

@@ -32,6 +32,7 @@ from .outputs_qkvit import (
     QKViTModelOutput,
 )
 from .pooling_qkvit import QKViTAttentionPooling, QKViTPooling
+from .precision_qkvit import conversions_of_a_pass
 
 
 class QKViTPreTrainedModel(PreTrainedModel):
@@ -234,16 +235,17 @@ class QKViTModel(QKViTPreTrainedModel):
 
         hidden_states = self.pre_norm(tokens)
         maps, triples = [], []
-        for index, layer in enumerate(self.layers):
-            hidden_states, weights, *qkv = layer(
-                hidden_states,
-                attention_mask=attention_mask,
-                rotation=rotation,
-                token_mask=token_mask,
-                output_attentions=index in shown_maps,
-            )
-            maps.append(weights)
-            triples.append(qkv if index in shown_qkv else [None, None, None])
+        with conversions_of_a_pass(tokens):
+            for index, layer in enumerate(self.layers):
+                hidden_states, weights, *qkv = layer(
+                    hidden_states,
+                    attention_mask=attention_mask,
+                    rotation=rotation,
+                    token_mask=token_mask,
+                    output_attentions=index in shown_maps,
+                )
+                maps.append(weights)
+                triples.append(qkv if index in shown_qkv else [None, None, None])
 
         captured: dict[str, tuple] = {}
         if shown_maps:

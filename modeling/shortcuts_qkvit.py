@@ -31,6 +31,7 @@ _IN_PLACE: dict[type, Callable[[torch.Tensor], torch.Tensor]] = {
 # Weights of so many numbers are joined. Of larger ones (width 768 and more), three products are as fast, and under
 # autocast with one image faster (docs/performance.md).
 _LARGEST_JOINED = 2**20
+_WIDEST_JOINED_FOR_GRADIENTS_ON_CPU = 384
 
 
 def undisturbed() -> bool:
@@ -79,7 +80,8 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: Any,
-    **kwargs: Any,
+    scaling: float,
+    dropout: float,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`function` of the attention interface; of transformers' own "sdpa", what it does here, without its other cases.
 
@@ -87,14 +89,12 @@ def attend(
 
     Args:
         query, key, value: (B, H, N, D).
-        kwargs: `scaling` and `dropout`.
 
     Returns:
         The output (B, N, H, D), and a map if the function builds one.
     """
     if function is not sdpa_attention_forward or not (query.is_cpu or query.is_cuda):
-        return function(module, query, key, value, mask, **kwargs)
-    scaling, dropout = kwargs["scaling"], kwargs["dropout"]
+        return function(module, query, key, value, mask, scaling=scaling, dropout=dropout)
     if pays_to_multiply(query, key, value, mask, dropout):
         return SmallAttention.apply(query, key, value, scaling).transpose(1, 2), None
     output = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling)
@@ -128,8 +128,8 @@ class Neighbours:
     def __init__(self) -> None:
         self.weight: torch.Tensor | None = None
         self.bias: torch.Tensor | None = None
-        # Address and shape of each weight and its bias, as they were put.
-        self.places: list[tuple[int | None, torch.Size | None, int | None, torch.Size | None]] = []
+        self.parts: list[tuple[Any, Any]] = []  # weight and bias of each layer
+        self.places: list[tuple[torch.Tensor, int, int]] = []  # of all parts: address and count of numbers
 
     def __reduce__(self) -> tuple:
         return Neighbours, ()  # copies and pickles of a module have weights elsewhere
@@ -153,7 +153,8 @@ class Neighbours:
             return
         self.weight = _next_to_each_other(weights)
         self.bias = _next_to_each_other(biases) if biases else None
-        self.places = [(*_place(linear.weight), *_place(linear.bias)) for linear in linears]
+        self.parts = [(linear.weight, linear.bias) for linear in linears]
+        self.places = [(part, part.data_ptr(), part.numel()) for part in weights + biases]
 
     def _hold(self, linears: Sequence[Any]) -> bool:
         """Whether the weights are plain, and where they were put. Asked in every layer of every pass: kept short.
@@ -162,19 +163,15 @@ class Neighbours:
         """
         if self.weight is None:
             return False
+        for linear, (weight, bias) in zip(linears, self.parts, strict=True):
+            parameters = linear._parameters
+            if type(linear) is not nn.Linear or parameters.get("weight") is not weight:
+                return False
+            if parameters.get("bias") is not bias:
+                return False
         try:
-            for linear, (weight_at, weight_shape, bias_at, bias_shape) in zip(linears, self.places, strict=True):
-                if type(linear) is not nn.Linear:
-                    return False
-                weight, bias = linear._parameters.get("weight"), linear._parameters.get("bias")
-                if type(weight) is not nn.Parameter or weight.data_ptr() != weight_at:
-                    return False
-                if weight.shape != weight_shape or not weight.is_contiguous():
-                    return False
-                if bias is None:
-                    if bias_at is not None:
-                        return False
-                elif bias.data_ptr() != bias_at or bias.shape != bias_shape or not bias.is_contiguous():
+            for part, address, count in self.places:
+                if part.data_ptr() != address or part.numel() != count or not part.is_contiguous():
                     return False
         except RuntimeError:  # there is no memory: a sparse weight, or one that is only thought of
             return False
@@ -196,15 +193,20 @@ class Neighbours:
 
 
 def _pays_to_join(x: torch.Tensor) -> bool:
-    """Whether one product of weights that are joined in each pass beats three: in training on a GPU under autocast.
+    """Whether one product of weights that are joined in each pass beats three: in training under autocast.
 
-    There each operation costs the processor a launch, and the gradients of three inputs are not added up. What it takes
-    is a copy of the weights for the moment; what lasts until the backward pass is what autocast keeps of three weights
-    as well. In a compiled graph joining and converting are one operation, in inference too. Without autocast the copy
-    would last, and a sharded model keep whole weights. On a CPU it was no faster (docs/performance.md).
+    On a GPU each operation costs the processor a launch, and the gradients of three inputs are not added up. What it
+    takes is a copy of the weights for the moment; what lasts until the backward pass is what autocast keeps of three
+    weights as well. In a compiled graph joining and converting are one operation, in inference too. Without autocast
+    the copy would last, and a sharded model keep whole weights. On a CPU it pays where products are so small that
+    calling them is what takes the time (docs/performance.md).
     """
-    is_compiled = torch.compiler.is_compiling()
-    return x.is_cuda and torch.is_autocast_enabled("cuda") and (torch.is_grad_enabled() or is_compiled)
+    device, is_compiled = x.device.type, torch.compiler.is_compiling()
+    if device == "cuda":
+        return torch.is_autocast_enabled(device) and (torch.is_grad_enabled() or is_compiled)
+    if device != "cpu" or is_compiled or not (torch.is_grad_enabled() and torch.is_autocast_enabled(device)):
+        return False
+    return x.shape[-1] <= _WIDEST_JOINED_FOR_GRADIENTS_ON_CPU
 
 
 def _can_join(linears: Sequence[Any]) -> bool:
@@ -238,6 +240,3 @@ def _is_movable(part: torch.Tensor) -> bool:
         return not part.is_shared()  # moving it would part it from other processes
     return part.device.type == "cuda"
 
-
-def _place(part: torch.Tensor | None) -> tuple[int | None, torch.Size | None]:
-    return (None, None) if part is None else (part.data_ptr(), part.shape)

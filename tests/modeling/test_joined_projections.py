@@ -1,4 +1,4 @@
-"""Q, K and V in one product of weights joined in each pass, as on a GPU under autocast: where nobody sees it."""
+"""Q, K and V in one product of weights joined in each pass, as under autocast: where nobody sees it."""
 
 import pytest
 import torch
@@ -59,10 +59,30 @@ def test_no_gradient_is_copied_to_be_taken_apart(attention, tokens, joining):
 
 
 def test_joined_under_autocast_it_is_near_the_three(attention, tokens, products, monkeypatch):
+    monkeypatch.setattr(shortcuts_qkvit, "_pays_to_join", lambda x: False)
     expected = gradients(attention, tokens, dtype=torch.bfloat16)
+    products.clear()
     monkeypatch.setattr(shortcuts_qkvit, "_pays_to_join", lambda x: True)
     for ours, theirs in zip(gradients(attention, tokens, dtype=torch.bfloat16), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05 * float(theirs.abs().max()))
+    assert len(products) == 2
+
+
+@pytest.mark.parametrize(("width", "count"), [(384, 2), (448, 4)])
+def test_on_a_cpu_it_is_taken_in_training_of_narrow_models_under_autocast(tiny_config, products, width, count):
+    attention = QKViTAttention(tiny_config(hidden_size=width, num_attention_heads=width // 64), 0)
+    attention.settle()
+    tokens = torch.randn(1, 5, width)
+    attention(tokens)
+    assert len(products) == 4  # without autocast the copy of the weights would last until the backward pass
+    products.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        attention(tokens)
+        assert len(products) == count
+        products.clear()
+        with torch.no_grad():
+            attention(tokens)
+    assert len(products) == 2  # of weights that lie next to each other
 
 
 def test_what_is_frozen_or_hooked_is_not_joined(attention, tokens, products, joining):
