@@ -239,4 +239,3 @@ def _is_movable(part: torch.Tensor) -> bool:
     if part.device.type == "cpu":
         return not part.is_shared()  # moving it would part it from other processes
     return part.device.type == "cuda"
-
