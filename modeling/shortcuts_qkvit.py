@@ -1,8 +1,8 @@
 """Shortcuts: the same numbers sooner, taken only where nobody can see the way.
 
 They need linear layers that are just that: no hooks, no adapters, no quantised or sharded weights. In training there
-are two: one under autocast (`_pays_to_join`), one on CPUs (`attention_gradient_qkvit.py`). Everywhere else, the plain way
-stands in `attention_qkvit.py` and `layers_qkvit.py`.
+are two: one under autocast (`_pays_to_join`), one on CPUs (`attention_gradient_qkvit.py`). Everywhere else, the plain
+way stands in `attention_qkvit.py` and `layers_qkvit.py`.
 """
 
 from collections.abc import Callable, Sequence
