@@ -128,8 +128,8 @@ class Neighbours:
     def __init__(self) -> None:
         self.weight: torch.Tensor | None = None
         self.bias: torch.Tensor | None = None
-        self.parts: list[tuple[Any, Any]] = []  # weight and bias of each layer
-        self.places: list[tuple[torch.Tensor, int, int]] = []  # of all parts: address and count of numbers
+        # Address and shape of each weight and its bias, as they were put.
+        self.places: list[tuple[int | None, torch.Size | None, int | None, torch.Size | None]] = []
 
     def __reduce__(self) -> tuple:
         return Neighbours, ()  # copies and pickles of a module have weights elsewhere
@@ -153,8 +153,7 @@ class Neighbours:
             return
         self.weight = _next_to_each_other(weights)
         self.bias = _next_to_each_other(biases) if biases else None
-        self.parts = [(linear.weight, linear.bias) for linear in linears]
-        self.places = [(part, part.data_ptr(), part.numel()) for part in weights + biases]
+        self.places = [(*_place(linear.weight), *_place(linear.bias)) for linear in linears]
 
     def _hold(self, linears: Sequence[Any]) -> bool:
         """Whether the weights are plain, and where they were put. Asked in every layer of every pass: kept short.
@@ -163,15 +162,19 @@ class Neighbours:
         """
         if self.weight is None:
             return False
-        for linear, (weight, bias) in zip(linears, self.parts, strict=True):
-            parameters = linear._parameters
-            if type(linear) is not nn.Linear or parameters.get("weight") is not weight:
-                return False
-            if parameters.get("bias") is not bias:
-                return False
         try:
-            for part, address, count in self.places:
-                if part.data_ptr() != address or part.numel() != count or not part.is_contiguous():
+            for linear, (weight_at, weight_shape, bias_at, bias_shape) in zip(linears, self.places, strict=True):
+                if type(linear) is not nn.Linear:
+                    return False
+                weight, bias = linear._parameters.get("weight"), linear._parameters.get("bias")
+                if type(weight) is not nn.Parameter or weight.data_ptr() != weight_at:
+                    return False
+                if weight.shape != weight_shape or not weight.is_contiguous():
+                    return False
+                if bias is None:
+                    if bias_at is not None:
+                        return False
+                elif bias.data_ptr() != bias_at or bias.shape != bias_shape or not bias.is_contiguous():
                     return False
         except RuntimeError:  # there is no memory: a sparse weight, or one that is only thought of
             return False
@@ -239,3 +242,7 @@ def _is_movable(part: torch.Tensor) -> bool:
     if part.device.type == "cpu":
         return not part.is_shared()  # moving it would part it from other processes
     return part.device.type == "cuda"
+
+
+def _place(part: torch.Tensor | None) -> tuple[int | None, torch.Size | None]:
+    return (None, None) if part is None else (part.data_ptr(), part.shape)
