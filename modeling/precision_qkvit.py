@@ -51,14 +51,15 @@ class _Witness(torch.Tensor):
     """A weight of no numbers that knows when autocast converts it: once in a context that keeps conversions."""
 
     conversions = 0
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls) -> Any:
-        return torch.Tensor._make_wrapper_subclass(cls, (0, 0), dtype=torch.float32, device="cpu", requires_grad=True)
+        cpu = torch.device("cpu")
+        return torch.Tensor._make_wrapper_subclass(cls, (0, 0), dtype=torch.float32, device=cpu, requires_grad=True)
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, *_: Any) -> Any:
         cls.conversions += 1
         return torch.empty(0, 0, dtype=torch.get_autocast_dtype("cpu"), device="cpu")
 
