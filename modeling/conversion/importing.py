@@ -12,7 +12,7 @@ from torch import nn
 
 from ...configuration.configuration_qkvit import QKViTConfig
 from ...configuration.errors_qkvit import shown
-from ..modeling_qkvit import QKViTPreTrainedModel
+from ..pretrained_qkvit import QKViTPreTrainedModel
 from .checkpoint_reader import Checkpoint, CheckpointFiles, ModelInMemory, read_config
 from .families import families, family_of
 from .families.family import Family, Rule, Source

@@ -15,7 +15,8 @@ from torch import nn
 from transformers.initialization import no_init_weights
 
 from ...configuration.configuration_qkvit import QKViTConfig
-from ..modeling_qkvit import QKViTForImageClassification, QKViTForMaskedImageModeling, QKViTModel, QKViTPreTrainedModel
+from ..modeling_qkvit import QKViTForImageClassification, QKViTForMaskedImageModeling, QKViTModel
+from ..pretrained_qkvit import QKViTPreTrainedModel
 from .families.family import HEADS, Family, Rule, Shape
 
 MODELS: dict[str, type[QKViTPreTrainedModel]] = {
