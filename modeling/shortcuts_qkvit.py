@@ -31,6 +31,7 @@ _IN_PLACE: dict[type, Callable[[torch.Tensor], torch.Tensor]] = {
 # Weights of so many numbers are joined. Of larger ones (width 768 and more), three products are as fast, and under
 # autocast with one image faster (docs/performance.md).
 _LARGEST_JOINED = 2**20
+# The same in training on a CPU: 1.05 times as fast at width 192, 1.01 at 384, 0.99 at 768 (there too).
 _WIDEST_JOINED_FOR_GRADIENTS_ON_CPU = 384
 
 

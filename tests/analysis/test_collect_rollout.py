@@ -87,8 +87,6 @@ def test_layers_that_are_not_asked_for_have_no_statistics_of_their_maps(model, q
 
 
 def test_the_second_run_that_rollout_needs_takes_no_statistics(model, monkeypatch, quiet, rollout_way):
-    from qkvit.analysis import collecting
-
     calls, take = [], collecting.attention_statistics
     monkeypatch.setattr(
         collecting, "attention_statistics", lambda *args, **kwargs: calls.append(1) or take(*args, **kwargs)

@@ -1,5 +1,7 @@
 """Q, K and V in one product of weights joined in each pass, as under autocast: where nobody sees it."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -83,6 +85,11 @@ def test_on_a_cpu_it_is_taken_in_training_of_narrow_models_under_autocast(tiny_c
         with torch.no_grad():
             attention(tokens)
     assert len(products) == 2  # of weights that lie next to each other
+    products.clear()
+    apart = copy.deepcopy(attention)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        apart(tokens)
+    assert len(products) == 4
 
 
 def test_what_is_frozen_or_hooked_is_not_joined(attention, tokens, products, joining):
