@@ -22,8 +22,8 @@ def conversions_of_a_pass(tokens: torch.Tensor) -> AbstractContextManager:
     """A context for all layers of a pass, in which autocast does not keep converted weights that nobody will ask for.
 
     Autocast keeps each until its own context ends. In a pass without gradients, which uses every weight once, that is
-    fresh memory for half of the model in place of one weight's, used again and again: 6 to 30 % of the time of
-    one image on a CPU (docs/performance.md). In inference mode torch does not keep them either.
+    fresh memory for half of the model in place of one weight's, used again and again; docs/performance.md says what it
+    costs. In inference mode torch does not keep them either.
 
     Where several passes share autocast's context, all but the first keep them: as ever, weights must not be changed
     within one. A layer that is compiled by itself is compiled twice then.
