@@ -7,16 +7,13 @@ Errors are of dQ, dK and dV, by norm, against float64, of one image with three h
 """
 
 import argparse
-import datetime
-import json
 import statistics
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from machine import machine
-from throughput import quartiles
+from report import heading, write
+from turns import ratios, take_turns
 
 from qkvit.modeling.attention_gradient_qkvit import SmallAttention
 
@@ -41,23 +38,18 @@ def as_projected(images: int, heads: int, tokens: int) -> torch.Tensor:
 def measure(images: int, heads: int, tokens: int, budget: float) -> dict:
     query, key, value = (as_projected(images, heads, tokens).requires_grad_() for _ in range(3))
     gradient = as_projected(images, heads, tokens)
-    times: dict[str, list[float]] = {"torch": [], "qkvit": []}
-    for attend in (theirs, ours):
-        torch.autograd.grad(attend(query, key, value), (query, key, value), gradient)
-    end = time.perf_counter() + budget
-    while time.perf_counter() < end or len(times["torch"]) < 5:
-        for name, attend in (("torch", theirs), ("qkvit", ours)):
-            start = time.perf_counter()
-            torch.autograd.grad(attend(query, key, value), (query, key, value), gradient)
-            times[name].append(time.perf_counter() - start)
-    ratios = [a / b for a, b in zip(times["torch"], times["qkvit"], strict=True)]
+
+    def step(attend: Callable[..., torch.Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(attend(query, key, value), (query, key, value), gradient)
+
+    times = take_turns({"torch": step(theirs), "qkvit": step(ours)}, budget)
     return {
         "tokens": tokens,
         "images": images,
         "heads": heads,
         "milliseconds": {name: 1000 * statistics.median(values) for name, values in times.items()},
-        "ratio": quartiles(ratios),
-        "rounds": len(ratios),
+        "ratio": ratios(times["torch"], times["qkvit"]),
+        "rounds": len(times["torch"]),
     }
 
 
@@ -81,9 +73,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     report: dict = {
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
-        **machine(),
+        **heading(),
         "ratio": "torch's time / QKViT's, quartiles over rounds",
         "rows": [],
         "errors": {},
@@ -95,8 +85,7 @@ def main() -> None:
             report["rows"].append(row := measure(images, heads, tokens, args.budget))
             low, mid, high = row["ratio"]
             print(f"  {images} images, {heads:2} heads: {mid:.2f} ({low:.2f} to {high:.2f})", flush=True)
-    if args.output:
-        args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write(args.output, report)
 
 
 if __name__ == "__main__":

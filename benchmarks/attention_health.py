@@ -13,9 +13,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-import transformers
+from report import heading, write
 
-import qkvit
 from qkvit.training import Recipe
 from qkvit.training.run import Run
 
@@ -74,14 +73,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the rows as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    facts, rows = heading(), []
     for rate in (1e-3, 1e-2, 3e-2, 1e-1, 3e-1):
         for qk_norm in (False, True):
             rows.append(one_run(rate, qk_norm))
             print(rows[-1], flush=True)
-    versions = {"qkvit": qkvit.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    if options.output:
-        options.output.write_text(json.dumps({"versions": versions, "recipe": RECIPE, "runs": rows}, indent=2) + "\n")
+        write(options.output, facts | {"recipe": RECIPE, "runs": rows})
 
 
 if __name__ == "__main__":

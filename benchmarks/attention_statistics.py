@@ -21,21 +21,20 @@ statistics ride on; "alone" is without it. Memory is the peak of what torch allo
 """
 
 import argparse
-import datetime
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 from unittest import mock
 
 import torch
 import transformers
-from machine import machine
 from peak_memory import device_peak, exponent, peak_bytes, resident_bytes
+from report import heading, write
+from turns import quartiles, take_turns
 
 import qkvit
 from qkvit.analysis import (
@@ -192,20 +191,6 @@ class Bench:
 # ---- time
 
 
-def seconds(step: Callable[[], None], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def spread(values: list[float]) -> list[float]:
-    return [round(value, 4) for value in quantiles(values, n=4, method="inclusive")]
-
-
 def time_row(bench: Bench, rounds: int, free_memory: float, blockwise: bool = False) -> dict[str, Any]:
     """Milliseconds of each step and their ratios, from rounds in which all take turns."""
     steps = {name: getattr(bench, name) for name in STEPS}
@@ -215,21 +200,15 @@ def time_row(bench: Bench, rounds: int, free_memory: float, blockwise: bool = Fa
         del steps["eager"]
     else:
         bench.make_eager()
-    times: dict[str, list[float]] = {name: [] for name in steps}
     with torch.inference_mode():
-        for step in steps.values():
-            step()
-        for turn in range(rounds):
-            names = list(steps)
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                times[name].append(seconds(steps[name], bench.device))
+        times = take_turns(steps, at_least=rounds, device=bench.device, warm_up=1)
         peaks = {name: device_peak(step) for name, step in steps.items()} if bench.device == "cuda" else {}
     row: dict[str, Any] = {"tokens": bench.layout.num_tokens, "images": len(bench.image), "rounds": rounds}
     row["milliseconds"] = {name: round(1000 * median(values), 2) for name, values in times.items()}
 
     def ratio(over: str, under: str, less: str | None = None) -> list[float]:
         lesser = times[less] if less else [0.0] * rounds
-        return spread([(a - c) / b for a, b, c in zip(times[over], times[under], lesser, strict=True)])
+        return quartiles([(a - c) / b for a, b, c in zip(times[over], times[under], lesser, strict=True)])
 
     row["cheap with forward / plain"] = ratio("cheap", "plain")
     row["cheap alone / plain"] = ratio("cheap", "plain", less="plain")
@@ -335,9 +314,7 @@ def main() -> None:
         print(json.dumps(memory_of(args.memory_of, args.grids[0])))
         return
     report: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
-        **machine(args.device),
+        **heading(args.device),
         "compiled kernels": library() is not None,
         "model": f"{SIZE}/16, 12 layers, {args.dtype}",
         "ratios": "quartiles over rounds",
@@ -351,9 +328,7 @@ def main() -> None:
         else:
             report[what] = row
         print(json.dumps({what: row}, indent=1), flush=True)
-        if args.output:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write(args.output, report)
 
     for grid, images, rounds in zip(args.grids, args.images, args.rounds, strict=True):
         bench = Bench(grid, args.device, images, getattr(torch, args.dtype))

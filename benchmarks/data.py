@@ -17,25 +17,20 @@ Files: photographs of SOURCE as they are (anything that `open_images` opens; lef
 """
 
 import argparse
-import datetime
 import io
 import json
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 
 import numpy as np
-import PIL
 import torch
 from PIL import Image
-from throughput import cpu_name
+from report import heading, write
+from turns import ratios, take_turns
 
-import qkvit
 from qkvit.data import open_images
 from qkvit.data.image_source import Encoded, ImageSource
 from qkvit.training.augmentation.pipeline import Augmenter
@@ -129,23 +124,9 @@ def pipelines(files: list[bytes]) -> dict[str, Callable[[], object]]:
     }
 
 
-def take_turns(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
-    """Processor seconds of each call in each round, for about so many seconds."""
-    for call in calls.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times["PIL"]) < 5:
-        for name, call in calls.items():
-            start = time.process_time()
-            call()
-            times[name].append(time.process_time() - start)
-    return times
-
-
 def measure(name: str, files: list[bytes], seconds: float) -> dict:
     """One row of the table."""
-    times = take_turns(pipelines(files), seconds)
+    times = take_turns(pipelines(files), seconds, at_least=5, clock=time.process_time, warm_up=1)
     first = Image.open(io.BytesIO(files[0]))
     row = {
         "files": name,
@@ -155,7 +136,7 @@ def measure(name: str, files: list[bytes], seconds: float) -> dict:
         "rounds": len(times["PIL"]),
         "images per second per core": {each: round(len(files) / median(values), 1) for each, values in times.items()},
         "PIL / it": {
-            each: [round(value, 3) for value in quantiles(np.divide(times["PIL"], values).tolist(), n=4)]
+            each: [round(value, 3) for value in ratios(times["PIL"], values)]
             for each, values in times.items()
             if each != "PIL"
         },
@@ -183,22 +164,12 @@ def main() -> None:
     kinds["drawn, 500 x 375"] = drawn(500, 375, 48, 95)
     kinds["drawn, 3000 x 2000"] = drawn(3000, 2000, 6, 92)
     result = {
-        "date": datetime.date.today().isoformat(),
-        "command": f"python benchmarks/data.py --seconds {args.seconds:g}",
-        "device": f"1 thread, {cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
-        "load_average": os.getloadavg()[0],
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "pillow": PIL.__version__,
-            "qkvit": qkvit.__version__,
-        },
+        **heading("cpu", "PIL", command=f"python benchmarks/data.py --seconds {args.seconds:g}"),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "PIL / it": "processor time of PIL over its own in the same round, quartiles over rounds",
         "rows": [measure(name, files, args.seconds) for name, files in kinds.items()],
     }
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(f"wrote {args.output}", file=sys.stderr)
+    write(args.output, result)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ checkpoint; those before the first one only make a run begin anew. Nothing is ti
 """
 
 import argparse
-import datetime
-import json
 import os
 import random
 import shutil
@@ -21,11 +19,9 @@ import time
 from pathlib import Path
 
 import torch
-import transformers  # imported before processes are forked, once for all of them
-from throughput import cpu_name
+from report import heading, write
 
-import qkvit
-from qkvit.training import run as _run  # noqa: F401
+from qkvit.training import run as _run  # noqa: F401  # imported before processes are forked, once for all of them
 from qkvit.training import train
 
 RECIPE = {
@@ -149,12 +145,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the counts as JSON, after each case")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    facts = {
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
-        "device": f"1 thread, {cpu_name()}",
-        "versions": {"qkvit": qkvit.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
-    }
+    facts = heading()
     results = []
     for name in options.cases:
         processes, workers = (int(number) for number in name.split("x"))
@@ -164,8 +155,7 @@ def main() -> None:
             results.append(one_case({"processes": processes, "workers": workers}, options.kills, chance, scratch))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        if options.output:
-            options.output.write_text(json.dumps(facts | {"cases": results}, indent=2) + "\n")
+        write(options.output, facts | {"cases": results})
     sys.exit(any(case["different"] or case["failed"] for case in results))
 
 

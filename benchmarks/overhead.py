@@ -8,10 +8,7 @@ the calls of modules and operations, autograd's, and the optimiser's. One thread
 """
 
 import argparse
-import datetime
-import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,8 +16,9 @@ from typing import Any
 import throughput
 import torch
 import transformers
-from machine import machine
+from report import heading, write
 from torch import nn
+from turns import take_turns
 
 import qkvit
 
@@ -52,18 +50,6 @@ def models() -> dict[str, nn.Module]:
     return found
 
 
-def milliseconds(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Of the processor, median over the rounds; the first tenth warms up."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + rounds // 10):
-        for name, step in steps.items():
-            start = time.process_time()
-            step()
-            if turn >= rounds // 10:
-                times[name].append(time.process_time() - start)
-    return {name: round(1000 * median(values), 3) for name, values in times.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=400)
@@ -77,17 +63,15 @@ def main() -> None:
         for dtype in (None, torch.bfloat16):
             steps = {name: make_step(model, images, dtype) for name, model in models().items()}
             row = {"mode": mode, "dtype": str(dtype or torch.float32).removeprefix("torch.")}
-            rows.append(row | {"milliseconds": milliseconds(steps, args.rounds)})
+            times = take_turns(steps, at_least=args.rounds, clock=time.process_time, warm_up=args.rounds // 10)
+            rows.append(row | {"milliseconds": {name: round(1000 * median(each), 3) for name, each in times.items()}})
             print(rows[-1], flush=True)
     report = {
-        "date": datetime.date.today().isoformat(),
-        "command": f"python benchmarks/overhead.py --rounds {args.rounds}",
-        **machine("cpu", *throughput.others()),
+        **heading("cpu", *throughput.others()),
         "milliseconds": f"of processor time, median of {args.rounds}: {DEPTH} layers of width {WIDTH}, 5 tokens",
         "rows": rows,
     }
-    if args.output:
-        args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write(args.output, report)
 
 
 if __name__ == "__main__":

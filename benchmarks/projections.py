@@ -7,28 +7,17 @@ convolution, and a linear layer on patches that were cut out. Microseconds of on
 many, in turn.
 """
 
-import platform
-import time
-from collections.abc import Callable
+import argparse
+from statistics import median
 
 import torch
+from report import cpu_name
 from torch import nn
+from turns import take_turns
 
 from qkvit.modeling.embeddings_qkvit import cut_patches
 
 TOKENS, IMAGE, PATCH = 197, 224, 16
-
-
-def in_turn(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Sorted microseconds of each call."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + 5):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn >= 5:  # the first ones warm up
-                times[name].append(1e6 * (time.perf_counter() - start))
-    return {name: sorted(values) for name, values in times.items()}
 
 
 @torch.no_grad()
@@ -46,7 +35,7 @@ def compare_qkv(width: int, batch: int, dtype: torch.dtype) -> str:
         "join, then one": lambda: nn.functional.linear(tokens, *joined()),
         "already joined": lambda: nn.functional.linear(tokens, weight, bias),
     }
-    return line(width, batch, dtype, in_turn(calls, rounds=300 if batch == 1 else 60))
+    return line(width, batch, dtype, take_turns(calls, at_least=300 if batch == 1 else 60))
 
 
 @torch.no_grad()
@@ -67,19 +56,24 @@ def compare_patches(width: int, batch: int, dtype: torch.dtype) -> str:
         with autocast():
             return nn.functional.linear(cut_patches(images, (PATCH, PATCH)), weight, convolution.bias)
 
-    return line(width, batch, dtype, in_turn({"convolution": convolve, "cut, then linear": cut}, rounds=60))
+    return line(width, batch, dtype, take_turns({"convolution": convolve, "cut, then linear": cut}, at_least=60))
 
 
 def line(width: int, batch: int, dtype: torch.dtype, times: dict[str, list[float]]) -> str:
-    shown = "  ".join(f"{name} {values[0]:7.0f} {values[len(values) // 2]:7.0f}" for name, values in times.items())
+    shown = "  ".join(f"{name} {1e6 * min(each):7.0f} {1e6 * median(each):7.0f}" for name, each in times.items())
     return f"{width:4} batch {batch} {str(dtype).removeprefix('torch.'):9} {shown}"
 
 
-if __name__ == "__main__":
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {cpu_name()}")
     for title, compare in (("Q, K and V", compare_qkv), ("patches", compare_patches)):
         print(title)
         for dtype in (torch.float32, torch.bfloat16):
             for batch in (1, 8):
                 for width in (192, 384, 768):
                     print(compare(width, batch, dtype), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,14 +11,13 @@ scale for each output channel; "dynamic" also rounds each layer's input to int8,
 import argparse
 import copy
 import json
-import platform
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from report import heading, write
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
@@ -87,8 +86,7 @@ def main() -> None:
     record: dict[str, Any] = {
         "model": Path(given.model).name,
         "data": f"{Path(given.data).name}, {len(data['test']['labels'])} test images at {given.size}",
-        "versions": {name: version(name) for name in ("torch", "torchao", "transformers")},
-        "processor": platform.machine(),
+        **heading("cpu", "torchao"),
         "float32": {"test accuracy": result["test accuracy"], "MB": megabytes(model)},
     }
     for name, scheme in schemes().items():
@@ -99,10 +97,8 @@ def main() -> None:
         rounded = features(small, open_images(given.data, split="test"), prepare, batch_size=given.batch_size)
         record[name] = compare(classifier, data["test"], rounded, model.config.hidden_size) | {"MB": megabytes(small)}
         print(name, json.dumps(record[name]), flush=True)
-    text = json.dumps(record, indent=2)
-    print(text)
-    if given.output is not None:
-        given.output.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(record, indent=2))
+    write(given.output, record)
 
 
 if __name__ == "__main__":

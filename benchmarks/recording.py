@@ -7,19 +7,14 @@ plain pass once more: what its ratio differs from 1 by is noise. The target is 1
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-import transformers
-from throughput import cpu_name, quartiles, take_turns
+from report import heading, write
+from turns import ratios, take_turns
 
 import qkvit
 from qkvit.analysis import Noise, intervene, record
@@ -49,7 +44,7 @@ def measure(size: str, batch: int, args: argparse.Namespace) -> dict:
 
         return run
 
-    times = take_turns({name: step(context) for name, context in ASKED.items()}, args.budget, args.device)
+    times = take_turns({name: step(context) for name, context in ASKED.items()}, args.budget, device=args.device)
     plain = times["plain"]
     return {
         "size": size,
@@ -57,11 +52,7 @@ def measure(size: str, batch: int, args: argparse.Namespace) -> dict:
         "implementation": args.implementation,
         "rounds": len(plain),
         "milliseconds": {name: 1000 * statistics.median(values) for name, values in times.items()},
-        "ratio": {
-            name: quartiles([time / base for time, base in zip(values, plain, strict=True)])
-            for name, values in times.items()
-            if name != "plain"
-        },
+        "ratio": {name: ratios(values, plain) for name, values in times.items() if name != "plain"},
     }
 
 
@@ -82,18 +73,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write a JSON file with machine, versions, date and all rows")
     args = parser.parse_args()
 
-    name = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads, {cpu_name()}"
     report = {
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
-        "device": name,
-        "load_average": os.getloadavg()[0],
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "qkvit": qkvit.__version__,
-        },
+        **heading(args.device),
         "ratio": "time / time of the plain forward pass in the same round, quartiles over rounds",
         "rows": [],
     }
@@ -102,9 +83,7 @@ def main() -> None:
             row = measure(size, batch, args)
             report["rows"].append(row)
             print(line_of(row), flush=True)
-            if args.output:  # after each row, so that an interrupted run keeps what it measured
-                args.output.parent.mkdir(parents=True, exist_ok=True)
-                args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write(args.output, report)
 
 
 if __name__ == "__main__":

@@ -12,19 +12,16 @@ against a large matrix product measured in the same run.
 """
 
 import argparse
-import datetime
-import json
-import random
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import transformers
-from machine import machine
+from report import heading, write
 from torch import nn
+from turns import ratios, seconds, take_turns
 
 import qkvit
 
@@ -119,44 +116,7 @@ def training(model: nn.Module, images: torch.Tensor, autocast: torch.dtype | Non
 MODES = {"inference": inference, "training": training}
 
 
-# ---- timing
-
-
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def seconds(step: Callable[[], None], repeats: int, device: str) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    for _ in range(repeats):
-        step()
-    synchronize(device)
-    return (time.perf_counter() - start) / repeats
-
-
-def take_turns(steps: dict[str, Callable[[], None]], budget: float, device: str) -> dict[str, list[float]]:
-    """Seconds of each step in each round; each round has an order of its own, drawn from a fixed seed.
-
-    A step takes longer after one that leaves caches and memory in disorder: none may follow the same one each time.
-    Rounds are short and many, as many as fit into the budget (at least 7): what slows the machine for a while slows all
-    steps of a round, and the median of the rounds' ratios leaves out those that it hit unevenly.
-    """
-    repeats = 1
-    for step in steps.values():
-        for _ in range(3):
-            step()
-        if device == "cuda":  # long against the cost of waiting for the device
-            repeats = max(repeats, round(0.05 / seconds(step, 1, device)))
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    names, draw = list(steps), random.Random(0)
-    end = time.perf_counter() + budget
-    while time.perf_counter() < end or len(times[names[0]]) < 7:
-        draw.shuffle(names)
-        for name in names:
-            times[name].append(seconds(steps[name], repeats, device))
-    return times
+# ---- measuring
 
 
 def matrix_rate(device: str, dtype: torch.dtype) -> float:
@@ -169,7 +129,7 @@ def matrix_rate(device: str, dtype: torch.dtype) -> float:
 
     for _ in range(3):
         product()
-    return 2 * n**3 / min(seconds(product, 5, device) for _ in range(3))
+    return 2 * n**3 / min(seconds(product, device, 5) for _ in range(3))
 
 
 def flops_per_image(size: str, image_size: int, patch_size: int) -> float:
@@ -179,10 +139,6 @@ def flops_per_image(size: str, image_size: int, patch_size: int) -> float:
     tokens = patches + 1
     layer = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * mlp
     return 2.0 * (patches * 3 * patch_size**2 * width + depth * layer + width * NUM_LABELS)
-
-
-def quartiles(values: list[float]) -> list[float]:
-    return statistics.quantiles(values, n=4, method="inclusive")
 
 
 def measure(size: str, mode: str, batch: int, dtype: str, compiled: bool, args: argparse.Namespace) -> dict:
@@ -197,7 +153,7 @@ def measure(size: str, mode: str, batch: int, dtype: str, compiled: bool, args: 
         if compiled:
             model = torch.compile(model, mode=args.compile_mode)  # type: ignore[assignment]
         steps[name] = MODES[mode](model, images, autocast)
-    times = take_turns(steps, args.budget, args.device)
+    times = take_turns(steps, args.budget, device=args.device)
     rate = matrix_rate(args.device, autocast or torch.float32)
     flops = flops_per_image(size, args.image_size, args.patch_size) * batch * (3 if mode == "training" else 1)
     row: dict = {"size": size, "mode": mode, "batch": batch, "dtype": dtype, "compiled": compiled}
@@ -207,11 +163,7 @@ def measure(size: str, mode: str, batch: int, dtype: str, compiled: bool, args: 
     row["images_per_second"] = {name: batch / statistics.median(values) for name, values in times.items()}
     row["share_of_matrix_rate"] = {name: flops / statistics.median(values) / rate for name, values in times.items()}
     row["matrix_tflops"] = rate / 1e12
-    row["ratio"] = {
-        name: quartiles([peer / ours for peer, ours in zip(times[name], times["qkvit"], strict=True)])
-        for name in times
-        if name != "qkvit"
-    }
+    row["ratio"] = {name: ratios(times[name], times["qkvit"]) for name in times if name != "qkvit"}
     return row
 
 
@@ -248,9 +200,7 @@ def main() -> None:
 
     makers_in_use.update((name, make) for name, make in makers().items() if name not in args.without)
     report = {
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
-        **machine(args.device, *others()),
+        **heading(args.device, *others()),
         "ratio": "peer's time / QKViT's time, quartiles over rounds: above 1, QKViT is faster",
         "rows": [],
     }
@@ -262,9 +212,7 @@ def main() -> None:
                         row = measure(size, mode, batch, dtype, compiled == "on", args)
                         report["rows"].append(row)
                         print(line_of(row), flush=True)
-                        if args.output:  # after each row, so that an interrupted run keeps what it measured
-                            args.output.parent.mkdir(parents=True, exist_ok=True)
-                            args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                        write(args.output, report)
 
 
 makers_in_use: dict[str, Callable[[str, int, int], nn.Module]] = {}
