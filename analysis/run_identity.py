@@ -22,7 +22,7 @@ def identity_of(
     source = getattr(dataloader, "source", None)
     return {
         "model": fingerprint,
-        "data": None if source is None else source.describe(),
+        "data": None if source is None else source.describe() | {"sizes": getattr(source, "sizes_digest", "")},
         "batches": {name: getattr(dataloader, name, None) for name in ("batch_size", "images", "seed")},
         "transform": described(_transform_of(dataloader)),
         "layout": None if layout is None else asdict(layout),

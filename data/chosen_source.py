@@ -52,5 +52,9 @@ class ChosenSource(ImageSource):
     def labels(self) -> Any:
         return self.source.labels[self.indices]
 
+    def stored_sizes(self) -> Any:
+        sizes = self.source.stored_sizes()
+        return sizes if sizes is None or len(sizes) != len(self.source) else sizes[self.indices]
+
     def encoded(self, index: int) -> Encoded:
         return self.source.encoded(int(self.indices[index]))

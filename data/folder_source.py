@@ -54,6 +54,9 @@ class FolderSource(ImageSource):
     def name_of(self, index: int) -> str:
         return self._paths[index]
 
+    def stored_sizes(self) -> np.ndarray[Any, Any]:
+        return np.fromiter((_size_of(self._folder / path) for path in self._paths), dtype=np.int64, count=len(self))
+
     def encoded(self, index: int) -> Encoded:
         path, label = self._paths[index], int(self._labels[index])
         return Encoded(self._folder / path, label if label >= 0 else None, path)
@@ -97,6 +100,13 @@ def _images_below(folder: Path, prefix: str) -> Iterator[str]:
 
 def _is_image(name: str) -> bool:
     return not _hidden(name) and os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def _hidden(name: str) -> bool:

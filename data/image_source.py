@@ -3,9 +3,11 @@
 A source holds no pixels. It can be pickled, so that the worker processes of a DataLoader can read from it.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -94,6 +96,20 @@ class ImageSource(ABC):
 
         `LabelSets` where an image may have several.
         """
+
+    def stored_sizes(self) -> np.ndarray[Any, Any] | None:
+        """How many bytes each image takes as it is stored, (images,) int64, without reading the images.
+
+        -1 where that is not known; of row groups, not of images, where a source is read in these; `None` where nothing
+        is known.
+        """
+        return None
+
+    @cached_property
+    def sizes_digest(self) -> str:
+        """Of `stored_sizes`, to tell the same images from others; empty where nothing is known."""
+        sizes = self.stored_sizes()
+        return "" if sizes is None else hashlib.sha256(np.asarray(sizes, dtype="<i8").tobytes()).hexdigest()[:16]
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -47,7 +47,7 @@ class ParquetSource(ImageSource):
         from datasets import Features
 
         footers = _at_once(self._footer, files)
-        if not sum(sum(rows) for _, rows in footers):
+        if not any(group.rows for _, groups in footers for group in groups):
             raise ValueError(f"{name} holds no images: it has no rows; pass another file or split")
         schema = footers[0][0]
         for file, (other, _) in zip(files, footers, strict=True):
@@ -55,9 +55,10 @@ class ParquetSource(ImageSource):
                 raise ValueError(f"{file} has other columns than {files[0]}; give all files of a split the same")
         columns = find_columns(Features.from_arrow_schema(schema), name, label, multi_label=multi_label)
         self.files = files
-        self._first_row = np.cumsum([0, *(sum(rows) for _, rows in footers)])
-        self._groups = [(file, group) for file, (_, rows) in enumerate(footers) for group in range(len(rows))]
-        self.group_ends = np.cumsum([count for _, rows in footers for count in rows])
+        self._first_row = np.cumsum([0, *(sum(group.rows for group in groups) for _, groups in footers)])
+        self._groups = [(file, group) for file, (_, groups) in enumerate(footers) for group in range(len(groups))]
+        self.group_ends = np.cumsum([group.rows for _, groups in footers for group in groups])
+        self._group_sizes = [group.bytes.get(columns.image, -1) for _, groups in footers for group in groups]
         self.kept_groups = 2
         self._kept: OrderedDict[int, Any] = OrderedDict()
         self._labels: Any = None
@@ -86,6 +87,10 @@ class ParquetSource(ImageSource):
         file = int(np.searchsorted(self._first_row, index, side="right")) - 1
         return f"{os.path.basename(self.files[file])}[{index - int(self._first_row[file])}]"
 
+    def stored_sizes(self) -> np.ndarray[Any, Any]:
+        """Of the column of the images in each row group, (groups,), before compression."""
+        return np.asarray(self._group_sizes, dtype=np.int64)
+
     def encoded(self, index: int) -> Encoded:
         group = int(np.searchsorted(self.group_ends, index, side="right"))
         first = int(self.group_ends[group - 1]) if group else 0
@@ -110,14 +115,14 @@ class ParquetSource(ImageSource):
         return table
 
     @staticmethod
-    def _footer(file: str) -> tuple[Any, list[int]]:
-        """A file's schema, and the rows of each row group."""
+    def _footer(file: str) -> tuple[Any, list["_Group"]]:
+        """A file's schema, and its row groups."""
         name = os.path.basename(file)
         with hub_sentences(file):
             try:
                 with _opened(file) as parquet:
                     metadata, groups = parquet.metadata, range(parquet.metadata.num_row_groups)
-                    return parquet.schema_arrow, [metadata.row_group(group).num_rows for group in groups]
+                    return parquet.schema_arrow, [_Group.of(metadata.row_group(group)) for group in groups]
             except Exception as error:
                 raise ValueError(f"{name} cannot be read as a Parquet file: write it again, or leave it out") from error
 
@@ -127,6 +132,22 @@ class ParquetSource(ImageSource):
                 return parquet.read(columns=[column], use_threads=False)[column].to_pylist()
 
         return [cell for part in _at_once(cells, self.files) for cell in part]
+
+
+class _Group(NamedTuple):
+    """A row group: its rows, and the bytes of each column, before compression."""
+
+    rows: int
+    bytes: dict[str, int]
+
+    @classmethod
+    def of(cls, metadata: Any) -> "_Group":
+        sizes: dict[str, int] = {}
+        for number in range(metadata.num_columns):
+            part = metadata.column(number)  # a column of structures has one for each of their fields
+            name = part.path_in_schema.partition(".")[0]
+            sizes[name] = sizes.get(name, 0) + part.total_uncompressed_size
+        return cls(metadata.num_rows, sizes)
 
 
 @contextmanager

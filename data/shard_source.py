@@ -60,6 +60,9 @@ class ShardSource(ImageSource):
         shard, inside = self._place(index)
         return f"{self._shards[shard].name}/{self._indices[shard].names[inside]}"
 
+    def stored_sizes(self) -> np.ndarray[Any, Any]:
+        return np.concatenate([index.sizes for index in self._indices])
+
     def encoded(self, index: int) -> Encoded:
         shard, inside = self._place(index)
         found, name = self._indices[shard], self.name_of(index)

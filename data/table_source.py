@@ -72,6 +72,19 @@ class TableSource(ImageSource):
         row = index - (int(self._row_ends[file - 1]) if file else 0)
         return f"{self._row_names[file]}[{row}]"
 
+    def stored_sizes(self) -> np.ndarray[Any, Any] | None:
+        from pyarrow import compute, types
+
+        # Arrow keeps where each cell begins beside the cells: these alone are read from the mapped file.
+        column = self._table.data.column(self._columns.image)
+        if types.is_struct(column.type):
+            column = compute.struct_field(column, "bytes")
+        if not (types.is_binary(column.type) or types.is_large_binary(column.type)):
+            return None
+        sizes = compute.fill_null(compute.binary_length(column), -1).to_numpy().astype(np.int64)
+        chosen = self._table._indices  # of a table of which some rows were taken
+        return sizes if chosen is None else sizes[chosen.column(0).to_numpy()]
+
     def encoded(self, index: int) -> Encoded:
         return self._columns.encoded(self._table[index], self.name_of(index))
 

@@ -13,7 +13,7 @@ from transformers import ViTImageProcessorPil
 from qkvit.analysis import TokenLayout
 from qkvit.analysis.progress_file import ProgressFile
 from qkvit.analysis.tally import Tally
-from qkvit.data import batches
+from qkvit.data import batches, open_images
 from qkvit.data.batching import ImageDataset, collate
 
 
@@ -69,6 +69,16 @@ def test_progress_of_another_run_is_refused(model, source, tmp_path, raises_sent
     options = {name: value for name, value in change.items() if name not in plan}
     with raises_sentence(ValueError, "another run", "delete"):
         quiet(model, over(source, **plan), progress_folder=tmp_path / "p", **options)
+
+
+def test_progress_over_a_changed_picture_is_refused(model, source, tmp_path, raises_sentence, over, quiet):
+    with pytest.raises(_StoppedError):
+        quiet(model, over(source, 1), progress_folder=tmp_path / "p", forward=stopping(2))
+    changed = open_images(source.name)
+    with changed.encoded(len(changed) - 1).file.open("ab") as file:
+        file.write(b"!")
+    with raises_sentence(ValueError, "another run (data: sizes", "delete"):
+        quiet(model, over(changed, 1), progress_folder=tmp_path / "p")
 
 
 def test_progress_of_another_model_is_refused(tiny_model, source, tmp_path, raises_sentence, over, quiet):

@@ -43,6 +43,22 @@ def test_rows_are_those_of_the_copy(rows):
     assert lazy.group_ends.tolist() == [3, 6, 7, 10, 11]
 
 
+def test_a_picture_of_another_size_is_seen_in_the_sizes_of_the_row_groups(rows):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source = open_images(rows, streaming=True)
+    assert len(source.stored_sizes()) == len(source.group_ends)
+    assert (source.stored_sizes() > 0).all()
+    path = sorted(rows.glob("*.parquet"))[1]
+    table = pq.read_table(path).to_pylist()
+    table[2]["image"]["bytes"] += b"!"
+    pq.write_table(pa.Table.from_pylist(table, schema=pq.read_schema(path)), path, row_group_size=3)
+    changed = open_images(rows, streaming=True)
+    assert np.flatnonzero(changed.stored_sizes() != source.stored_sizes()).tolist() == [3]
+    assert changed.sizes_digest != source.sizes_digest
+
+
 def test_only_so_many_groups_are_in_memory(rows):
     source = open_images(rows, streaming=True)
     for _ in source:

@@ -37,6 +37,11 @@ def test_samples_have_the_pixels_and_labels_that_were_written(shards):
     assert np.array_equal(np.asarray(source[3].image), pixels)
 
 
+def test_sizes_are_those_of_the_images_in_the_shards(shards):
+    source = open_images(shards, split="train")
+    assert source.stored_sizes().tolist() == [len(source.encoded(index).file) for index in range(6)]
+
+
 def test_a_pattern_a_file_and_a_folder_with_splits(shards, raises_sentence):
     assert len(open_images(f"{shards}/train-{{0000..0002}}.tar")) == 6
     assert len(open_images(shards / "train-0001.tar")) == 2

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from qkvit.data import BadImageError, open_images
+from qkvit.data.chosen_source import ChosenSource
 
 
 def test_class_folders(class_folders):
@@ -169,6 +170,43 @@ def test_a_source_can_be_pickled(class_folders, parquet, png):
         copy = pickle.loads(pickle.dumps(source))
         assert [sample.name for sample in copy] == [sample.name for sample in source]
         assert copy.class_names == source.class_names
+
+
+@pytest.mark.parametrize("kind", ["folders", "table", "chosen"])
+def test_sizes_are_known_without_reading_the_images(class_folders, parquet, png, kind, monkeypatch):
+    with (class_folders / "owl" / "0.png").open("ab") as file:
+        file.write(b"!")
+    source = open_images(class_folders)
+    if kind == "table":
+        source = open_images(parquet("a.parquet", [png(i) + bytes(i) for i in range(4)] + [None], [0, 1, 0, 1, 0]))
+    if kind == "chosen":
+        source = ChosenSource(source, [4, 1], split="mine")
+    files = [source.encoded(index).file for index in range(len(source))]
+    wanted = [-1 if file is None else len(file if isinstance(file, bytes) else file.read_bytes()) for file in files]
+    monkeypatch.setattr("builtins.open", None)
+    assert source.stored_sizes().tolist() == wanted
+    assert len(set(wanted)) > 1
+
+
+def test_a_picture_of_another_size_is_seen_wherever_it_is(class_folders):
+    before = open_images(class_folders).sizes_digest
+    assert open_images(class_folders).sizes_digest == before
+    with (class_folders / "dog" / "0.png").open("ab") as file:
+        file.write(b"!")
+    assert open_images(class_folders).sizes_digest != before
+    (class_folders / "dog" / "0.png").unlink()
+    assert len(open_images(class_folders).sizes_digest) == 16
+
+
+def test_sizes_are_of_the_rows_that_were_taken(parquet, png, tmp_path):
+    from datasets import load_from_disk
+
+    whole = open_images(parquet("a.parquet", [png(i) + bytes(i) for i in range(4)], [0, 1, 0, 1]))
+    whole._table.select([2, 0]).save_to_disk(tmp_path / "some")
+    assert open_images(tmp_path / "some").stored_sizes().tolist() == whole.stored_sizes()[[2, 0]].tolist()
+    whole._table = whole._table.select([3, 1])
+    assert whole.stored_sizes().tolist() == [len(png(3)) + 3, len(png(1)) + 1]
+    assert load_from_disk(tmp_path / "some").num_rows == 2
 
 
 def test_a_bad_image_stops_and_is_named(class_folders, raises_sentence):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qkvit.training import TrainingRefusedError, checkpoints, train, trainer
-from qkvit.training.images.sources import ArraySplit
+from qkvit.training import run as training_run
 from qkvit.training.optimisation.weight_average import WeightAverage
 from qkvit.training.run_folder import check_changes
 from qkvit.training.watching.stops import outlast_a_request
@@ -225,8 +225,14 @@ class TestChanges:
             train(run, resume=True)
 
     def test_other_pixels_under_the_same_labels_are_refused(self, run, raises_sentence, monkeypatch):
-        stored = ArraySplit.stored
-        monkeypatch.setattr(ArraySplit, "stored", lambda split, index: bytes(reversed(stored(split, index))))
+        opened = training_run.open_splits
+
+        def one_pixel_off(data):
+            splits = opened(data)
+            splits.train.images[len(splits.train) // 3, 0, 0] ^= 1
+            return splits
+
+        monkeypatch.setattr(training_run, "open_splits", one_pixel_off)
         with raises_sentence(TrainingRefusedError, "data (train)", "--allow data"):
             train(run, resume=True)
 

@@ -34,8 +34,8 @@ class Split(Protocol):
         """RGB; raises `BadImageError`."""
         ...
 
-    def stored(self, index: int) -> bytes:
-        """As it is stored, to recognise it; nothing where it cannot be read, `TrainingRefusedError` in an outage."""
+    def digest(self) -> str:
+        """Of the images, to recognise them; raises `TrainingRefusedError` in an outage."""
         ...
 
     def name(self, index: int) -> str:
@@ -56,8 +56,9 @@ class ArraySplit:
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(self.images[index]).convert("RGB")
 
-    def stored(self, index: int) -> bytes:
-        return self.images[index].tobytes()
+    def digest(self) -> str:
+        """Of all pixels."""
+        return _digest(np.ascontiguousarray(self.images))
 
     def name(self, index: int) -> str:
         return f"image {index}"
@@ -92,8 +93,15 @@ class SourceSplit:
         place = int(self.indices[index])
         return self.source.decode(self.source.encoded(place), place, reduce).image
 
-    def stored(self, index: int) -> bytes:
-        """As it is stored, to recognise it; nothing where it cannot be read."""
+    def digest(self) -> str:
+        """Of how many bytes each image takes (each row group's images together, where there are such), and of 64 images
+        as they are stored (of one, where each would cost a row group)."""
+        count = 1 if self.order is not None else SAMPLED
+        places: Any = np.unique(np.linspace(0, len(self) - 1, count).astype(np.int64)) if len(self) else []
+        contents = b"".join(hashlib.sha256(self._stored(int(place))).digest() for place in places)
+        return _digest(self.source.sizes_digest.encode() + contents)
+
+    def _stored(self, index: int) -> bytes:
         try:
             file = self.source.encoded(int(self.indices[index])).file
             return file.read_bytes() if isinstance(file, Path) else file or b""
@@ -129,13 +137,13 @@ class Splits:
         return isinstance(self.train.labels, LabelSets)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What has to be the same when a run goes on: the classes, how many images, their labels in order, and of 64
-        images across each split (one, where each would cost a row group) what is stored."""
+        """What has to be the same when a run goes on: the classes, how many images, their labels in order, and what
+        `Split.digest` sees of the images."""
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         return {
             "classes": _digest("\n".join(self.class_names).encode()),
             **{
-                name: f"{len(part)} images, {_digest(_bytes_of(part.labels))}, {_sample_digest(part)}"
+                name: f"{len(part)} images, {_digest(_bytes_of(part.labels))}, {part.digest()}"
                 for name, part in parts.items()
                 if part is not None
             },
@@ -330,11 +338,5 @@ def _bytes_of(labels: Any) -> bytes:
     return labels.tobytes() if isinstance(labels, LabelSets) else np.asarray(labels, dtype=np.int64).tobytes()
 
 
-def _sample_digest(part: Split) -> str:
-    count = 1 if getattr(part, "order", None) is not None else SAMPLED
-    places: Any = np.unique(np.linspace(0, len(part) - 1, count).astype(np.int64)) if len(part) else []
-    return _digest(b"".join(hashlib.sha256(part.stored(int(place))).digest() for place in places))
-
-
-def _digest(content: bytes) -> str:
+def _digest(content: Any) -> str:
     return hashlib.sha256(content).hexdigest()[:16]

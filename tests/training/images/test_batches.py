@@ -112,12 +112,13 @@ def test_an_image_that_cannot_be_reached_stops_a_run_that_skips_bad_ones(raises_
 def test_data_that_cannot_be_reached_are_not_taken_for_others(raises_sentence):
     class Unanswered:
         labels = torch.zeros(3, dtype=torch.int64).numpy()
+        sizes_digest = ""
 
         def encoded(self, index):
             raise SourceUnreachableError(f"image {index} cannot be read now (no answer); try again")
 
-    with raises_sentence(TrainingRefusedError, "image 2 cannot be read now"):
-        SourceSplit(Unanswered()).stored(2)
+    with raises_sentence(TrainingRefusedError, "image 0 cannot be read now"):
+        SourceSplit(Unanswered()).digest()
 
 
 def test_held_out_images_are_the_same_share_of_each_class_and_never_change():
