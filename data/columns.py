@@ -64,11 +64,23 @@ class Columns:
         return int(value) if value >= 0 else None  # the Hub's test sets without labels hold -1
 
     def labels_of(self, cells: Iterable[Any], count: int) -> Any:
-        """The labels of a whole column: (images,) int64 with -1 where there is none, or `LabelSets`."""
+        """The labels of a whole column: (images,) int64 with -1 where there is none, or `LabelSets`.
+
+        Raises:
+            ValueError: one of them is none of the classes.
+        """
         if self.multi_label:
             return LabelSets((self.label_of(cell) for cell in cells), len(self.classes or ()))  # type: ignore[misc]
         known = (self.label_of(cell) for cell in cells)
-        return np.fromiter((-1 if label is None else label for label in known), dtype=np.int64, count=count)
+        labels = np.fromiter((-1 if label is None else label for label in known), dtype=np.int64, count=count)
+        classes = len(self.classes or ())
+        outside = np.flatnonzero(labels >= classes)
+        if outside.size:
+            raise ValueError(
+                f"row {outside[0]} has the label {labels[outside[0]]}, and column {self.label!r} has names for"
+                f" {classes} classes; correct the label, or name the classes that are missing"
+            )
+        return labels
 
     def encoded(self, row: dict[str, Any], name: str) -> Encoded:
         """The image of a row as it is stored (bytes or a path), and its label."""

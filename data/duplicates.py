@@ -9,6 +9,7 @@ import numpy as np
 from .findings import EXAMPLES, Finding
 from .image_source import ImageSource
 from .inspection import Inspection
+from .splits import canonical
 
 SAME_OUTLINE = 3  # bits of 64
 SAME_COLOURS = 8  # of 255, in each pixel of the thumbnails
@@ -58,12 +59,19 @@ def twice(found: dict[str, Inspection]) -> Iterable[Finding]:
             other_labels[:EXAMPLES],
             len(other_labels),
         )
+    parted = not any(canonical(split) == "validation" for split in splits)
     for number, pairs in sorted(within.items()):
         verb = "image is" if len(pairs) == 1 else "images are"
+        training, leaks = "they count as often as they are there", parted and number == 0
+        if leaks:  # images are held out of the first split
+            training += (
+                "; without a split for validation data.held_out may part copies, and what is measured comes out too"
+                " good: take them out"
+            )
         yield Finding(
             f"{len(pairs):,} {verb} in {splits[number]} more than once, pixel by pixel",
-            "they count as often as they are there",
-            False,
+            training,
+            leaks,
             pairs[:EXAMPLES],
             len(pairs),
         )

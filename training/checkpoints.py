@@ -84,14 +84,20 @@ def prune(output: Path, limit: int | None, keep: Iterable[Path] = (), best: Path
     >>> prune(Path("pruned"), 2, keep=[Path("pruned/checkpoint-1")])
     >>> [each.name for each in checkpoints(Path("pruned"))]
     ['checkpoint-5', 'checkpoint-4', 'checkpoint-1']
+    >>> seal(Path("pruned/checkpoint-1"), {})  # the others are not whole
+    >>> prune(Path("pruned"), 1)
+    >>> [each.name for each in checkpoints(Path("pruned"))]
+    ['checkpoint-1']
 
     ```
     """
     if not limit or limit < 0:
         return
+    # Those that are not whole are no use; where all are, the newest stay: there the one just written is to be found.
     found = checkpoints(output)
-    kept = [path for place, path in enumerate(found) if not place or path == best]
-    kept += [path for path in found if path not in kept][: max(limit - len(kept), 0)]
+    whole = [path for path in found if (path / SEAL).is_file()] or found
+    kept = [path for place, path in enumerate(whole) if not place or path == best]
+    kept += [path for path in whole if path not in kept][: max(limit - len(kept), 0)]
     for path in found:
         if path not in kept and path not in set(keep):
             (path / SEAL).unlink(missing_ok=True)  # stopped here, it must not pass for whole

@@ -37,7 +37,7 @@ def training_flops(model: nn.Module, size: tuple[int, int]) -> int:
     """Floating-point operations of the matrix products of one image's forward and backward pass.
 
     Near three times `forward_flops` where everything is trained; near once where only the head is. What activation
-    checkpointing computes twice counts once.
+    checkpointing computes twice counts once. Patches that patch dropout leaves out are not counted.
 
     Args:
         size: (height, width).
@@ -55,7 +55,7 @@ def training_flops(model: nn.Module, size: tuple[int, int]) -> int:
     ```
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with _counter(model) as counter, torch.enable_grad():
+    with _counter(model) as counter, _leaving_out_patches(model), torch.enable_grad():
         logits = model(pixel_values=_image(model, size)).logits
         if trained and logits.requires_grad:
             torch.autograd.grad(logits, trained, torch.ones_like(logits), allow_unused=True)
@@ -73,6 +73,19 @@ def _counter(model: nn.Module) -> Iterator[FlopCounterMode]:
             yield counter
     finally:
         config._attn_implementation = implementation
+
+
+@contextmanager
+def _leaving_out_patches(model: nn.Module) -> Iterator[None]:
+    """Patch dropout, and nothing else, as in training."""
+    dropping = [module for module in model.modules() if hasattr(module, "drop_patches")]
+    for module in dropping:
+        module.training = True  # not what is inside
+    try:
+        yield
+    finally:
+        for module in dropping:
+            module.training = False
 
 
 def activation_bytes(model: nn.Module, size: tuple[int, int]) -> int:

@@ -24,6 +24,10 @@ _LOSS: dict[str, Any] = {"problem_type": None, "classification_loss": "cross_ent
 class LossSettings:
     """What `classification_loss` asks of a configuration, for models of other families too."""
 
+    problem_type: str | None
+    classification_loss: str
+    label_smoothing: float
+
     def __init__(self, config: Any) -> None:
         for name, default in _LOSS.items():
             setattr(self, name, getattr(config, name, default))

@@ -34,6 +34,7 @@ def check(recipe: Any) -> None:
     _check_ranges(recipe)
     _check_distillation(recipe.distillation)
     _check_progressive(recipe.data.progressive)
+    _check_twice(recipe.optimisation, recipe.arguments)
     _check_schedule(recipe.optimisation, recipe.arguments)
     _check_best(recipe.optimisation, recipe.arguments)
 
@@ -113,6 +114,17 @@ def _check_pixels(data: Any) -> None:
         raise TrainingRefusedError(
             f"data.evaluation_crop={data.evaluation_crop} is outside (0, 1]; write a number in it"
         )
+
+
+def _check_twice(optimisation: Any, arguments: dict[str, Any]) -> None:
+    """What can be said in two places is said in one."""
+    for ours, theirs in (("optimizer", ("optim",)), ("warmup_epochs", ("warmup_steps", "warmup_ratio"))):
+        value, said = getattr(optimisation, ours), [name for name in theirs if arguments.get(name)]
+        if value is not None and said:
+            raise TrainingRefusedError(
+                f"optimisation.{ours}={value} and arguments.{said[0]}={arguments[said[0]]} say the same thing twice;"
+                f" leave one of them out (--set {ours}=null)"
+            )
 
 
 def _check_distillation(settings: Any) -> None:

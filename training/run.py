@@ -23,7 +23,7 @@ from .images.bad_images import gathered, read_list
 from .images.batches import EvaluationImages, TrainingImages
 from .images.progressive import ProgressiveCost, with_progression
 from .images.sources import Splits, open_splits, planned_data
-from .models import build_model, build_processor, check_start, image_size, taking
+from .models import LossSettings, build_model, build_processor, check_start, image_size, taking
 from .optimisation.batch_size import find_batch_size, out_of_memory
 from .optimisation.distillation import Teacher, open_teacher
 from .optimisation.optimizers import optimizer_class
@@ -44,6 +44,7 @@ from .run_folder import (
     claimed,
     find_checkpoint,
     is_new,
+    new_since,
     read_metrics,
     read_record,
     write_record,
@@ -52,7 +53,6 @@ from .trainer import RecipeTrainer
 from .watching.best import check_best
 from .watching.progress import TrainingProgress
 from .watching.reporters import check_reporters
-from .watching.stops import StopOnRequest
 
 # In the place of transformers' own; a recipe's `arguments` go before.
 DEFAULTS: dict[str, Any] = {
@@ -114,7 +114,7 @@ class Run:
             start = None if self._is_new() else self.recipe.model.start
             planned = dataclasses.replace(self.recipe, model=dataclasses.replace(self.recipe.model, start=start))
             model = build_model(planned, names, multi_label=several)
-        set_trainable(model, self.recipe.optimisation.trainable)
+        self._check_model(model)
         plan = self._plan(model, images, len(names), several)
         asked, real = self.recipe.processes, self.args.world_size
         for sentence in said_of_sharing(asked or real):
@@ -167,6 +167,8 @@ class Run:
                 )
             for change in check_changes(changes, allow):
                 self._say(f"Changed since the run began: {change}.")
+            for change in new_since(self.output):
+                self._say(f"Since the last start {change}: the weights may come out with other bits.")
             if finished is not None:
                 self._say(f"The run in {self.output} is finished; there is nothing to go on with.")
                 return finished
@@ -179,7 +181,7 @@ class Run:
                 self.args.logging_steps = min(int(self.args.logging_steps), max(1, plan.steps // 10))
             check_space(self.output, plan.memory)
             self.repository = repository_for(self.args)
-            trainer, stop = self._trainer(model, processor, splits, plan)
+            trainer = self._trainer(model, processor, splits, plan)
             trainer.teacher = teacher and teacher.prepare(processor, trainer.accelerator.autocast)
             self._barrier()
             if self.args.should_save:
@@ -189,9 +191,10 @@ class Run:
                 write_record(self.output, self.recipe, data, self.args.world_size, dataclasses.asdict(plan))
             checkpoint = self._agree(checkpoint)
             start = time.perf_counter()
+            stop = trainer.stop
             held.callback(stop.restore)
             with self._interruptible():
-                self._fit(trainer, checkpoint, plan)
+                self._fit(trainer, checkpoint, plan, resumed=not fresh)
                 if stop.stopped and stop.asked == signal.SIGINT:
                     raise KeyboardInterrupt
                 if stop.stopped:
@@ -204,9 +207,7 @@ class Run:
     def _model(self, splits: Splits) -> tuple[nn.Module, Any]:
         set_seed(self.args.seed)
         model = build_model(self.recipe, splits.class_names, multi_label=splits.multi_label)
-        self._check_dropout(model)
-        set_trainable(model, self.recipe.optimisation.trainable)
-        optimizer_class(model, self.recipe.optimisation, self.args)  # refuses what is not there
+        self._check_model(model)
         return model, build_processor(self.recipe.data, model, self.recipe.model.start)
 
     def _find_batch_size(self, model: nn.Module, teacher: Teacher | None, *, resumed: bool) -> None:
@@ -217,26 +218,37 @@ class Run:
         batch, steps = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
         self._say(f"Micro-batches of {batch} fit; {steps} of them are accumulated.")
 
+    def _check_model(self, model: nn.Module) -> None:
+        """Freeze what is not trained, and refuse what the recipe asks for and this model or machine has not."""
+        set_trainable(model, self.recipe.optimisation.trainable)
+        optimizer_class(model, self.recipe.optimisation, self.args)
+        self._check_dropout(model)
+        mixing, loss = self.recipe.augmentation, LossSettings(model.config)
+        shares = loss.classification_loss == "cross_entropy" and loss.problem_type != "multi_label_classification"
+        if (mixing.mixup or mixing.cutmix) and mixing.mixed_labels == "present" and shares:
+            raise TrainingRefusedError(
+                "augmentation.mixed_labels=present gives an image the whole labels of two, and cross-entropy wants"
+                " shares of them; set model.config.classification_loss=binary_cross_entropy, or mixed_labels=shares"
+            )
+
     def _check_dropout(self, model: nn.Module) -> None:
         if not self.recipe.optimisation.dropout_by_image:
             return
         config: Any = model.config
-        if getattr(config, "attention_probs_dropout_prob", 0) and config._attn_implementation != "eager":
-            raise TrainingRefusedError(
-                "dropout_by_image does not reach dropout inside fused attention: set attention_probs_dropout_prob to 0"
-            )
+        for name in ("attention_probs_dropout_prob", "attention_dropout"):
+            if getattr(config, name, 0) and config._attn_implementation != "eager":
+                raise TrainingRefusedError(
+                    f"dropout_by_image does not reach dropout inside fused attention: set {name} to 0"
+                )
         args = self.args
         if args.torch_compile or args.gradient_checkpointing or getattr(args, "activation_checkpointing", False):
             raise TrainingRefusedError(
                 "dropout_by_image needs a pass as it is written: leave compilation and checkpointing out"
             )
 
-    def _trainer(
-        self, model: nn.Module, processor: Any, splits: Splits, plan: Plan
-    ) -> tuple[RecipeTrainer, StopOnRequest]:
+    def _trainer(self, model: nn.Module, processor: Any, splits: Splits, plan: Plan) -> RecipeTrainer:
         recipe, args = self.recipe, self.args
         skip = recipe.data.on_bad_image == "skip"
-        stop = StopOnRequest()
         trainer = RecipeTrainer(
             model=model,
             args=args,
@@ -255,15 +267,17 @@ class Run:
             repeats=recipe.data.repeats,
             flops=plan.training_flops,
             processor=processor,
-            callbacks=[stop, self.progress],
+            callbacks=[self.progress],
         )
         if plan.progression is not None:
             trainer.add_callback(ProgressiveCost(plan.progression, model, trainer))
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-        return trainer, stop
+        return trainer
 
-    def _fit(self, trainer: RecipeTrainer, checkpoint: Path | None, plan: Plan) -> None:
+    def _fit(self, trainer: RecipeTrainer, checkpoint: Path | None, plan: Plan, *, resumed: bool) -> None:
+        if checkpoint is None and resumed:
+            self._say(f"There is no checkpoint in {self.output}; the run begins anew.")
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
             self._say(f"Going on after step {state.global_step} of {plan.steps}.")
@@ -282,6 +296,7 @@ class Run:
             raise TrainingStoppedError(out_of_memory(self.args)) from error
         finally:
             self.progress.close()  # what is said next begins a line
+        trainer.check_weights()  # after the last step no loss shows it
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:

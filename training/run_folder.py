@@ -51,8 +51,9 @@ HARMLESS = frozenset(
     )
 )
 
-# Except where the evaluations say when a run stops, or which checkpoint becomes the finished model.
+# Except where the evaluations say when a run stops, what the rate is, or which checkpoint becomes the finished model.
 EVALUATIONS = frozenset(f"arguments.{name}" for name in ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start"))
+BY_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")  # schedules
 SAVING = frozenset(f"arguments.{name}" for name in ("save_strategy", "save_steps"))
 
 
@@ -98,22 +99,47 @@ def claimed(output: Path) -> Iterator[None]:
 
 
 def write_record(output: Path, recipe: Recipe, data: dict[str, Any], world: int, plan: dict[str, Any]) -> None:
-    """The resolved recipe, versions, git state and command; a resumed run adds its start to the list."""
+    """The resolved recipe, and what the run was started with; a resumed run adds its start to the list."""
     output.mkdir(parents=True, exist_ok=True)
-    record = read_record(output)
-    starts = record.get("starts", [])
-    starts.append({"command": command_line(), "date": datetime.now(timezone.utc).isoformat(timespec="seconds")})
-    content = {
-        "starts": starts,
-        "processes": world,
-        "data": data,
-        "plan": plan,
+    start = this_start()
+    starts = [*read_record(output).get("starts", []), start]
+    made_with = {name: start[name] for name in ("versions", "git", "machine")}
+    content = {"starts": starts, "processes": world, "data": data, "plan": plan, **made_with}
+    _write(output / RECORD, json.dumps(content, indent=2) + "\n")
+    _write(output / RECIPE, recipe.to_yaml())
+
+
+def this_start() -> dict[str, Any]:
+    """With what, when and where the run is started or goes on."""
+    return {
+        "command": command_line(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
         "git": git_state(),
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
     }
-    _write(output / RECORD, json.dumps(content, indent=2) + "\n")
-    _write(output / RECIPE, recipe.to_yaml())
+
+
+def new_since(output: Path) -> list[str]:
+    """What a run that goes on now is made with, and was not at its last start: it may end with other bits.
+
+    Example:
+
+    ```python
+    >>> new_since(Path("nowhere"))
+    []
+
+    ```
+    """
+    before, now = (
+        _flat({**each, "git": {"commit": (each.get("git") or {}).get("commit")}})
+        for each in (read_record(output), this_start())
+    )
+    return [
+        f"{name.partition('.')[2]} was {_said(before[name])} and is {_said(now[name])}"
+        for name in sorted(before.keys() & now.keys())
+        if name.startswith(("versions.", "git.", "machine.")) and before[name] != now[name]
+    ]
 
 
 def read_record(output: Path) -> dict[str, Any]:
@@ -141,7 +167,7 @@ def changes_since(output: Path, recipe: Recipe, data: dict[str, Any], world: int
     changes = {}
     old, new = _flat(before), _flat(recipe.to_dict())
     harmless = HARMLESS
-    if recipe.optimisation.early_stopping is not None:
+    if recipe.optimisation.early_stopping is not None or recipe.arguments.get("lr_scheduler_type") in BY_EVALUATIONS:
         harmless -= EVALUATIONS
     if recipe.arguments.get("load_best_model_at_end"):
         harmless -= EVALUATIONS | SAVING

@@ -34,7 +34,7 @@ from .recipe import Optimisation
 from .watching.attention_health import AttentionHealth
 from .watching.best import EarlyStopping, best_checkpoints
 from .watching.meter import Meter
-from .watching.stops import end_workers_at_exit, first_not_finite, outlast_a_request
+from .watching.stops import StopOnRequest, end_workers_at_exit, first_not_finite, outlast_a_request
 
 _NAMED = 4  # images of a batch that are called by their names in a sentence
 
@@ -90,8 +90,11 @@ class RecipeTrainer(ShardedTrainer):
         )
         self.bad_images = validation_images.bad
         self.checkpoints_kept = args.save_total_limit
+        self.stop = StopOnRequest()
+        self._saved = -1  # the step that was saved last
         self._folder: str | None = None
         self._micro_batch = (-1, 0)  # step, number in it
+        self._images: list[int] = []  # of the step, in this process
         super().__init__(
             model=model,
             args=args,
@@ -99,7 +102,8 @@ class RecipeTrainer(ShardedTrainer):
             eval_dataset=validation_images,
             data_collator=as_it_is,
             processing_class=processor,
-            callbacks=[_Epochs(self), self.meter, self.health, BadImageList(self.bad_images), *(callbacks or [])],
+            callbacks=[_Epochs(self), self.meter, self.health, BadImageList(self.bad_images), self.stop]
+            + (callbacks or []),
         )
         # `compute_loss` gives the mean of a micro-batch, of whatever model: Trainer has to divide by their number.
         self.model_accepts_loss_kwargs = False
@@ -154,6 +158,7 @@ class RecipeTrainer(ShardedTrainer):
             self.bad_images.setdefault(name, reason)
         seed = self._seed_step()
         keys = inputs["keys"]
+        self._images += keys[:, 1].tolist()
         pixels, targets = self.augmenter(inputs["images"], inputs["labels"], keys)
         outputs = self._forward(model, pixels, keys)
         settings = LossSettings(self.model.config)
@@ -171,6 +176,8 @@ class RecipeTrainer(ShardedTrainer):
         """Seed dropout for this micro-batch, so that it does not depend on what happened before."""
         step = self.state.global_step
         number = self._micro_batch[1] + 1 if self._micro_batch[0] == step else 0
+        if not number:
+            self._images = []
         self._micro_batch = (step, number)
         seed = seed_of(self.args.seed, Purpose.STEP, step, number, self.args.process_index)
         torch.manual_seed(seed)
@@ -187,15 +194,68 @@ class RecipeTrainer(ShardedTrainer):
     def _stop_not_finite(self, loss: float, pixels: torch.Tensor, keys: torch.Tensor, seed: int) -> None:
         torch.manual_seed(seed)
         place = first_not_finite(self.model, pixels)
-        indices = sorted(set(keys[:, 1].tolist()))
+        sentence = self._what_is_not_finite(f"the loss is {loss}", f"first in {place}", keys[:, 1].tolist())
+        raise TrainingStoppedError(self.said_by_one(None if math.isfinite(loss) else sentence))
+
+    def _what_is_not_finite(self, what: str, where: str, images: list[int]) -> str:
+        indices = sorted(set(images))
         names = [self.train_dataset.split.name(index) for index in indices[:_NAMED]]
         others = "" if len(names) == len(indices) else f" and {len(indices) - len(names)} more"
-        sentence = (
-            f"the loss is {loss} in step {self.state.global_step + 1}, first in {place}, with the images {indices} of"
-            f" the training split ({', '.join(names)}{others}): lower learning_rate, raise the warm-up or clip"
-            " gradients (max_grad_norm), and look at the images"
+        return (
+            f"{what} in step {self.state.global_step + 1}, {where}, with the images {indices} of the training split"
+            f" ({', '.join(names)}{others}): lower learning_rate, raise the warm-up or clip gradients (max_grad_norm),"
+            " and look at the images"
         )
-        raise TrainingStoppedError(self.said_by_one(None if math.isfinite(loss) else sentence))
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """As in transformers, but gradients that are not finite are not scaled: all of them would be NaN then."""
+        if self._has_plain_gradients:
+            nn.utils.clip_grads_with_norm_(model.parameters(), self.args.max_grad_norm, norm := self._norm(model))
+            return norm
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """As in transformers, once in each step; stops the run before a step that would spoil the weights."""
+        if grad_norm is None and self._has_plain_gradients:
+            return self._norm(model)
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and self.accelerator.scaler is None:  # fp16's scaler leaves out such a step by itself
+            self._check_gradients(float(norm))
+        return norm
+
+    @property
+    def _has_plain_gradients(self) -> bool:
+        """Whole tensors, not scaled."""
+        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.accelerator.scaler is not None)
+
+    def _norm(self, model: nn.Module) -> torch.Tensor:
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        self._check_gradients(float(norm))
+        return norm
+
+    def _check_gradients(self, norm: float) -> None:
+        """Stop where the norm, which is that of all processes in each of them, is not finite."""
+        if math.isfinite(norm):
+            return
+        spoilt = [name for name, each in self.bare_model.named_parameters() if not _is_finite(each.grad)]
+        where = f"first in that of {spoilt[-1]}" if spoilt else "by their size"  # the last layer's are made first
+        images = self._images
+        if self.args.world_size > 1:
+            shares: list[Any] = [None] * self.args.world_size
+            torch.distributed.all_gather_object(shares, images)
+            images = [index for share in shares for index in share]
+        raise TrainingStoppedError(self._what_is_not_finite(f"the norm of the gradients is {norm}", where, images))
+
+    def check_weights(self) -> None:
+        """Stop where a weight is not finite: a checkpoint of it would be gone on from again and again."""
+        spoilt = next((name for name, each in self.bare_model.named_parameters() if not _is_finite(each)), None)
+        if self.in_any_process(spoilt is not None):
+            sentence = (
+                f"{spoilt} is not finite any more after step {self.state.global_step}, and is not saved: lower"
+                " learning_rate, raise the warm-up or clip gradients (max_grad_norm)"
+            )
+            raise TrainingStoppedError(self.said_by_one(None if spoilt is None else sentence))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Of what is computed: where layers are frozen, less than three times the forward pass."""
@@ -256,11 +316,22 @@ class RecipeTrainer(ShardedTrainer):
 
     # ---- checkpoints
 
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, model: nn.Module, trial: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """As in transformers; a run that is to stop is saved before a long evaluation, and if that is not the best."""
+        if self.stop.stopped and self.control.should_evaluate and self._saved != self.state.global_step:
+            self._save_checkpoint(model, trial)
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        if self.stop.stopped and self._saved != self.state.global_step:
+            self._save_checkpoint(model, trial)
+
     def _get_output_dir(self, trial: Any) -> str:
         return self._folder or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write aside, seal, rename; then remove what is over `save_total_limit`."""
+        self.check_weights()
         output, step = Path(str(self.args.output_dir)), self.state.global_step
         aside = output / ASIDE
         if self.args.should_save:
@@ -284,6 +355,7 @@ class RecipeTrainer(ShardedTrainer):
             aside.rmdir()
             self._remove_old(output)
         self._barrier()
+        self._saved = step
 
     def _name_best(self, part: Path, output: Path) -> None:
         if self.state.best_global_step:
@@ -310,7 +382,7 @@ class RecipeTrainer(ShardedTrainer):
             self.average.load(folder)
 
     def _load_best_model(self) -> None:
-        self._load_checked(Path(str(self.best_checkpoint)))
+        self._load_from_checkpoint(str(self.best_checkpoint))
 
     def _load_checked(self, folder: Path) -> None:
         if sealed_facts(folder) is None:
@@ -343,6 +415,14 @@ class _Epochs(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.batches.set_epoch(self.next)
         self.next += 1
+
+
+def _is_finite(tensor: torch.Tensor | None) -> bool:
+    if tensor is None:
+        return True
+    here = tensor.detach()
+    here = here.to_local() if hasattr(here, "to_local") else here  # of a sharded one, the part of this process
+    return bool(torch.isfinite(here).all())
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

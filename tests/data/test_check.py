@@ -100,8 +100,25 @@ def test_the_same_pixels_in_two_splits_whatever_the_file(zoo):
 def test_the_same_pixels_under_two_labels_and_twice_in_a_split(zoo):
     picture(1).save(zoo / "train" / "cat" / "copy.png")
     found = check(zoo)
-    assert said(found) == ["1 picture occurs with different labels"]
-    assert "1 image is in train more than once, pixel by pixel" in said(found, problem=False)
+    twice = "1 image is in train more than once, pixel by pixel"
+    assert said(found) == ["1 picture occurs with different labels", twice]  # there is no split for validation
+    assert "data.held_out may part copies" in found.problems[1].training
+    (zoo / "test").rename(zoo / "validation")
+    assert twice in said(check(zoo), problem=False)
+
+
+def test_a_label_that_is_none_of_the_classes_is_named_with_its_row(parquet, png, raises_sentence):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = parquet("train.parquet", [png(0), png(1), png(2)], [0, 1, 1])
+    rows = pq.read_table(path)
+    pq.write_table(rows.set_column(1, rows.schema.field("label"), pa.array([0, 1, 7])), path)
+    with raises_sentence(ValueError, "row 2 has the label 7", "'label' has names for 2 classes"):
+        check(path)
+    for streaming in (False, True):
+        with raises_sentence(ValueError, "row 2 has the label 7"):
+            _ = open_images(path, streaming=streaming).labels
 
 
 def test_the_same_picture_smaller_and_compressed(zoo):

@@ -8,10 +8,13 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from qkvit.training import train
-from qkvit.training.checkpoints import ASIDE, checkpoints, publish, seal, sealed_facts, step_of
-from qkvit.training.errors import TrainingTerminatedError
+from qkvit.training.checkpoints import ASIDE, checkpoints, newest_whole, publish, seal, sealed_facts, step_of
+from qkvit.training.errors import TrainingStoppedError, TrainingTerminatedError
+from qkvit.training.optimisation.weight_average import WeightAverage
 from qkvit.training.run_folder import find_checkpoint
 from qkvit.training.trainer import RecipeTrainer
 
@@ -109,6 +112,121 @@ def test_a_step_that_is_saved_twice_has_one_checkpoint(stopped_after, tmp_path):
     assert (saved, measured) == ([12, 12], [12])
     assert [step_of(each) for each in checkpoints(tmp_path / "run")] == [12]
     assert not (tmp_path / "run" / ASIDE).exists()
+
+
+def test_a_request_is_saved_where_the_best_alone_are(tiny, tmp_path, monkeypatch):
+    """Trainer takes back what is to be saved where the evaluation of the step is not the best so far."""
+    seed, losses = RecipeTrainer._seed_step, iter([1.0, 2.0, 3.0, 4.0])
+
+    def asked(self):
+        if self.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return seed(self)
+
+    monkeypatch.setattr(RecipeTrainer, "_seed_step", asked)
+    monkeypatch.setattr(RecipeTrainer, "_measure", lambda self, images, prefix: {f"{prefix}_loss": next(losses)})
+    best = {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "loss"}
+    with pytest.raises(TrainingTerminatedError, match="after step 3, which is saved"):
+        train(tiny({"arguments": {"output_dir": str(tmp_path / "run"), **best}}))
+    assert [step_of(each) for each in checkpoints(tmp_path / "run")] == [3, 1]
+    assert newest_whole(tmp_path / "run")[0].name == "checkpoint-3"
+
+
+def test_a_request_during_an_evaluation_stops_after_it_and_not_after_another_step(tiny, tmp_path, monkeypatch):
+    measure = RecipeTrainer._measure
+
+    def asked(self, images, prefix):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return measure(self, images, prefix)
+
+    monkeypatch.setattr(RecipeTrainer, "_measure", asked)
+    every = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "no"}
+    with pytest.raises(TrainingTerminatedError, match="after step 3, which is saved"):
+        train(tiny({"arguments": {"output_dir": str(tmp_path / "run"), **every}}))
+    assert [step_of(each) for each in checkpoints(tmp_path / "run")] == [3]
+
+
+def test_a_request_is_saved_before_a_long_evaluation(tiny, tmp_path, monkeypatch):
+    """Who asked may not wait for its end."""
+    seed, there = RecipeTrainer._seed_step, []
+
+    def asked(self):
+        if self.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return seed(self)
+
+    def measured(self, images, prefix):
+        there.append([step_of(each) for each in checkpoints(tmp_path / "run")])
+        return {f"{prefix}_loss": 1.0}
+
+    monkeypatch.setattr(RecipeTrainer, "_seed_step", asked)
+    monkeypatch.setattr(RecipeTrainer, "_measure", measured)
+    every = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "no"}
+    with pytest.raises(TrainingTerminatedError):
+        train(tiny({"arguments": {"output_dir": str(tmp_path / "run"), **every}}))
+    assert there == [[3]]
+
+
+@pytest.mark.parametrize("settings", [["max_grad_norm=0"], ["max_grad_norm=1"], ["gradient_accumulation_steps=2"]])
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_spoils_a_weight(tiny, tmp_path, monkeypatch, settings):
+    """Of the step's own images; the checkpoint before it is gone on from."""
+    step_of_training = RecipeTrainer.training_step
+
+    def spoils(self, model, *arguments, **keywords):
+        loss = step_of_training(self, model, *arguments, **keywords)
+        if self.state.global_step == 4:
+            self.model.qkvit.layers[0].mlp.up_proj.weight.grad[0, 0] = float("nan")
+        return loss
+
+    recipe = tiny({"arguments": {"output_dir": str(tmp_path / "run")}})
+    with monkeypatch.context() as patch:
+        patch.setattr(RecipeTrainer, "training_step", spoils)
+        with pytest.raises(TrainingStoppedError) as caught:
+            train(recipe, settings)
+    message = str(caught.value)
+    assert "norm of the gradients is nan in step 5, first in that of qkvit.layers.0.mlp.up_proj.weight" in message
+    images = 16 if "gradient_accumulation_steps=2" in settings else 8
+    assert len(message[message.index("[") + 1 : message.index("]")].split(", ")) == images
+    found, broken = newest_whole(tmp_path / "run")
+    assert (step_of(found), broken) == (4, [])
+    assert train(recipe, settings, resume=True)["steps"] == 9
+
+
+@pytest.mark.parametrize("step", [2, 9])
+def test_weights_that_are_not_finite_are_not_saved(tiny, tmp_path, monkeypatch, step):
+    """After the last step no loss would show them."""
+    update = WeightAverage.on_step_end
+
+    def spoils(self, args, state, control, **keywords):
+        if state.global_step == step:
+            with torch.no_grad():
+                self.model.classifier.weight[0, 0] = float("inf")
+        return update(self, args, state, control, **keywords)
+
+    monkeypatch.setattr(WeightAverage, "on_step_end", spoils)
+    recipe = tiny({"optimisation": {"average_decay": 0.9}, "arguments": {"output_dir": str(tmp_path / "run")}})
+    with pytest.raises(TrainingStoppedError, match=f"classifier.weight is not finite any more after step {step}"):
+        train(recipe)
+    assert max((step_of(each) for each in checkpoints(tmp_path / "run")), default=0) < step
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_the_average_is_that_of_the_best_step_too(tiny, tmp_path, monkeypatch):
+    losses, measure = {2: 3.0, 4: 1.0, 6: 2.0, 8: 4.0}, RecipeTrainer._measure
+
+    def measured(self, images, prefix):
+        found = measure(self, images, prefix)
+        return found | {f"{prefix}_loss": losses[self.state.global_step]}
+
+    monkeypatch.setattr(RecipeTrainer, "_measure", measured)
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "max_steps": 8}
+    recipe = {"optimisation": {"average_decay": 0.9}, "arguments": {"output_dir": str(tmp_path / "run"), **best}}
+    train(tiny(recipe))
+    saved = load_file(tmp_path / "run" / "averaged" / "model.safetensors")
+    of_step = {step: load_file(tmp_path / "run" / f"checkpoint-{step}" / "averaged.safetensors") for step in (4, 8)}
+    assert all(saved[name].equal(of_step[4][name]) for name in saved)
+    assert not all(saved[name].equal(of_step[8][name]) for name in saved)
 
 
 def test_a_request_within_an_epoch_brings_no_evaluation(stopped_after, tmp_path):

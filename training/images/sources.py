@@ -249,6 +249,7 @@ def _opened(data: Data) -> Splits:
         try:
             address = _address(data)
             source = open_images(address, split=split, label=data.label, streaming=data.streaming, multi_label=True)
+            _ = source.labels  # read here, where one that is none of the classes is refused
         except ValueError as error:
             said = str(error).replace("pass one of them as split", "write one of them into data.train_split")
             raise TrainingRefusedError(said) from error
@@ -265,7 +266,7 @@ def _opened(data: Data) -> Splits:
         if split is not None:
             others[part] = opened(split)
             if list(others[part].class_names) != names:
-                odd = sorted(set(names) ^ set(others[part].class_names))
+                odd = sorted(set(names) ^ set(others[part].class_names)) or ["in another order"]
                 raise TrainingRefusedError(
                     f"the {part} split {split!r} has other classes than the training split ({', '.join(odd[:5])}); give"
                     " both the same"

@@ -46,8 +46,10 @@ class DropoutByImage(TorchFunctionMode):
         if func is torch.Tensor.bernoulli_ and len(args[0]) == len(self.keys):
             tensor, probability = args[0], args[1] if len(args) > 1 else kwargs.get("p", 0.5)
             return tensor.copy_((self._numbers(tensor) < probability).to(tensor.dtype))
-        if func is torch.rand and args and args[0] == len(self.keys):
-            return self._numbers(torch.empty(*args, **kwargs))
+        if func is torch.rand:
+            shape = args[0] if args and isinstance(args[0], (tuple, list)) else args or kwargs.get("size", ())
+            if shape and shape[0] == len(self.keys):
+                return self._numbers(torch.empty(*args, **kwargs))
         return func(*args, **kwargs)
 
     def _dropout(

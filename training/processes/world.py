@@ -13,6 +13,10 @@ from ..errors import TrainingRefusedError
 LAUNCHER_FILES = Path(__file__).parent.parent / "accelerate"  # for accelerate launch --config_file
 
 
+# How many processes a cluster's own starters (srun, mpirun) have started: they do not make torch's process group.
+_TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
+
 def rank() -> int:
     """Number of this process as the launcher says it; 0 without one."""
     return int(os.environ.get("RANK", "0"))
@@ -26,8 +30,8 @@ def processes() -> int:
 def check_world(asked: int | None, real: int, gpus: int = 1, recipe: str = "RECIPE.yaml") -> None:
     """Refuse a number of processes that nobody asked for.
 
-    `accelerate launch --cpu --num_processes 2` starts one process; torchrun without a backend that fits gives several
-    runs of one process each: both do it without a word.
+    `accelerate launch --cpu --num_processes 2` starts one process; torchrun without a backend that fits, and srun, give
+    several runs of one process each: all of them without a word.
 
     Args:
         asked: By the recipe.
@@ -53,6 +57,13 @@ def check_world(asked: int | None, real: int, gpus: int = 1, recipe: str = "RECI
             "accelerate launch was asked for several processes and starts one without a GPU: start with"
             f" {command(count, recipe)}, or with --num_processes 1 and without MASTER_ADDR in the environment"
         )
+    if "WORLD_SIZE" not in os.environ and real == 1:
+        alone = next((int(os.environ[name]) for name in _TASKS if os.environ.get(name, "").isdigit()), 1)
+        if alone > 1:
+            raise TrainingRefusedError(
+                f"{alone} processes were started without a launcher, and each would train by itself: start with"
+                f" {command('N', recipe)}, one on each machine"
+            )
     launched = processes()
     wanted = asked if asked is not None else launched
     if wanted != real or launched != real:

@@ -33,6 +33,7 @@ LOWEST_ENTROPY = 0.1
 # ratio of two weights by e: the map is no longer that of the weights.
 HIGHEST_SCORE = 256.0
 
+_LAYER, _WARNING = "attention_health/layer_", "attention_health/warning"
 _NAME, _FIELD = "qkvit_health", "_attn_implementation_internal"
 _seen: ContextVar[list[dict[str, float]] | None] = ContextVar("qkvit_health_seen", default=None)
 
@@ -160,9 +161,6 @@ class AttentionHealth(TrainerCallback):
     def __init__(self, trainer: Any, every: int) -> None:
         self.trainer = trainer
         self.every = every
-        self.warnings: list[str] = []
-        self.last: list[dict[str, float]] = []
-        self._told: set[tuple[int, str]] = set()
         self._pixels: torch.Tensor | None = None
 
     def note(self, pixels: torch.Tensor) -> None:
@@ -176,34 +174,48 @@ class AttentionHealth(TrainerCallback):
             return
         pixels, self._pixels = self._pixels, None
         model = self.trainer.model  # with what FSDP2 has put around it
-        self.last = attention_health(model, pixels)
-        if not self.last:
+        layers = attention_health(model, pixels)
+        if not layers:
             self.every = 0
             self._tell(f"attention health is off: attention of {type(model).__name__} is out of sight")
             return
         wanted = control.should_log  # logging takes this back: the loss of the step would not be logged
         self.trainer.log(
             {
-                f"attention_health/layer_{number:02}/{name}": float(f"{value:.5g}")
-                for number, layer in enumerate(self.last)
+                f"{_LAYER}{number:02}/{name}": float(f"{value:.5g}")
+                for number, layer in enumerate(layers)
                 for name, value in layer.items()
             }
         )
         control.should_log = wanted
-        for number, kind, sentence in problems(self.last):
-            if (number, kind) not in self._told:
-                self._told.add((number, kind))
-                self._tell(
+        told = [entry[_WARNING][:2] for entry in state.log_history if _WARNING in entry]
+        for number, kind, sentence in problems(layers):
+            if [number, kind] not in told:
+                text = (
                     f"warning: step {state.global_step}: {sentence}; lower learning_rate, raise the warm-up, or set"
                     " qk_norm=true"
                 )
+                # Into the log alone, which a checkpoint holds: a run that goes on knows what was told.
+                state.log_history.append({"step": state.global_step, _WARNING: [number, kind, text]})
+                self._tell(text)
 
     def summary(self) -> dict[str, Any]:
-        """For metrics.json: what was last measured, and the warnings."""
-        return {"attention_health": {"layers": self.last, "warnings": self.warnings}} if self.last else {}
+        """For metrics.json: what was last measured, and the warnings, of the whole run."""
+        layers: dict[str, dict[str, float]] = {}
+        warnings = []
+        for entry in self.trainer.state.log_history:
+            for name, value in entry.items():
+                if name.startswith(_LAYER):
+                    layer, _, what = name.removeprefix(_LAYER).partition("/")
+                    layers.setdefault(layer, {})[what] = value
+            warnings += [entry[_WARNING][2]] if _WARNING in entry else []
+        if not layers:
+            return {}
+        return {
+            "attention_health": {"layers": [layers[each] for each in sorted(layers, key=int)], "warnings": warnings}
+        }
 
     def _tell(self, text: str) -> None:
-        self.warnings.append(text)
         if self.trainer.args.process_index == 0:
             tqdm.write(text, file=sys.stderr)  # above the progress line
 

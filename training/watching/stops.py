@@ -71,9 +71,9 @@ def end_workers_at_exit() -> None:
 
 
 class StopOnRequest(TrainerCallback):
-    """SIGTERM or ctrl-C: finish the step, save a checkpoint, leave. Among several processes all agree, after each step.
+    """SIGTERM or ctrl-C: finish the step or the evaluation, save a checkpoint, leave; a second ctrl-C stops at once.
 
-    A second ctrl-C stops at once.
+    Among several processes all agree, after each step and each evaluation. `RecipeTrainer` sees to it that it is saved.
 
     Attributes:
         asked: The signal; 0: none came.
@@ -101,6 +101,12 @@ class StopOnRequest(TrainerCallback):
                     self._before[number] = signal.signal(number, self._note)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        return self._stop_if_asked(args, state, control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        return self._stop_if_asked(args, state, control)
+
+    def _stop_if_asked(self, args: Any, state: Any, control: Any) -> Any:
         if args.world_size > 1:
             flag = torch.tensor(float(self.asked), device=args.device)
             torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
