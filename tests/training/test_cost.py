@@ -31,6 +31,14 @@ def levit():
     )
 
 
+def test_patches_that_are_dropped_are_not_counted(tiny_model):
+    whole, dropping = (tiny_model(patch_drop_rate=rate) for rate in (0.0, 0.5))
+    size = whole.config.image_shape
+    assert training_flops(dropping, size) < 0.7 * training_flops(whole, size)
+    assert forward_flops(dropping, size) == forward_flops(whole, size)
+    assert not any(module.training for module in dropping.eval().modules())
+
+
 @pytest.mark.parametrize("family", ["resnet", "levit"])
 @pytest.mark.parametrize("measure", [activation_bytes, forward_flops, training_flops])
 def test_batch_normalisation_stays_as_it_is(request, family, measure):

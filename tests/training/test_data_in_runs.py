@@ -235,6 +235,27 @@ def test_classes_that_differ_between_splits(recipe, folders, raises_sentence):
         train(recipe(folders, "run"))
 
 
+def test_classes_in_another_order_and_labels_that_have_no_class(parquet, recipe, raises_sentence):
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source = parquet()
+    path = next(source.glob("validation*"))
+    rows = datasets.Dataset.from_parquet(str(path))
+    other = datasets.Features({**rows.features, "label": datasets.ClassLabel(names=[*COLOURS][::-1])})
+    datasets.Dataset.from_list(rows.to_list(), features=other).to_parquet(path)
+    with raises_sentence(TrainingRefusedError, "validation", "in another order"):
+        train(recipe(source, "run"))
+    path = next(source.glob("train*"))
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("label")
+    labels = [*table["label"].to_pylist()[:-1], 9]
+    pq.write_table(table.set_column(place, table.schema.field(place), pa.array(labels)), path)
+    with raises_sentence(TrainingRefusedError, f"row {len(labels) - 1} has the label 9"):
+        train(recipe(source, "run"))
+
+
 def test_labels_outside_the_models(recipe, folders, raises_sentence):
     with raises_sentence(TrainingRefusedError, "num_labels=5", "2 classes"):
         train(recipe(folders, "run", {"model": {"config": {"num_labels": 5}}}))

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,6 +236,23 @@ class TestChanges:
         monkeypatch.setattr(training_run, "open_splits", one_pixel_off)
         with raises_sentence(TrainingRefusedError, "data (train)", "--allow data"):
             train(run, resume=True)
+
+    def test_other_versions_are_said(self, run, tmp_path, capsys):
+        record = tmp_path / "run" / "run.json"
+        content = json.loads(record.read_text())
+        now = content["versions"]["torch"]
+        content["versions"]["torch"] = "1.0"
+        record.write_text(json.dumps(content))
+        train(run, resume=True)
+        assert f"torch was '1.0' and is '{now}'" in capsys.readouterr().out
+        starts = json.loads(record.read_text())["starts"]
+        assert [start["versions"]["torch"] for start in starts] == [now, now]
+
+    def test_a_run_without_a_checkpoint_says_that_it_begins_anew(self, run, tmp_path, capsys):
+        for path in (tmp_path / "run").glob("checkpoint-*"):
+            shutil.rmtree(path)
+        assert train(run, resume=True)["steps"] == 9
+        assert "There is no checkpoint in" in capsys.readouterr().out
 
     def test_another_number_of_processes_is_refused(self, run, raises_sentence, tmp_path):
         record = tmp_path / "run" / "run.json"

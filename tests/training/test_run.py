@@ -1,5 +1,6 @@
 """What a run leaves, refuses and says."""
 
+import importlib.util
 import json
 import os
 import socket
@@ -112,6 +113,21 @@ def test_a_dry_run_reads_tables_on_the_hub_in_place(tiny, monkeypatch):
         assert ways == expected
 
 
+@pytest.mark.parametrize("settings", [["mixup=0.8", "mixed_labels=present"], ["optim=lion_32bit"]])
+def test_a_plan_refuses_what_the_run_would(tiny, settings):
+    if "optim=lion_32bit" in settings and importlib.util.find_spec("bitsandbytes"):
+        pytest.skip("bitsandbytes is installed")
+    for dry_run in (True, False):
+        with pytest.raises(TrainingRefusedError):
+            train(tiny(), settings, dry_run=dry_run)
+
+
+def test_binary_cross_entropy_takes_the_whole_labels_of_two_images(tiny, tmp_path):
+    settings = ["mixup=0.8", "mixed_labels=present", "classification_loss=binary_cross_entropy", "max_steps=2"]
+    recipe = tiny({"arguments": {"output_dir": str(tmp_path / "run"), "save_strategy": "no"}})
+    assert train(recipe, settings)["last_training_loss"] > 0
+
+
 def test_activations_grow_with_depth(tiny_model):
     shallow, deep = (tiny_model(num_hidden_layers=depth) for depth in (2, 4))
     size = (16, 16)
@@ -133,6 +149,9 @@ def test_activations_grow_with_depth(tiny_model):
         (["bf16=true", "fp16=true"], ["TrainingArguments"]),
         (["model.start=/no/such/model"], ["/no/such/model"]),
         (["dropout_by_image=true", "attention_probs_dropout_prob=0.1"], ["attention_probs_dropout_prob"]),
+        (["mixup=0.8", "mixed_labels=present"], ["mixed_labels=present", "binary_cross_entropy"]),
+        (["optimizer=muon", "optim=adamw_torch"], ["optimizer=muon", "optim=adamw_torch", "--set optimizer=null"]),
+        (["warmup_epochs=1", "warmup_steps=5"], ["warmup_epochs=1", "warmup_steps=5", "twice"]),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence_before_anything_is_written(tiny, tmp_path, settings, words):
@@ -209,6 +228,17 @@ class TestWorld:
     def test_the_right_number_is_accepted(self, monkeypatch, asked, launched, real):
         monkeypatch.setenv("WORLD_SIZE", launched)
         check_world(asked, real)
+
+    @pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+    def test_processes_of_a_cluster_that_know_nothing_of_each_other_are_refused(self, monkeypatch, name):
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+        monkeypatch.setenv(name, "1")
+        check_world(None, 1)
+        monkeypatch.setenv(name, "2")
+        with pytest.raises(TrainingRefusedError, match="2 processes were started without a launcher"):
+            check_world(None, 1)
+        monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun, started by srun on each machine
+        check_world(None, 1)
 
     def test_several_gpus_in_one_process_are_refused(self):
         with pytest.raises(TrainingRefusedError, match="nproc_per_node 4"):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -159,6 +160,19 @@ class TestRuns:
         assert len({(line.split("layer ")[1][0], line.split()[6]) for line in told}) == len(told)
         metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
         assert metrics["attention_health"]["warnings"] == told
+
+    def test_a_run_that_goes_on_knows_what_was_told(self, recipe, tmp_path, capfd):
+        wrong = {"learning_rate": 3.0, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "save_steps": 2}
+        whole = train(recipe("whole", 1, **wrong))["attention_health"]
+        assert whole["warnings"]
+        train(recipe("run", 1, **wrong))
+        shutil.rmtree(tmp_path / "run" / "checkpoint-5")
+        (tmp_path / "run" / "metrics.json").unlink()
+        capfd.readouterr()
+        again = train(recipe("run", 1, **wrong), resume=True)["attention_health"]
+        told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: step")]
+        assert again == whole
+        assert told == [line for line in whole["warnings"] if line.startswith("warning: step 5")]
 
     def test_a_model_that_cannot_be_seen_is_said_to_be_so(self, tiny, tmp_path, capfd):
         recipe = tiny({"arguments": {"output_dir": str(tmp_path / "run"), "max_steps": 2, "save_strategy": "no"}})

@@ -80,6 +80,15 @@ def test_evaluations_without_what_is_compared_stop_the_run(tmp_path):
         scores([{"step": 1, "eval_images": 0}], args)
 
 
+def test_with_a_rate_that_follows_them_evaluations_are_part_of_the_recipe(tiny, tmp_path, raises_sentence):
+    recipe = evaluated(tiny, tmp_path / "run")
+    recipe["arguments"] |= {"lr_scheduler_type": "reduce_lr_on_plateau", "max_steps": 4}
+    train(recipe)
+    (tmp_path / "run" / "metrics.json").unlink()
+    with raises_sentence(TrainingRefusedError, "arguments.eval_steps"):
+        train(recipe, ["eval_steps=1"], resume=True)
+
+
 def test_with_early_stopping_evaluations_are_part_of_the_recipe(tiny, tmp_path, measured, raises_sentence):
     recipe = evaluated(tiny, tmp_path / "run", early_stopping=9)
     train(recipe)
