@@ -55,7 +55,11 @@ class FolderSource(ImageSource):
         return self._paths[index]
 
     def stored_sizes(self) -> np.ndarray[Any, Any]:
-        return np.fromiter((_size_of(self._folder / path) for path in self._paths), dtype=np.int64, count=len(self))
+        return np.fromiter(
+            (_size_of(self._folder / self.name_of(index)) for index in range(len(self))),
+            dtype=np.int64,
+            count=len(self),
+        )
 
     def encoded(self, index: int) -> Encoded:
         path, label = self._paths[index], int(self._labels[index])

@@ -16,19 +16,41 @@ from qkvit.training import TrainingRefusedError, checkpoints, train, trainer
 from qkvit.training import run as training_run
 from qkvit.training.optimisation.weight_average import WeightAverage
 from qkvit.training.run_folder import check_changes
+from qkvit.training.trainer import RecipeTrainer
 from qkvit.training.watching.stops import outlast_a_request
 
+# Where a run is killed: what is called there, in a step or while saving (every second step).
+MOMENTS = {
+    "in a step": (RecipeTrainer, "compute_loss"),
+    "before the weights change": (RecipeTrainer, "_norm"),
+    "after a step": (WeightAverage, "on_step_end"),
+    "before a checkpoint": (RecipeTrainer, "_save_checkpoint"),
+    "before it is sealed": (trainer, "seal"),
+    "before it is renamed": (trainer, "publish"),
+    "before old ones are removed": (trainer, "prune"),
+}
+POINTS = [
+    (moment, step) for number, moment in enumerate(MOMENTS) for step in (range(1, 9) if number < 3 else range(2, 9, 2))
+]
 
-def kill_while_saving(name, step):
-    """End this process in the middle of saving: before the hashes are written, or before the folder is renamed."""
-    original = getattr(trainer, name)
 
-    def dies(folder, *arguments):
-        if folder.name == f"checkpoint-{step}":
+def kill_at(moment, step):
+    """End this process without notice the first time that it comes to this moment in this step."""
+    owner, name = MOMENTS[moment]
+    original, began = getattr(owner, name), RecipeTrainer._seed_step
+    running = [0]
+
+    def begins(self):
+        running[0] = self.state.global_step + 1
+        return began(self)
+
+    def dies(*arguments, **keywords):
+        if running[0] + (name == "compute_loss") == step:  # which begins a step
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(folder, *arguments)
+        return original(*arguments, **keywords)
 
-    setattr(trainer, name, dies)
+    RecipeTrainer._seed_step = begins
+    setattr(owner, name, dies)
 
 
 @pytest.fixture
@@ -36,34 +58,24 @@ def recipe(tiny, busy, tmp_path):
     return lambda folder, *parts: tiny(busy, *parts, {"arguments": {"output_dir": str(tmp_path / folder)}})
 
 
-def resumed_after(in_a_child, recipe, dies):
-    """Start a run that `dies` ends, and go on with it."""
-
-    def first():
-        dies()
-        train(recipe)
-
-    assert in_a_child(first) == -signal.SIGKILL
-    assert in_a_child(lambda: train(recipe, resume=True)) == 0
-
-
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_run_ends_with_the_same_bits(recipe, in_a_child, kill_at_step, weights, tmp_path, workers):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_run_ends_with_the_same_bits(recipe, run_in_processes, weights, tmp_path, processes, workers):
+    """Five random points in each of the four cases; `benchmarks/kill_test.py` kills at random times."""
+    alone = {"arguments": {"per_device_train_batch_size": 8 // processes}}
     loading = {"arguments": {"dataloader_num_workers": workers}}
-    assert in_a_child(lambda: train(recipe("whole"))) == 0
-    steps = random.Random(workers).sample(range(1, 9), 2)
-    for step in steps:
-        folder = f"killed-{step}"
-        resumed_after(in_a_child, recipe(folder, loading), lambda step=step: kill_at_step(step))
-        assert weights(tmp_path / folder) == weights(tmp_path / "whole"), f"killed after step {step}"
+    assert set(run_in_processes(processes, lambda: train(recipe("whole", alone)))) == {0}
+    for number, point in enumerate(random.Random(10 * processes + workers).sample(POINTS, 5)):
+        made = recipe(f"killed-{number}", alone, loading)
 
+        def killed(made=made, point=point):
+            kill_at(*point)
+            train(made)
 
-@pytest.mark.parametrize("moment", ["seal", "publish"])
-def test_a_run_that_is_killed_while_saving_ends_with_the_same_bits(recipe, in_a_child, weights, tmp_path, moment):
-    assert in_a_child(lambda: train(recipe("whole"))) == 0
-    resumed_after(in_a_child, recipe("killed"), lambda: kill_while_saving(moment, 4))
-    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
-    assert not (tmp_path / "killed" / checkpoints.ASIDE).exists()
+        assert run_in_processes(processes, killed)[0] == -signal.SIGKILL, point
+        assert set(run_in_processes(processes, lambda made=made: train(made, resume=True))) == {0}, point
+        assert weights(tmp_path / f"killed-{number}") == weights(tmp_path / "whole"), point
+        assert not (tmp_path / f"killed-{number}" / checkpoints.ASIDE).exists(), point
 
 
 def test_sigterm_saves_and_leaves(recipe, in_a_child, weights, tmp_path):
