@@ -38,7 +38,7 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: Any)
     if not isinstance(labels, torch.Tensor):
         raise ValueError(f"labels is a {type(labels).__name__}; pass a tensor, such as torch.tensor([3, 7])")
     labels = labels.to(logits.device)
-    logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     num_labels = logits.shape[-1]
     if config.problem_type == "regression" or (config.problem_type is None and num_labels == 1):
         return nn.functional.mse_loss(logits, _as_targets(labels, logits))

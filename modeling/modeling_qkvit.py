@@ -287,7 +287,9 @@ class QKViTForMaskedImageModeling(QKViTPreTrainedModel):
             hidden = bool_masked_pos.to(reconstruction.device).bool().reshape(-1, 1, rows, columns)
             hidden = hidden.repeat_interleave(patch_height, 2).repeat_interleave(patch_width, 3)
             difference = (reconstruction - pixel_values.to(reconstruction)).abs() * hidden
-            loss = difference.sum() / (hidden.sum() * self.config.num_channels).clamp(min=1)
+            # float16 ends at 65,504, which a sum over pixels soon passes.
+            summed = difference.sum(dtype=torch.promote_types(difference.dtype, torch.float32))
+            loss = summed / (hidden.sum() * self.config.num_channels).clamp(min=1)
         return QKViTMaskedImageModelingOutput(loss=loss, reconstruction=reconstruction, **_shown(outputs))
 
 

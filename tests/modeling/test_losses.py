@@ -47,6 +47,11 @@ def one_hot(labels) -> torch.Tensor:
     return torch.eye(4, dtype=torch.float64)[labels]
 
 
+@pytest.mark.parametrize(("dtype", "of_the_loss"), [(torch.float64, torch.float64), (torch.float16, torch.float32)])
+def test_the_loss_is_as_exact_as_the_model_and_float32_at_least(tiny_config, dtype, of_the_loss):
+    assert classification_loss(random_logits(0).to(dtype), random_labels(0), tiny_config()).dtype == of_the_loss
+
+
 @given(seeds, smoothings)
 def test_integer_labels_give_cross_entropy_with_label_smoothing_over_the_samples_that_count(
     tiny_config, seed, smoothing

@@ -267,6 +267,14 @@ def test_no_masked_patch_gives_a_loss_of_zero_and_not_nan(tiny_model, pixels):
     assert model(pixels, bool_masked_pos=torch.zeros(2, 16, dtype=torch.bool)).loss == 0
 
 
+def test_the_loss_of_masked_patches_is_finite_in_float16_and_stays_float64_there(tiny_model):
+    model = tiny_model(QKViTForMaskedImageModeling, image_size=160, num_hidden_layers=1)
+    pixels, masked = 10 * torch.rand(1, 3, 160, 160), torch.ones(1, 1600, dtype=torch.bool)  # 76,800 of them
+    expected = model.double()(pixels, bool_masked_pos=masked).loss
+    assert expected.dtype == torch.float64
+    assert model.half()(pixels, bool_masked_pos=masked).loss.item() == pytest.approx(expected.item(), rel=1e-2)
+
+
 # ---- backbone
 
 
