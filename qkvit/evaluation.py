@@ -133,7 +133,10 @@ def load_classifier(name: str, device: str) -> tuple[Any, Any]:
         UserError: there is none of that name, it has no classifier or no image processor.
     """
     import torch
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
+    from transformers import AutoModelForImageClassification
+
+    # Not from transformers: 5.17 has it there only where torchvision is installed.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     from .configuration.hub_errors import hub_sentences
 

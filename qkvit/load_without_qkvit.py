@@ -27,7 +27,10 @@ def main(model_folder: str, images_file: str, logits_file: str) -> None:
     import numpy as np
     import torch
     from PIL import Image
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
+    from transformers import AutoModelForImageClassification
+
+    # Not from transformers: 5.17 has it there only where torchvision is installed.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
     from transformers.utils import logging
 
     logging.disable_progress_bar()

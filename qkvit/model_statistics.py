@@ -164,7 +164,8 @@ def load_model(name: str, device: str) -> Any:
 
 
 def _collect(request: Request, model: Any, layers: list[int] | None, record: dict[str, Any], rank: int) -> Any:
-    from transformers import AutoImageProcessor
+    # Not from transformers: 5.17 has it there only where torchvision is installed.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     from .analysis import collect
     from .analysis.random_control import with_random_weights

@@ -1,16 +1,16 @@
 """Make transformers' Auto classes know QKViT."""
 
-import contextlib
-
 from transformers import (
     AutoBackbone,
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
     ViTImageProcessorPil,
 )
+
+# Not from transformers: 5.17 has it there only where torchvision is installed.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available
 
 from .configuration import QKViTConfig
@@ -29,5 +29,4 @@ def register() -> None:
         from transformers import ViTImageProcessor
 
         processors["torchvision"] = ViTImageProcessor
-    with contextlib.suppress(ImportError):  # early versions have no AutoImageProcessor without torchvision
-        AutoImageProcessor.register(QKViTConfig, image_processor_classes=processors, exist_ok=True)
+    AutoImageProcessor.register(QKViTConfig, image_processor_classes=processors, exist_ok=True)

@@ -1,12 +1,13 @@
 """The check of the saved model fails loudly when it should."""
 
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from qkvit import QKViTConfig, QKViTForImageClassification
+from qkvit import QKViTConfig, QKViTForImageClassification, load_without_qkvit
 from qkvit.errors import UserError
 from qkvit.quickstart import check_saved_model, classify, train_model
 from qkvit.training import TrainingRefusedError, TrainingStoppedError
@@ -31,6 +32,22 @@ def saved(tmp_path_factory):
 def test_a_saved_model_gives_the_same_logits_without_qkvit(saved):
     folder, digits, logits = saved
     assert check_saved_model(folder, digits.images, digits.labels, logits) < 1e-5
+
+
+class OnlyWithTorchvision:
+    """`transformers.AutoImageProcessor` of 5.17, where torchvision is not installed."""
+
+    def __getattr__(self, name):
+        raise ImportError("AutoImageProcessor requires the Torchvision library but it was not found")
+
+
+def test_the_image_processor_loads_with_transformers_5_17_and_without_torchvision(saved, tmp_path, monkeypatch):
+    folder, digits, logits = saved
+    np.save(tmp_path / "images.npy", digits.images)
+    monkeypatch.setattr("transformers.AutoImageProcessor", OnlyWithTorchvision())
+    monkeypatch.delitem(sys.modules, "qkvit")  # it asks that this is not loaded
+    load_without_qkvit.main(str(folder), str(tmp_path / "images.npy"), str(tmp_path / "logits.npy"))
+    assert np.abs(np.load(tmp_path / "logits.npy") - logits).max() < 1e-5
 
 
 def test_another_accuracy_is_an_error(saved, monkeypatch):
