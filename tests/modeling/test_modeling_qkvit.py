@@ -275,6 +275,27 @@ def test_the_loss_of_masked_patches_is_finite_in_float16_and_stays_float64_there
     assert model.half()(pixels, bool_masked_pos=masked).loss.item() == pytest.approx(expected.item(), rel=1e-2)
 
 
+class Int8Linear(nn.Module):
+    """A layer as bitsandbytes has it: int8 weights, floats in and out."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.scale = layer.weight.abs().max().item() / 127
+        self.weight = nn.Parameter((layer.weight / self.scale).round().to(torch.int8), requires_grad=False)
+        self.bias = layer.bias
+
+    def forward(self, x):
+        assert x.is_floating_point()
+        return nn.functional.linear(x, self.weight * self.scale, self.bias)
+
+
+def test_pixels_stay_floats_where_the_weights_are_integers(tiny_model, pixels):
+    model = tiny_model()
+    expected = model(pixels).logits
+    model.qkvit.embeddings.patch_projection = Int8Linear(model.qkvit.embeddings.patch_projection)
+    torch.testing.assert_close(model(pixels).logits, expected, atol=0.1, rtol=0.1)
+
+
 # ---- backbone
 
 
