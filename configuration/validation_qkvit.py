@@ -84,8 +84,12 @@ def is_known(config_class: Any, name: str) -> bool:
     return name in config_class.__dataclass_fields__ or name in _LIBRARY_KEYS or name.startswith("_")
 
 
-def refuse_unknown(config: Any, extra: dict[str, Any]) -> None:
-    """Refuse arguments that are no fields, with the field that may have been meant."""
+def refuse_unknown(config_class: Any, extra: dict[str, Any], near_misses_only: bool = False) -> None:
+    """Refuse arguments that are no fields, with the field that may have been meant.
+
+    Args:
+        near_misses_only: Refuse names that are all but a field's; others may be meant for somebody else.
+    """
     if extra.get("per_layer_config") is not None:
         raise ValueError(
             f"per_layer_config={shown(extra['per_layer_config'])} is not supported, since all layers are alike;"
@@ -93,8 +97,11 @@ def refuse_unknown(config: Any, extra: dict[str, Any]) -> None:
         )
     extra.pop("per_layer_config", None)
     for name in extra:
-        if not is_known(type(config), name):
-            close = difflib.get_close_matches(name, [*config.__dataclass_fields__, *_LIBRARY_KEYS], n=1)
+        if not is_known(config_class, name):
+            fields = [*config_class.__dataclass_fields__, *_LIBRARY_KEYS]
+            close = difflib.get_close_matches(name, fields, n=1, cutoff=0.8 if near_misses_only else 0.6)
+            if near_misses_only and not close:
+                continue
             hint = f"did you mean {close[0]!r}?" if close else "take it out; the fields are in QKViTConfig's help"
             raise ValueError(f"{name}={shown(extra[name])} is not a field of QKViTConfig: {hint}")
 

@@ -2,14 +2,17 @@
 
 import copy
 import dataclasses
+import inspect
 import json
 import math
 import pickle
+import re
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoConfig, PreTrainedModel
 
 from qkvit import NAMED_SIZES, QKViTConfig, QKViTForImageClassification
 
@@ -255,3 +258,70 @@ def test_the_backbone_s_last_stage_follows_a_depth_that_is_changed_on_loading(ti
 def test_chosen_stages_are_saved(tiny_config, tmp_path):
     tiny_config(out_features=["stage1", "stage3"]).save_pretrained(tmp_path)
     assert QKViTConfig.from_pretrained(tmp_path).out_indices == [1, 3]
+
+
+# ---- fields given when a file is loaded
+
+
+@pytest.fixture(params=[QKViTConfig, AutoConfig])
+def load(request):
+    """Each `from_pretrained` in turn."""
+    return request.param.from_pretrained
+
+
+def test_a_misspelt_field_is_refused_when_a_file_is_loaded(tiny_config, tmp_path, load, raises_sentence):
+    tiny_config().save_pretrained(tmp_path)
+    with raises_sentence(ValueError, "hidden_sise=3", "did you mean 'hidden_size'?"):
+        load(tmp_path, hidden_sise=3)
+
+
+def test_what_is_no_field_is_refused_or_handed_back(tiny_config, tmp_path, raises_sentence):
+    tiny_config().save_pretrained(tmp_path)
+    with raises_sentence(ValueError, "foo=3 is not a field of QKViTConfig"):
+        QKViTConfig.from_pretrained(tmp_path, foo=3)
+    config, unused = QKViTConfig.from_pretrained(tmp_path, foo=3, hidden_size=64, return_unused_kwargs=True)
+    assert (config.hidden_size, unused) == (64, {"foo": 3})
+
+
+def test_arguments_of_the_models_loader_pass_through_autoconfig_as_pipelines_hand_them_over(tiny_config, tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    source = inspect.getsource(PreTrainedModel.from_pretrained)
+    names = set(re.findall(r'kwargs\.pop\(\s*"(\w+)"', source)) - {"subfolder"}
+    assert "device_map" in names
+    AutoConfig.from_pretrained(tmp_path, **dict.fromkeys(names))
+
+
+def test_fields_given_on_loading_are_checked_together_with_the_files(tiny_config, tmp_path, load, raises_sentence):
+    tiny_config().save_pretrained(tmp_path)  # 16 pixels, patches of 4
+    with raises_sentence(ValueError, "patch_size 5 does not divide image_size 16"):
+        load(tmp_path, patch_size=5)
+    with raises_sentence(ValueError, "hidden_size='big'"):
+        load(tmp_path, hidden_size="big")
+    assert load(tmp_path, patch_size=5, image_size=20).grid == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("saved", "given", "found"),
+    [
+        ({}, {"hidden_size": 48, "num_attention_heads": 3}, {"head_dim": 16, "intermediate_size": 192}),
+        ({}, {"mlp_type": "swiglu"}, {"hidden_act": "silu", "intermediate_size": 88}),
+        ({"pooler_act": "tanh"}, {"hidden_size": 64}, {"pooler_size": 64}),
+        ({"pooler_act": "tanh"}, {"pooling": "class_mean"}, {"pooler_size": 64}),
+        ({"pooler_act": "tanh"}, {"pooler_act": None}, {"pooler_size": None}),
+        # What did not follow was chosen, and stays.
+        ({"head_dim": 8, "intermediate_size": 99}, {"hidden_size": 64}, {"head_dim": 8, "intermediate_size": 99}),
+        ({"hidden_act": "relu"}, {"mlp_type": "swiglu"}, {"hidden_act": "relu"}),
+        ({"hidden_size": 30, "num_attention_heads": 4, "head_dim": 7}, {"hidden_size": 32}, {"head_dim": 7}),
+        ({}, {"hidden_size": 64, "head_dim": 16}, {"head_dim": 16}),
+    ],
+)
+def test_fields_that_follow_from_others_follow_those_given_on_loading(tiny_config, tmp_path, load, saved, given, found):
+    tiny_config(**saved).save_pretrained(tmp_path)
+    config = load(tmp_path, **given)
+    assert {name: getattr(config, name) for name in found} == found
+
+
+def test_stages_given_on_loading_replace_the_files(tiny_config, tmp_path):
+    tiny_config(out_features=["stage1", "stage3"]).save_pretrained(tmp_path)
+    config = QKViTConfig.from_pretrained(tmp_path, num_hidden_layers=2, out_indices=[2])
+    assert config.out_features == ["stage2"]
