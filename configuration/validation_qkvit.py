@@ -151,9 +151,19 @@ def check_labels(config: Any, num_labels: int | None) -> None:
             raise ValueError(
                 f"id2label={shown(config.id2label)} has the key {shown(key)}, which is no integer; {example}"
             )
-    if num_labels is not None and num_labels != len(config.id2label):
+    count = len(config.id2label)
+    if sorted(map(_as_index, config.id2label)) != list(range(count)):
         raise ValueError(
-            f"num_labels={num_labels} and id2label={shown(config.id2label)} of {len(config.id2label)} labels"
+            f"id2label={shown(config.id2label)} does not have each key from 0 to {count - 1} once; {example}"
+        )
+    for name in config.id2label.values():
+        if not isinstance(name, str):
+            raise ValueError(
+                f"id2label={shown(config.id2label)} has the label {shown(name)}, which is no name; {example}"
+            )
+    if num_labels is not None and num_labels != count:
+        raise ValueError(
+            f"num_labels={num_labels} and id2label={shown(config.id2label)} of {count} labels"
             " contradict each other; pass one of them"
         )
     if config.label2id is not None and not labels_agree(config.id2label, config.label2id):
@@ -282,8 +292,9 @@ def check_loss(config: Any) -> None:
         raise ValueError(
             f"label_smoothing={config.label_smoothing} does not go with {reason}; pass label_smoothing=0.0"
         )
-    if config.classification_loss != "cross_entropy" and config.problem_type is not None:
+    if config.classification_loss != "cross_entropy":
+        other = "pass num_labels=2 or more" if config.problem_type is None else "leave problem_type out"
         raise ValueError(
-            f"classification_loss={config.classification_loss!r} does not go with {reason}, which has a loss of its"
-            " own; leave classification_loss out, or problem_type"
+            f"classification_loss={config.classification_loss!r} does not go with {reason}: that has a loss of its own;"
+            f" leave classification_loss out, or {other}"
         )

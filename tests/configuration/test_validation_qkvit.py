@@ -122,9 +122,13 @@ def test_a_wrong_type_is_refused_when_a_field_is_set_later(raises_sentence, name
         ({"out_features": ["stage2", "stage1"]}, ["same order", "out_indices=[0, 12]"]),
         ({"out_features": ["stage2"], "out_indices": [1]}, ["same stages", "out_indices=[0, 12]"]),
         ({"id2label": {"x": "a"}}, ["id2label={'x': 'a'}", "'x'", "no integer"]),
+        ({"id2label": {1: "a", 2: "b"}}, ["id2label={1: 'a', 2: 'b'}", "from 0 to 1 once"]),
+        ({"id2label": {0: "a", "0": "b"}}, ["id2label={0: 'a', '0': 'b'}", "from 0 to 1 once"]),
+        ({"id2label": {0: "a", 1: 7}}, ["the label 7", "no name"]),
         ({"num_labels": 5, "id2label": {0: "a", 1: "b"}}, ["num_labels=5", "id2label={0: 'a', 1: 'b'}", "one of them"]),
         ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 1, "b": 0}}, ["label2id={'a': 1, 'b': 0}", "leave label2id"]),
         ({"label_smoothing": 0.1, "num_labels": 1}, ["label_smoothing=0.1", "num_labels=1"]),
+        ({"classification_loss": "binary_cross_entropy", "num_labels": 1}, ["binary", "num_labels=1", "num_labels=2"]),
         ({"classification_loss": "binary_cross_entropy", "problem_type": "regression"}, ["binary", "'regression'"]),
         (
             {"classification_loss": "binary_cross_entropy", "problem_type": "multi_label_classification"},
