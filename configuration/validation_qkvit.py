@@ -115,9 +115,19 @@ def check_inherited(config: Any, extra: dict[str, Any]) -> None:
     if config.problem_type not in (None, *_PROBLEM_TYPES):
         choices = ", ".join(map(repr, _PROBLEM_TYPES))
         raise ValueError(f"problem_type={shown(config.problem_type)} is not known; pass one of {choices}, or None")
-    dtype = getattr(torch, config.dtype, ...) if isinstance(config.dtype, str) else config.dtype
-    if not (dtype is None or isinstance(dtype, torch.dtype)):
-        raise ValueError(f"dtype={shown(config.dtype)} is no data type of torch; pass dtype='bfloat16', say")
+    for name, value in (("dtype", config.dtype), ("torch_dtype", extra.get("torch_dtype"))):
+        dtype = getattr(torch, value, ...) if isinstance(value, str) else value
+        if not (dtype is None or isinstance(dtype, torch.dtype)):
+            raise ValueError(f"{name}={shown(value)} is no data type of torch; pass {name}='bfloat16', say")
+    for name in ("attn_implementation", "experts_implementation"):
+        value = extra.get(name)
+        if not (value is None or isinstance(value, (str, Mapping))):  # a mapping is for models of several parts
+            raise ValueError(f"{name}={shown(value)} is not a name; pass {name}='eager', say, or leave it out")
+    quantization = extra.get("quantization_config")
+    if not (quantization is None or isinstance(quantization, Mapping) or hasattr(quantization, "to_dict")):
+        raise ValueError(
+            f"quantization_config={shown(quantization)} is no mapping; take it out, or save the quantised model again"
+        )
     if not isinstance(config.return_dict, bool):
         raise ValueError(f"return_dict={shown(config.return_dict)} is not True or False; pass return_dict=True, say")
     states = config.output_hidden_states
