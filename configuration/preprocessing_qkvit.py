@@ -1,7 +1,6 @@
 """The image processor that a saved QKViT model carries, so that `pipeline(...)` finds how to prepare an image."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,43 +31,75 @@ def save_image_processor(config: Any, folder: str | Path) -> None:
 
     A model that was loaded from a folder with an image processor takes that one along, and so does one that
     `qkvit.convert` made from a checkpoint of another family: its settings are in `config.image_processor_settings`.
+    If the folder's is of a model of another size, which is replaced, its size is made this model's.
     """
     folder = Path(folder)
-    if (folder / FILE_NAME).exists() or folder.is_file():
+    if folder.is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    settings = getattr(config, "image_processor_settings", None)
-    source = _saved_beside(getattr(config, "_name_or_path", ""))
-    if settings is not None:
-        text = json.dumps(settings, indent=2, sort_keys=True)
-        (folder / FILE_NAME).write_text(f"{text}\n", encoding="utf-8")
-    elif source is not None:
-        shutil.copyfile(source, folder / FILE_NAME)
+    file = folder / FILE_NAME
+    if not file.exists():
+        settings = settings_of(config)
+        if settings is None:
+            default_image_processor(config).save_pretrained(folder)
+        else:
+            _write(settings, file)
     else:
-        default_image_processor(config).save_pretrained(folder)
+        settings = _read(folder, FILE_NAME)
+        resized = settings and _of_this_size(settings, _read(folder, "config.json"), config)
+        if resized and resized != settings:
+            _write(resized, file)
 
 
 def settings_of(config: Any) -> dict[str, Any] | None:
     """The settings of the image processor that belongs to a model: as converted, or beside the model's own files."""
     settings = getattr(config, "image_processor_settings", None)
-    if settings is not None:
+    source = getattr(config, "_name_or_path", "")
+    return settings_beside(source, config, local_files_only=True) if settings is None and source else settings
+
+
+def settings_beside(name_or_path: Any, config: Any, **at: Any) -> dict[str, Any] | None:
+    """The settings of the image processor in a model's folder or Hub repository, if there is one.
+
+    Args:
+        config: The model's, which may have been given another size than its file has.
+        at: `subfolder`, `revision`, `cache_dir` and the like, as the model was loaded.
+    """
+    settings = _read(name_or_path, FILE_NAME, **at)
+    return settings and _of_this_size(settings, _read(name_or_path, "config.json", **at), config)
+
+
+def _of_this_size(settings: dict[str, Any], fields: dict[str, Any] | None, config: Any) -> dict[str, Any]:
+    """With the size of `config` in the place of that of the model whose fields are given.
+
+    Any other size was chosen, for a model takes images of all sizes; so was a crop, which goes with its own size.
+    """
+    old, size = (fields or {}).get("image_size"), settings.get("size")
+    if not isinstance(size, dict) or settings.get("do_center_crop"):
         return settings
-    source = _saved_beside(getattr(config, "_name_or_path", ""))
-    return None if source is None else json.loads(source.read_text(encoding="utf-8"))
+    if [size.get("height"), size.get("width")] not in (old, [old, old]):
+        return settings
+    height, width = config.image_shape
+    return {**settings, "size": {"height": height, "width": width}}
 
 
-def _saved_beside(name_or_path: str) -> Path | None:
-    """The image processor of the model's own folder or cached Hub repository, if it has one."""
-    if not name_or_path:
-        return None
-    local = Path(name_or_path) / FILE_NAME
-    if local.is_file():
-        return local
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
+def _read(name_or_path: Any, file: str, **at: Any) -> dict[str, Any] | None:
+    from transformers.utils import cached_file
 
     try:
-        cached = try_to_load_from_cache(name_or_path, FILE_NAME)
-    except HFValidationError:  # a folder's name, not a repository's
+        found = cached_file(
+            str(name_or_path),
+            file,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **at,
+        )
+        content = None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # no repository's name, or no JSON
         return None
-    return Path(cached) if isinstance(cached, str) else None
+    return content if isinstance(content, dict) else None
+
+
+def _write(settings: dict[str, Any], file: Path) -> None:
+    file.write_text(f"{json.dumps(settings, indent=2, sort_keys=True)}\n", encoding="utf-8")

@@ -9,12 +9,16 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.output_capturing import OutputRecorder
 
 from ..configuration.configuration_qkvit import QKViTConfig
+from ..configuration.preprocessing_qkvit import settings_beside
 from .attention_qkvit import QKViTAttention
 from .checksums_qkvit import write_sums
 from .embeddings_qkvit import QKViTEmbeddings
 from .layers_qkvit import QKViTLayer, QKViTResidual
 from .loading_qkvit import load_checked, plain_load_errors
 from .pooling_qkvit import QKViTAttentionPooling
+
+# Arguments of `from_pretrained` that say where a model's files are.
+_WHERE = ("subfolder", "revision", "cache_dir", "token", "local_files_only")
 
 
 class QKViTPreTrainedModel(PreTrainedModel):
@@ -47,7 +51,14 @@ class QKViTPreTrainedModel(PreTrainedModel):
         has_config, subfolder = kwargs.get("config") is not None, kwargs.get("subfolder") or ""
         with plain_load_errors(pretrained_model_name_or_path, subfolder, has_config):
             loaded = load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded).settle()
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.settle()
+        if pretrained_model_name_or_path is not None:
+            # Now, for saving knows neither the subfolder nor the revision, and the folder may be gone.
+            at = {name: kwargs[name] for name in _WHERE if kwargs.get(name) is not None}
+            settings = settings_beside(pretrained_model_name_or_path, model.config, **at)
+            if settings is not None:
+                model.config.image_processor_settings = settings
         return loaded
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:

@@ -42,6 +42,7 @@ with torch.no_grad():
         "classes": [f"{type(each).__module__}.{type(each).__qualname__}" for each in (model, base, backbone)],
         "imported": [name for name in sys.modules if name.partition(".")[0] == "qkvit"],
     }
+AutoModel.from_pretrained("me/pushed", revision=first, cache_dir="cache", **trust).save_pretrained("kept")
 torch.save(found, "found.pt")
 """
 
@@ -76,7 +77,8 @@ def loaded(request, hub, pushed, pixels, python, tmp_path_factory) -> tuple[str,
     script = LOAD if request.param == "shipped" else f"import qkvit\n{LOAD}"
     first = hub.commits["models", "me/pushed"][1].id
     python(work, script, first, request.param, installed=request.param == "installed")
-    return request.param, torch.load(work / "found.pt")
+    kept = json.loads((work / "kept" / "preprocessor_config.json").read_text())
+    return request.param, torch.load(work / "found.pt") | {"kept mean": kept["image_mean"]}
 
 
 # ---- what is there
@@ -117,7 +119,7 @@ def test_logits_features_and_maps_are_the_same_from_the_hub(loaded, models, pixe
 
 
 def test_the_image_processor_comes_along(loaded):
-    assert loaded[1]["mean"] == MEAN
+    assert loaded[1]["mean"] == loaded[1]["kept mean"] == MEAN
 
 
 def test_the_code_is_the_shipped_one_or_the_installed_one(loaded):
