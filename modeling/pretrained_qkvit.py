@@ -1,5 +1,6 @@
 """What the four models share: loading and saving, the weights' first values, what transformers may do with them."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,7 +63,13 @@ class QKViTPreTrainedModel(PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
-        """As transformers saves it, with the sums of the weight files beside them: `from_pretrained` checks them."""
+        """As transformers saves it, with the sums of the weight files beside them: `from_pretrained` checks them.
+
+        Raises:
+            NotADirectoryError: there is a file of that name, of which transformers tells its log alone.
+        """
+        if Path(save_directory).is_file():
+            raise NotADirectoryError(f"{save_directory} is a file; pass a folder for the model, or a name that is free")
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
             write_sums(save_directory)

@@ -73,3 +73,10 @@ def test_sums_without_weights_are_removed(folder):
         (folder / name).unlink()
     write_sums(folder)
     assert not (folder / "SHA256SUMS").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tiny_model, tmp_path, raises_sentence):
+    (tmp_path / "taken").write_text("mine")
+    with raises_sentence(NotADirectoryError, "taken is a file", "pass a folder"):
+        tiny_model().save_pretrained(tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == "mine"
