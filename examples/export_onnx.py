@@ -1,6 +1,6 @@
 """Write a model as ONNX, for any number of images of any size that the patch divides, and check it with onnxruntime.
 
-    pip install "qkvit[onnx]"
+    pip install ".[onnx]"
     python examples/export_onnx.py MODEL vit.onnx
     python examples/export_onnx.py MODEL vit.onnx --attentions --qkv -1
 
