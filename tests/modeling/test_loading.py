@@ -96,6 +96,23 @@ def test_a_model_loads_with_a_device_map(saved, pixels, device_map):
     torch.testing.assert_close(model(pixels).logits, expected(pixels).logits)
 
 
+def test_layers_left_on_the_disk_give_the_same_outputs_maps_and_qkv(saved, pixels, tmp_path):
+    whole = QKViTForImageClassification.from_pretrained(saved)
+    parts = [name for name, _ in whole.qkvit.named_children() if name != "layers"]
+    device_map = {"classifier": "disk", **{f"qkvit.{name}": "cpu" for name in parts}}
+    device_map |= {"qkvit.layers.0": "cpu", "qkvit.layers.1": "disk", "qkvit.layers.2": "disk"}
+    model = QKViTForImageClassification.from_pretrained(saved, device_map=device_map, offload_folder=tmp_path)
+    assert next(model.qkvit.layers[1].parameters()).device.type == "meta"  # its weights are read when it is called
+    for implementation in ("sdpa", "eager"):
+        whole.set_attn_implementation(implementation)
+        model.set_attn_implementation(implementation)
+        with torch.no_grad():
+            expected, found = (each(pixels, output_attentions=True, output_qkv=True) for each in (whole, model))
+        torch.testing.assert_close(found.logits, expected.logits)
+        for name in ("attentions", "queries", "keys", "values"):
+            torch.testing.assert_close(found[name], expected[name])
+
+
 @pytest.mark.parametrize("fields", [{}, EVERYTHING], ids=["plain", "everything"])
 def test_a_model_is_saved_in_shards_and_comes_back(tiny_model, tmp_path, fields):
     model = tiny_model(**fields)
