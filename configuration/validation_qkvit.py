@@ -162,7 +162,7 @@ def check_labels(config: Any, num_labels: int | None) -> None:
                 f"id2label={shown(config.id2label)} has the key {shown(key)}, which is no integer; {example}"
             )
     count = len(config.id2label)
-    if sorted(map(_as_index, config.id2label)) != list(range(count)):
+    if {_as_index(key) for key in config.id2label} != set(range(count)):
         raise ValueError(
             f"id2label={shown(config.id2label)} does not have each key from 0 to {count - 1} once; {example}"
         )
