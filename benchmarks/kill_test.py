@@ -4,7 +4,8 @@
 
 Every run has mixup, CutMix, an average of the weights, dropout and accumulation, and saves every three steps, so that
 kills also hit the saving. A run is killed up to five times before it may end. Counted are kills of runs that had a
-checkpoint; those before the first one only make a run begin anew. Nothing is timed.
+checkpoint, and how many of them came while one was being written; those before the first one only make a run begin
+anew. A run that fails by itself is not started again. Nothing is timed.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from report import heading, write
 
 from qkvit.training import run as _run  # noqa: F401  # imported before processes are forked, once for all of them
 from qkvit.training import train
+from qkvit.training.checkpoints import ASIDE
 
 RECIPE = {
     "name": "kill-test",
@@ -87,17 +89,17 @@ def wait(children: list[int]) -> bool:
     return not any(codes)
 
 
-def kill(children: list[int], seconds: float) -> bool:
-    """Whether the run was still going on after so long, and was killed."""
+def kill(children: list[int], seconds: float) -> str:
+    """"killed" where the run was still going on after so long; otherwise "ended" or "failed"."""
     time.sleep(seconds)
-    ended = [os.waitpid(child, os.WNOHANG)[0] for child in children]
-    if all(ended):
-        return False
-    for child, gone in zip(children, ended, strict=True):
+    ended = [os.waitpid(child, os.WNOHANG) for child in children]
+    for child, (gone, _) in zip(children, ended, strict=True):
         if not gone:
             os.killpg(child, signal.SIGKILL)  # its workers too
             os.waitpid(child, 0)
-    return True
+    if any(gone and status for gone, status in ended):
+        return "failed"
+    return "ended" if all(gone for gone, _ in ended) else "killed"
 
 
 def weights(folder: Path) -> bytes:
@@ -113,16 +115,20 @@ def one_case(case: dict, kills: int, chance: random.Random, scratch: Path) -> di
     begun = time.monotonic()
     assert wait(start(recipe, reference, processes, resume=False)), (scratch / "reference.log").read_text()
     lasts = time.monotonic() - begun
-    counts = {**case, "kills": 0, "runs": 0, "equal": 0, "different": 0, "failed": 0, "killed before a checkpoint": 0}
+    counts = {**case, "kills": 0, "while saving": 0, "runs": 0, "equal": 0, "different": 0, "failed": 0}
+    counts["killed before a checkpoint"] = 0
     while counts["kills"] < kills:
         folder = scratch / f"run-{counts['runs']}"
         counts["runs"] += 1
+        became = ""
         for _ in range(min(5, kills - counts["kills"])):
             had = any(folder.glob("checkpoint-*"))
-            if not kill(start(recipe, folder, processes, resume=True), chance.uniform(0.1, 0.8) * lasts):
+            became = kill(start(recipe, folder, processes, resume=True), chance.uniform(0.1, 0.8) * lasts)
+            if became != "killed":
                 break
+            counts["while saving"] += any((folder / ASIDE).glob("*"))
             counts["kills" if had or any(folder.glob("checkpoint-*")) else "killed before a checkpoint"] += 1
-        finished = (folder / "metrics.json").exists() or wait(start(recipe, folder, processes, resume=True))
+        finished = became == "ended" or (became != "failed" and wait(start(recipe, folder, processes, resume=True)))
         if not finished:
             counts["failed"] += 1
             print((scratch / f"{folder.name}.log").read_text()[-2000:], file=sys.stderr)

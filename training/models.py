@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoConfig, AutoModelForImageClassification
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from ..configuration.configuration_qkvit import QKViTConfig
 from ..configuration.hub_errors import hub_sentences
