@@ -134,6 +134,8 @@ def test_what_only_computes_it_in_another_way(run, plain, name):
 @settings(max_examples=4)
 @given(st.sets(st.sampled_from(sorted(CHANGES.keys() | KEEPS.keys() - {"compilation"})), min_size=8, max_size=20))
 def test_all_of_it_goes_together(run, names):
+    if names & {"LAMB", "Muon"}:
+        names -= {"Adafactor", "fused AdamW"}  # two optimisers are refused
     weights = run(*({**CHANGES, **KEEPS}[name] for name in sorted(names)))
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
