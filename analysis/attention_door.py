@@ -30,6 +30,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 
 from .attention_layers import attention_layers, every_module, namespace_of, unwrapped
 from .attention_product import AttentionCall
+from .replacements import MAPS
 
 try:
     from torch._C._dynamo.eval_frame import get_eval_frame_callback as dynamo_callback
@@ -62,6 +63,10 @@ class Session:
 
     def needs_maps(self, layer: int) -> bool:
         """Whether the layer must compute its product step by step."""
+        return False
+
+    def replaces(self, layer: int, target: str) -> bool:
+        """Whether `edit` puts something in the place of the layer's tensor."""
         return False
 
     def edit(self, target: str, tensor: torch.Tensor, call: AttentionCall) -> torch.Tensor:
@@ -175,6 +180,11 @@ def _door(backend: str) -> Callable:
 
 def _attend(function: Callable, call: AttentionCall, sessions: list[Session]) -> tuple[torch.Tensor, Any]:
     numbers, again = _numbers(call, sessions)
+    call.edited = tuple(
+        target
+        for target in (*MAPS, "output")
+        if any(session.replaces(session.layers[call.module], target) for session in sessions)
+    )
 
     def edited(target: str, tensor: torch.Tensor) -> torch.Tensor:
         for session, number in zip(sessions, numbers, strict=True):

@@ -31,6 +31,7 @@ class AttentionCall:
             or the BlockMask of FlexAttention.
         arguments: The other keyword arguments.
         number: How many calls of this layer there were before, in the context that asks.
+        edited: Which of "scores", "attention" and "output" an edit replaces.
     """
 
     module: nn.Module
@@ -40,6 +41,7 @@ class AttentionCall:
     mask: Any = None
     arguments: dict[str, Any] = field(default_factory=dict)
     number: int = 0
+    edited: tuple[str, ...] = ()
 
     @property
     def scaling(self) -> float:
@@ -47,12 +49,26 @@ class AttentionCall:
         scaling = self.arguments.get("scaling")
         return self.query.shape[-1] ** -0.5 if scaling is None else float(scaling)
 
+    @property
+    def other_map(self) -> str | None:
+        """Why the map is not softmax(scaling * Q K^T + mask), as a sentence; `None`: it is."""
+        if unknown := self._unknown():
+            return unknown
+        maps = " and ".join(name for name in self.edited if name != "output")
+        if not maps:
+            return None
+        return (
+            f"an edit replaces the {maps}, and statistics and rollout are computed from query and key; inside the edit,"
+            ' record(model, tensors="attention") has the maps that are left'
+        )
+
     def scores(self, heads: Index | None = None, rows: Index | None = None) -> torch.Tensor:
         """scaling * Q K^T without the mask, in float32 at least: (B, h, n, M).
 
         Only the chosen heads and rows are computed: one row costs O(M * D), not O(N * M).
         """
-        self._refuse_unknown()
+        if unknown := self._unknown():
+            raise ValueError(unknown)
         query, key = take(take(self.query, heads, 1), rows, 2), take(self._of_all_heads(self.key), heads, 1)
         precise = torch.promote_types(query.dtype, torch.float32)  # 16-bit scores overflow where fused kernels do not
         with torch.autocast(query.device.type, enabled=False):
@@ -89,13 +105,14 @@ class AttentionCall:
         groups = self.query.shape[1] // tensor.shape[1]
         return tensor if groups == 1 else tensor.repeat_interleave(groups, dim=1)
 
-    def _refuse_unknown(self) -> None:
+    def _unknown(self) -> str | None:
         for name in _UNKNOWN_PRODUCTS:
             if self.arguments.get(name) is not None:
-                raise ValueError(
+                return (
                     f"{type(self.module).__name__} computes attention with {name}, for which scores and maps are not"
-                    " known here; ask for query, key, value or output alone"
+                    " known here; record or edit query, key, value or output alone"
                 )
+        return None
 
 
 def _plain_mask(

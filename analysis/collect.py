@@ -88,7 +88,8 @@ def collect(
 
     Raises:
         ValueError: weights, queries, keys or values hold NaN or infinity (the layer is named), there are no images, the
-            model's attention cannot be seen, or the progress is of another run.
+            model's attention cannot be seen, or is not that of query and key (inside `intervene`, edited scores or
+            maps; softcap, sinks or a window), or the progress is of another run.
 
     Example:
 

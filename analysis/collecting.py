@@ -120,9 +120,14 @@ class Collecting(Session):
         groups = asked_groups(self.statistics, has_value=True) if is_chosen else frozenset[str]()
         if self._keeps_maps:
             groups |= {"mean_map"}
+        if groups and call.other_map is not None:
+            raise ValueError(f"layer {layer}: {call.other_map}")
         tensors = {name: getattr(call, name).detach() for name in (VECTORS if is_chosen else ("query", "key"))}
         if "values" in groups:
-            tensors["output"] = seen["output"].detach()
+            output = seen["output"].detach()
+            # One of 16 bits would be computed anew, without the edit.
+            precise = torch.promote_types(output.dtype, torch.float32)
+            tensors["output"] = output.to(precise) if "output" in call.edited else output
             if layer not in self.projections:
                 projection = output_projection(layer, call.module, self.model)
                 self.projections[layer] = PreparedProjection.of(projection, call.value.shape[1])

@@ -107,7 +107,10 @@ class _EditSession(Session):
             )
 
     def needs_maps(self, layer: int) -> bool:
-        return any((layer, target) in self.edits for target in MAPS)
+        return any(self.replaces(layer, target) for target in MAPS)
+
+    def replaces(self, layer: int, target: str) -> bool:
+        return (layer, target) in self.edits
 
     def edit(self, target: str, tensor: torch.Tensor, call: AttentionCall) -> torch.Tensor:
         layer = self.layers[call.module]

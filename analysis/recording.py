@@ -29,11 +29,13 @@ class LayerRecord:
         scaling: What the products of query and key were multiplied by.
         attention_mask: None, or four dimensions that broadcast to (B, H, N, N): boolean (True: may be seen), or
             numbers that were added to the scores. Of all heads and rows.
+        other_map: Why the map is not softmax(scaling * Q K^T + mask), as a sentence; `None`: it is.
     """
 
     def __init__(self, layer: int, call: AttentionCall, device: str | torch.device | None = None) -> None:
         self.layer = layer
         self.scaling = call.scaling
+        self.other_map = call.other_map
         self._mask = call.plain_mask()
         self._device = device
         self._tensors: dict[str, Any] = {}

@@ -60,7 +60,8 @@ def rollout(
         (B, N), in float32 at least. It sums to what `start` sums to, which is 1 for a token's row.
 
     Raises:
-        ValueError: there are no layers, shapes differ, or neither `start` nor `layout` says where to start.
+        ValueError: there are no layers, shapes differ, neither `start` nor `layout` says where to start, or a recorded
+            layer's map is not that of its query and key (`LayerRecord.other_map`).
 
     Example:
 
@@ -234,6 +235,9 @@ def _run_to(model: Any, run: Callable[[], Any], group: tuple[int, ...], behind: 
 def _layers(queries: Any, keys: Any, scaling: float | None, mask: torch.Tensor | None) -> list[_Layer]:
     if isinstance(queries, Recording):
         records = [queries[layer] for layer in sorted(queries.layers)]
+        for it in records:
+            if it.other_map is not None:  # softmax(scaling * Q K^T + mask) would be another map than was computed
+                raise ValueError(f"layer {it.layer}: {it.other_map}")
         layers = [_Layer(it.query, it.key, it.scaling, it.attention_mask) for it in records]
     else:
         if keys is None or scaling is None:

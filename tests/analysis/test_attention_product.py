@@ -75,3 +75,13 @@ def test_some_heads_and_rows_are_those_of_the_whole():
 def test_a_product_that_is_not_known_is_refused(raises_sentence, name):
     with raises_sentence(ValueError, f"computes attention with {name}"):
         call_of(**{name: 30.0}).scores()
+
+
+def test_a_call_says_whether_its_map_is_that_of_query_and_key():
+    assert call_of(SEEN, position_bias=torch.zeros(1), softcap=None).other_map is None
+    assert "with softcap" in call_of(softcap=30.0).other_map
+    call = call_of()
+    call.edited = ("output",)  # after the map
+    assert call.other_map is None
+    call.edited = ("scores", "attention", "output")
+    assert "the scores and attention," in call.other_map

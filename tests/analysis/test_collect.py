@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 
 import qkvit
-from qkvit.analysis import TokenLayout, attention_statistics, record, rollout
+from qkvit.analysis import TokenLayout, Zero, attention_statistics, intervene, record, rollout
+from qkvit.analysis.attention_product import AttentionCall
 from qkvit.analysis.collect import check_weights
-from qkvit.analysis.collecting import OUTLIER, patch_contrast
+from qkvit.analysis.collecting import OUTLIER, Collecting, patch_contrast
 from qkvit.analysis.tally import Tally
 from qkvit.data import open_images
 
@@ -88,9 +89,6 @@ def test_chosen_layers_and_groups(model, source, over, quiet):
 
 
 def test_outliers_are_patches_that_draw_much_attention(model):
-    from qkvit.analysis.attention_product import AttentionCall
-    from qkvit.analysis.collecting import Collecting
-
     session = Collecting(model, [0], None, Tally())
     layout = TokenLayout.from_config(model.config)  # 2 tokens, then 16 patches
     batch = session.begin(0, layout, torch.rand(1, 3, 16, 16))
@@ -187,6 +185,47 @@ def test_a_model_with_a_text_tower(quiet):
         vision_config={**fields, "image_size": 16, "patch_size": 4}, text_config={**fields, "num_hidden_layers": 1}
     )
     assert quiet(transformers.CLIPModel(config), [torch.rand(3, 3, 16, 16)]).mean("entropy").shape == (2, 4)
+
+
+# ---- of an edited model
+
+
+@pytest.mark.parametrize("target", ["scores", "attention"])
+@pytest.mark.parametrize("maps", [0, 400], ids=["runs again", "maps"])
+def test_edited_maps_are_refused_where_they_would_be_ignored(model, quiet, raises_sentence, monkeypatch, target, maps):
+    monkeypatch.setattr("qkvit.analysis.collecting.TOKENS_FOR_MAPS", maps)
+    images = torch.rand(2, 3, 16, 16)
+    edits = {(1, target): Zero(heads=0)}
+    with raises_sentence(ValueError, "layer 1", f"replaces the {target}"), intervene(model, edits):
+        quiet(model, [images])
+    with raises_sentence(ValueError, "layer 1", f"replaces the {target}"), intervene(model, edits):
+        quiet(model, [images], layers=0, rollout=True)
+    with intervene(model, edits):
+        assert quiet(model, [images], layers=[0, 2]).layers == (0, 2)  # before and after it
+
+
+def test_an_edited_key_is_that_of_the_statistics(model, quiet):
+    with intervene(model, {(1, "key"): Zero()}):
+        entropy = quiet(model, [torch.rand(2, 3, 16, 16)], statistics="entropy").mean("entropy")
+    torch.testing.assert_close(entropy[1], torch.full((2,), math.log(18), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_edited_output_is_that_of_the_statistics(model, quiet, dtype):
+    with intervene(model, {(1, "output"): Zero(heads=1)}):
+        norms = quiet(model.to(dtype), [torch.rand(2, 3, 16, 16)], statistics="values").mean("output_norm")
+    assert norms[1, 1] == 0
+    assert norms.count_nonzero() == 5
+
+
+@pytest.mark.parametrize("name", ["softcap", "s_aux", "sliding_window"])
+def test_a_product_that_is_not_known_is_refused(model, raises_sentence, name):
+    session = Collecting(model, [0], None, Tally())
+    session.begin(0, TokenLayout.from_config(model.config), torch.rand(1, 3, 16, 16))
+    tensor = torch.ones(1, 2, 18, 16)
+    call = AttentionCall(session.modules[0], tensor, tensor, tensor, None, {name: 30.0})
+    with raises_sentence(ValueError, "layer 0", f"attention with {name}"):
+        session.see(call, {"output": tensor})
 
 
 # ---- the same however it is cut

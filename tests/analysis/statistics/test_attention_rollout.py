@@ -6,7 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from qkvit import QKViTModel
-from qkvit.analysis import TokenLayout, attention_statistics, map_rollout, model_rollout, record, rollout
+from qkvit.analysis import (
+    TokenLayout,
+    Zero,
+    attention_statistics,
+    intervene,
+    map_rollout,
+    model_rollout,
+    record,
+    rollout,
+)
+from qkvit.analysis.attention_product import AttentionCall
+from qkvit.analysis.recording import LayerRecord, Recording
 
 
 def matrix(maps):
@@ -161,6 +172,27 @@ def test_a_recording_with_gaps_is_refused(tiny_model, pixels, raises_sentence, l
     with record(model, layers=layers, tensors=("query", "key")) as recording:
         model(pixels)
     with raises_sentence(ValueError, f"no layer {missing}", "model_rollout"):
+        rollout(recording, start=0)
+
+
+@pytest.mark.parametrize("target", ["scores", "attention"])
+def test_maps_that_query_and_key_do_not_say_are_refused(tiny_model, pixels, raises_sentence, target):
+    model, edits = tiny_model(QKViTModel), {(1, target): Zero(heads=0)}
+    with torch.no_grad(), intervene(model, edits), record(model, tensors=("query", "key", "attention")) as recording:
+        model(pixels)
+    with raises_sentence(ValueError, "layer 1", f"replaces the {target}"):
+        rollout(recording, start=0)
+    with raises_sentence(ValueError, "layer 1", f"replaces the {target}"), intervene(model, edits):
+        model_rollout(model, pixels)
+    assert map_rollout([recording[layer].attention for layer in recording], start=0).shape == (2, 17)  # what is left
+
+
+def test_a_product_that_is_not_known_is_refused(tiny_model, raises_sentence):
+    module = tiny_model(QKViTModel).layers[0].attention
+    recording = Recording([0], {0: module}, "QKViTModel")
+    tensor = torch.ones(1, 2, 18, 16)
+    recording.calls[0].append(LayerRecord(0, AttentionCall(module, tensor, tensor, tensor, None, {"softcap": 30.0})))
+    with raises_sentence(ValueError, "layer 0", "attention with softcap"):
         rollout(recording, start=0)
 
 
