@@ -81,7 +81,8 @@ def collect(
         forward: Runs the model: a function of model and pixel values. `None`: `model(pixel_values=...)`.
         progress_folder: Where to keep how far it is, every 30 seconds and when it is stopped. A later call with the
             same arguments goes on from there; at the end it is removed. Progress of other weights, data, image
-            processor or transform, layout or class names is refused; `forward` is not compared.
+            processor or transform, layout or class names is refused; `forward` is not compared. So is a DataLoader
+            that shuffles without a generator: it has another order the next time.
         keep_progress: Leave it there at the end, for a caller who has the result still to write; `remove_progress` of
             `qkvit.analysis.progress_file` takes it away.
         show_progress: A bar with images a second.

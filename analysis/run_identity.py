@@ -7,23 +7,30 @@ from dataclasses import asdict
 from types import CodeType
 from typing import Any
 
+import torch
+
 from .token_layout import TokenLayout
 
 
 def identity_of(
     dataloader: Any, fingerprint: str, layout: TokenLayout | None, class_names: tuple[str, ...] | None
 ) -> dict[str, Any]:
-    """Model, data, what makes pixel values of an image, layout and class names.
+    """Model, data, the order of its images, what makes pixel values of an image, layout and class names.
 
     Args:
-        dataloader: As `collect` takes it; of one that is not ours, a data set's `transform` is all that is known.
+        dataloader: As `collect` takes it; of one that is not ours, the order and a data set's `transform` are all that
+            is known.
         fingerprint: Of the model's weights.
+
+    Raises:
+        ValueError: the images come in another order each time.
     """
     source = getattr(dataloader, "source", None)
     return {
         "model": fingerprint,
         "data": None if source is None else source.describe() | {"sizes": getattr(source, "sizes_digest", "")},
         "batches": {name: getattr(dataloader, name, None) for name in ("batch_size", "images", "seed")},
+        "order": _order_of(dataloader),
         "transform": described(_transform_of(dataloader)),
         "layout": None if layout is None else asdict(layout),
         "class names": class_names,
@@ -75,6 +82,19 @@ def difference(name: str, before: Any, now: Any) -> str:
 def _transform_of(dataloader: Any) -> Any:
     found = getattr(dataloader, "transform", None)
     return found if found is not None else getattr(getattr(dataloader, "dataset", None), "transform", None)
+
+
+def _order_of(dataloader: Any) -> list[Any]:
+    """What the sampler of a torch DataLoader draws from: the state of its generator, or seed and epoch."""
+    sampler = getattr(getattr(dataloader, "batch_sampler", None), "sampler", getattr(dataloader, "sampler", None))
+    generator = getattr(sampler, "generator", None)
+    if generator is None and hasattr(sampler, "generator"):
+        raise ValueError(
+            f"the dataloader's {type(sampler).__name__} draws another order each time, and a run that goes on would"
+            " count images twice; pass shuffle=False, or a generator with a seed"
+        )
+    state = generator.get_state().numpy().tobytes() if isinstance(generator, torch.Generator) else b""
+    return [hashlib.sha256(state).hexdigest()[:8], getattr(sampler, "seed", None), getattr(sampler, "epoch", None)]
 
 
 def _digest(code: CodeType) -> str:

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from transformers import ViTImageProcessorPil
 
 from qkvit.analysis import TokenLayout
@@ -59,6 +59,32 @@ def test_a_stopped_run_over_any_dataloader_goes_on(model, tmp_path, quiet):
         quiet(model, images, progress_folder=tmp_path, forward=stopping(2))
     resumed = quiet(model, images, progress_folder=tmp_path)
     torch.testing.assert_close(resumed.mean("entropy"), quiet(model, images).mean("entropy"), rtol=1e-9, atol=0)
+
+
+def shuffled(images, seed=None):
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return DataLoader(images, 1, shuffle=True, generator=generator)
+
+
+def test_an_order_that_does_not_come_again_is_refused(model, tmp_path, raises_sentence, quiet):
+    images = torch.rand(5, 3, 16, 16)
+    by_batch = DataLoader(images, batch_sampler=BatchSampler(RandomSampler(images), 2, False))
+    for loader in (shuffled(images), by_batch):
+        assert quiet(model, loader).images == 5
+        with raises_sentence(ValueError, "RandomSampler", "another order each time"):
+            quiet(model, loader, progress_folder=tmp_path)
+
+
+def test_a_shuffled_run_goes_on_in_its_own_order(model, tmp_path, raises_sentence, quiet):
+    images = torch.rand(5, 3, 16, 16)
+    loader = shuffled(images, seed=0)
+    with pytest.raises(_StoppedError):
+        quiet(model, loader, progress_folder=tmp_path, forward=stopping(2))
+    for other in (loader, shuffled(images, seed=1)):  # its generator has drawn
+        with raises_sentence(ValueError, "another run (order"):
+            quiet(model, other, progress_folder=tmp_path)
+    resumed = quiet(model, shuffled(images, seed=0), progress_folder=tmp_path)
+    torch.testing.assert_close(resumed.mean("entropy"), quiet(model, images.split(1)).mean("entropy"))
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 2}, {"statistics": "entropy"}, {"layers": 0}, {"images": 3}])
