@@ -121,6 +121,8 @@ def collect(
         session.tally = file.load() or session.tally
     with _evaluating(model), _bar(dataloader, session.tally, show_progress and rank == 0) as bar:
         _run(model, dataloader, session, layout, forward or _forward, file, bar)
+    if file is not None and world > 1 and session.tally.images:
+        file.save(session.tally)  # whoever is stopped now is waiting for others
     tally = _merged(session.tally, rank, world)
     if not tally.images:
         raise ValueError("there are no images to collect statistics from; pass data with one usable image at least")

@@ -1,6 +1,7 @@
 """A run of `collect` that was stopped goes on from what was kept, and from that of no other run."""
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -59,6 +60,19 @@ def test_a_stopped_run_over_any_dataloader_goes_on(model, tmp_path, quiet):
         quiet(model, images, progress_folder=tmp_path, forward=stopping(2))
     resumed = quiet(model, images, progress_folder=tmp_path)
     torch.testing.assert_close(resumed.mean("entropy"), quiet(model, images).mean("entropy"), rtol=1e-9, atol=0)
+
+
+def test_a_process_that_waits_for_the_others_has_kept_its_share(model, tmp_path, quiet, monkeypatch):
+    def stopped(*arguments):
+        raise _StoppedError
+
+    module = sys.modules["qkvit.analysis.collect"]  # as an attribute of the package it is the function
+    monkeypatch.setattr(module, "_processes", lambda: (0, 2))
+    monkeypatch.setattr(module, "_merged", stopped)
+    images = torch.rand(3, 3, 16, 16).split(1)
+    for forward in (None, pytest.fail):  # nothing runs again
+        with pytest.raises(_StoppedError):
+            quiet(model, images, progress_folder=tmp_path, forward=forward)
 
 
 def shuffled(images, seed=None):
