@@ -32,7 +32,7 @@ def identity_of(
         "batches": {name: getattr(dataloader, name, None) for name in ("batch_size", "images", "seed")},
         "order": _order_of(dataloader),
         "transform": described(_transform_of(dataloader)),
-        "layout": None if layout is None else asdict(layout),
+        "layout": None if layout is None else {name: it for name, it in asdict(layout).items() if it is not None},
         "class names": class_names,
     }
 

@@ -6,7 +6,7 @@ Shapes: N tokens, P patches.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
@@ -23,9 +23,11 @@ class TokenLayout:
         has_class_token: Whether token 0 is a class token.
         has_distillation_token: Whether token 1 is a distillation token.
         num_register_tokens: Registers.
+        patch_size: Pixels of a patch as (height, width), where it is not square. `None`: it is; a square one becomes
+            `None`, for nothing depends on its size.
 
     Raises:
-        ValueError: a number is negative, the grid is empty, or the counts contradict each other.
+        ValueError: a number is negative, the grid or a patch is empty, or the counts contradict each other.
 
     Example:
 
@@ -44,11 +46,17 @@ class TokenLayout:
     has_class_token: bool = False
     has_distillation_token: bool = False
     num_register_tokens: int = 0
+    patch_size: tuple[int, int] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if len(self.grid) != 2 or min(self.grid) < 1:
             raise ValueError(f"grid={self.grid} is no (rows, columns) of patches; pass two numbers from 1 up")
         object.__setattr__(self, "grid", tuple(self.grid))
+        if self.patch_size is not None:
+            if len(self.patch_size) != 2 or min(self.patch_size) < 1:
+                raise ValueError(f"patch_size={self.patch_size} is no (height, width) of pixels; pass two from 1 up")
+            height, width = self.patch_size
+            object.__setattr__(self, "patch_size", None if height == width else (height, width))
         for name in ("num_prefix_tokens", "num_register_tokens"):
             count = getattr(self, name)
             if count is not None and count < 0:
@@ -109,7 +117,8 @@ class TokenLayout:
                 f"patch_size ({patch_height}, {patch_width}) does not divide image_size ({height}, {width}); pass the"
                 " size of the images as the model gets them"
             )
-        return cls(grid=(height // patch_height, width // patch_width), **_PREFIX[model_type](config))
+        grid = (height // patch_height, width // patch_width)
+        return cls(grid=grid, patch_size=(patch_height, patch_width), **_PREFIX[model_type](config))
 
     @classmethod
     def from_model(cls, model: Any, image_size: int | tuple[int, int] | None = None) -> "TokenLayout":

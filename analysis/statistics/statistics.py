@@ -83,8 +83,13 @@ class AttentionStatistics:
 
     @property
     def distance_fraction(self) -> torch.Tensor | None:
-        """`distance` as a fraction of the image's longer side, for square patches: (B, H, N)."""
-        return None if self.distance is None else self.distance / max(self.layout.grid)
+        """`distance` as a fraction of the image's longer side: (B, H, N).
+
+        `None` where patches are not square: a distance in patches is then no distance in the image.
+        """
+        if self.distance is None or self.layout.patch_size is not None:
+            return None
+        return self.distance / max(self.layout.grid)
 
     def items(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and tensors of what was computed."""

@@ -5,7 +5,8 @@ import subprocess
 import sys
 from functools import partial
 
-from qkvit.analysis.run_identity import described, difference
+from qkvit.analysis import TokenLayout
+from qkvit.analysis.run_identity import described, difference, identity_of
 
 FUNCTIONS = """
 def of_set(image):
@@ -42,3 +43,9 @@ def test_long_values_are_shortened():
 
 def test_settings_that_differ_in_a_none_alone_are_told():
     assert difference("transform", {"size": 1, "pad": None}, {"size": 1}) == "transform: other settings"
+
+
+def test_a_layout_of_square_patches_is_that_of_progress_which_did_not_know_others():
+    square, flat = (TokenLayout(grid=(2, 2), patch_size=size) for size in (None, (8, 4)))
+    assert "patch_size" not in identity_of([], "", square, None)["layout"]
+    assert identity_of([], "", flat, None)["layout"]["patch_size"] == (8, 4)

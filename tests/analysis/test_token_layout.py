@@ -38,6 +38,12 @@ def test_the_layout_follows_the_size_of_the_input():
     assert TokenLayout.from_config(config, (64, 32)).grid == (8, 8)
 
 
+def test_patches_that_are_not_square_are_known():
+    assert TokenLayout.from_config(QKViTConfig(image_size=32, patch_size=(8, 4))).patch_size == (8, 4)
+    assert TokenLayout.from_config(QKViTConfig(image_size=32, patch_size=(8, 8))) == TokenLayout((4, 4), None, True)
+    assert TokenLayout(grid=(4, 4), patch_size=[8, 8]).patch_size is None
+
+
 def test_a_count_of_tokens_of_unknown_kind_makes_no_class_token():
     layout = TokenLayout(num_prefix_tokens=5, grid=(16, 16))
     assert layout.class_token is None
@@ -63,6 +69,7 @@ def test_a_layout_cannot_be_changed():
         ({"grid": (4,)}, "is no .rows, columns. of patches"),
         ({"grid": (4, 4), "num_register_tokens": -1}, "num_register_tokens=-1 is not a count"),
         ({"grid": (4, 4), "num_prefix_tokens": 3, "has_class_token": True}, "num_prefix_tokens=3, but .* make 1"),
+        ({"grid": (4, 4), "patch_size": (8, 0)}, "patch_size=.8, 0. is no .height, width. of pixels"),
         ({"grid": (4, 4), "has_distillation_token": True}, "needs has_class_token=True"),
     ],
 )

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from qkvit import QKViTModel
+from qkvit import QKViTConfig, QKViTModel
 from qkvit.analysis import (
     FUSED,
     AttentionStatistics,
@@ -137,6 +137,13 @@ def test_distance_is_also_a_fraction_of_the_longer_side(random_attention):
     s = ask(random_attention(LAYOUT), statistics="distance")
     torch.testing.assert_close(s.distance_fraction, s.distance / 4, equal_nan=True)
     assert s.distance_fraction[..., 3:].max() < math.sqrt(2)
+
+
+def test_distance_is_no_fraction_of_a_side_where_patches_are_not_square(random_attention):
+    config = QKViTConfig.from_size("tiny", image_size=(24, 16), patch_size=(8, 4))
+    s = ask(random_attention(TokenLayout.from_config(config)), statistics="distance")
+    assert s.distance_fraction is None
+    assert set(s.per_head()) == {"distance"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
