@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
@@ -36,6 +37,13 @@ def unwrapped(model: Any) -> nn.Module:
             )
         model = model.module
     return model
+
+
+def see_images(model: Any, pixel_values: torch.Tensor) -> Any:
+    """Run a model on images; of one with a text tower (CLIP, SigLIP), the vision tower alone."""
+    if getattr(model, "main_input_name", "pixel_values") != "pixel_values" and hasattr(model, "get_image_features"):
+        return model.get_image_features(pixel_values=pixel_values)
+    return model(pixel_values=pixel_values)
 
 
 def attention_layers(model: nn.Module) -> dict[int, nn.Module]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .attention_layers import parents_of, unwrapped, whole_attention
+from .attention_layers import parents_of, see_images, unwrapped, whole_attention
 from .collected import Collected
 from .collecting import Collecting
 from .progress_file import ProgressFile, remove_progress
@@ -120,7 +120,7 @@ def collect(
         file = ProgressFile(progress_folder, identity, rank, world)
         session.tally = file.load() or session.tally
     with _evaluating(model), _bar(dataloader, session.tally, show_progress and rank == 0) as bar:
-        _run(model, dataloader, session, layout, forward or _forward, file, bar)
+        _run(model, dataloader, session, layout, forward or see_images, file, bar)
     if file is not None and world > 1 and session.tally.images:
         file.save(session.tally)  # whoever is stopped now is waiting for others
     tally = _merged(session.tally, rank, world)
@@ -214,12 +214,6 @@ def _parts(batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         shape = tuple(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
         raise ValueError(f"pixel_values are {shape}; pass a tensor (images, channels, height, width)")
     return pixel_values, None if labels is None or labels.ndim > 1 else labels.cpu()  # several labels an image
-
-
-def _forward(model: Any, pixel_values: torch.Tensor) -> Any:
-    if getattr(model, "main_input_name", "pixel_values") != "pixel_values" and hasattr(model, "get_image_features"):
-        return model.get_image_features(pixel_values=pixel_values)  # CLIP and SigLIP with their text towers
-    return model(pixel_values=pixel_values)
 
 
 @contextmanager

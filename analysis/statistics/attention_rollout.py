@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..attention_layers import attention_layers, unwrapped
+from ..attention_layers import attention_layers, see_images, unwrapped
 from ..recording import Recording, record
 from ..token_layout import TokenLayout
 from .blockwise import full_precision, numbers_for, plan_for
@@ -189,7 +189,7 @@ def model_rollout(
     if layers_at_once is not None and layers_at_once < 1:
         raise ValueError(f"layers_at_once={layers_at_once} keeps no layer; pass 1 or more")
     at_once = layers_at_once or len(numbers)
-    *_, (_, row) = rows_by_layer(model, lambda: model(pixel_values), start, layout, at_once, backend)
+    *_, (_, row) = rows_by_layer(model, partial(see_images, model, pixel_values), start, layout, at_once, backend)
     return row
 
 

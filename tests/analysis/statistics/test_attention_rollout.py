@@ -146,6 +146,12 @@ def test_every_family_can_be_rolled_out(family, family_model):
     torch.testing.assert_close(row.sum(dim=-1), torch.ones(2))
 
 
+@pytest.mark.parametrize("family", ["CLIP", "SigLIP"])
+def test_of_a_model_with_a_text_tower_the_vision_tower_is_rolled_out(two_towers, family):
+    model, pixels = two_towers(family), torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(model_rollout(model, pixels), model_rollout(model.vision_model, pixels))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
