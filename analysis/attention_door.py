@@ -56,7 +56,7 @@ class Session:
         self.model = unwrapped(model)
         self.modules = attention_layers(self.model)
         self.layers = {module: layer for layer, module in self.modules.items()}
-        self.calls = dict.fromkeys(self.modules, 0)
+        self.calls: dict[int, int] = {}
         self._places: list[Any] = []
         for module in self.layers:
             _check_backend(module)  # refuse now what could not be called later
@@ -77,6 +77,7 @@ class Session:
         """Look at a finished call: `seen` has "output" and, where they were computed, "scores" and "attention"."""
 
     def __enter__(self) -> Any:
+        self.calls = dict.fromkeys(self.modules, 0)  # a context may be used again
         self._places = [*configs_of(self), *_checkpointing(self.model)]
         _install(self._places)
         _open.append(self)

@@ -85,7 +85,7 @@ class _EditSession(Session):
         return chosen(layers, self.modules, what="edits: layer"), target
 
     def __enter__(self) -> None:
-        self.applied = dict.fromkeys(self.edits, 0)  # a context may be used again
+        self.applied = dict.fromkeys(self.edits, 0)
         super().__enter__()
 
     def __exit__(self, *error: Any) -> None:

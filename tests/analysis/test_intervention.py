@@ -347,3 +347,14 @@ def test_a_context_that_is_used_again_notices_again_what_is_never_reached(tiny_m
         model(pixels)
     with raises_sentence(ValueError, "never reached the computation (key of layer 0)"), context:
         pass
+
+
+def test_a_context_that_is_used_again_draws_the_same_noise_again(tiny_model, pixels):
+    model = tiny_model(QKViTModel)
+    context = intervene(model, {(0, "key"): Noise()})
+    runs = []
+    for _ in range(2):
+        with context:
+            runs.append([tokens_after(model, pixels) for _ in range(2)])
+    assert not torch.equal(*runs[0])
+    assert all(torch.equal(first, again) for first, again in zip(*runs, strict=True))
