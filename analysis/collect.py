@@ -6,7 +6,7 @@ Shapes: B images, H heads, N tokens, P patches, D width of a head.
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -69,7 +69,7 @@ def collect(
         model: QKViT, or any transformers vision model whose attention goes through the interface. It is put into eval
             mode meanwhile, and runs where its parameters are.
         dataloader: Batches: dictionaries with `pixel_values` and perhaps `labels`, as `qkvit.data.batches` gives them;
-            tuples of both; or tensors of pixel values.
+            tuples of both; or tensors of pixel values. Labels are a tensor or a list of numbers.
         layers: Which layers, negative ones from the end. `None`: all.
         statistics: Groups of `attention_statistics`. `None`: all.
         rollout: Attention rollout too. Up to 400 tokens, every layer's map is kept, the mean of its heads; of more, the
@@ -208,12 +208,27 @@ def _parts(batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         pixel_values, labels = batch, None
     elif isinstance(batch, (tuple, list)):
         pixel_values, labels = batch[0], batch[1] if len(batch) > 1 else None
-    else:
+    elif isinstance(batch, Mapping) and "pixel_values" in batch:
         pixel_values, labels = batch["pixel_values"], batch.get("labels")
+    else:
+        kind = f"with {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else f"of {type(batch).__name__}"
+        raise ValueError(f"a batch {kind} has no pixel_values; pass dictionaries with pixel_values, tuples or tensors")
     if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4:
         shape = tuple(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
         raise ValueError(f"pixel_values are {shape}; pass a tensor (images, channels, height, width)")
-    return pixel_values, None if labels is None or labels.ndim > 1 else labels.cpu()  # several labels an image
+    return pixel_values, None if labels is None else _one_label_each(labels)
+
+
+def _one_label_each(labels: Any) -> torch.Tensor | None:
+    """(B,); `None` where an image has several labels."""
+    try:
+        labels = torch.as_tensor(labels).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"labels are a {type(labels).__name__} of what is no number; pass a tensor or list with the number of each"
+            " image's class, or none"
+        ) from error
+    return None if labels.ndim > 1 else labels
 
 
 @contextmanager

@@ -81,6 +81,12 @@ def test_classes_have_their_own_numbers(model, source, over, quiet, to_tensor):
     assert math.isfinite(rows[1]["mean"])
 
 
+def test_labels_may_be_a_list(model, quiet):
+    images = torch.rand(3, 3, 16, 16)
+    collected = quiet(model, [{"pixel_values": images, "labels": [1, 0, 1]}], class_names=["cat", "dog"])
+    torch.testing.assert_close(collected.class_mean("entropy")[1], quiet(model, [images[::2]]).mean("entropy"))
+
+
 def test_chosen_layers_and_groups(model, source, over, quiet):
     collected = quiet(model, over(source), layers=[0, -1], statistics=("entropy", "maximum"))
     assert collected.layers == (0, 2)
@@ -366,6 +372,18 @@ def test_every_image_bad(model, source, tmp_path, raises_sentence, over, quiet):
 def test_a_label_without_a_name(model, raises_sentence, quiet):
     with raises_sentence(ValueError, "label 2", "2 class names"):
         quiet(model, [(torch.rand(1, 3, 16, 16), torch.tensor([2]))], class_names=["cat", "dog"])
+
+
+@pytest.mark.parametrize("labels", [["cat", "dog"], [[0], [0, 1]]])
+def test_labels_that_are_no_numbers(model, raises_sentence, quiet, labels):
+    with raises_sentence(ValueError, "labels are a list"):
+        quiet(model, [{"pixel_values": torch.rand(2, 3, 16, 16), "labels": labels}], class_names=["cat", "dog"])
+
+
+@pytest.mark.parametrize(("batch", "word"), [({"image": 1, "label": 2}, "with image, label"), (None, "of NoneType")])
+def test_a_batch_without_pixels(model, raises_sentence, quiet, batch, word):
+    with raises_sentence(ValueError, word, "no pixel_values"):
+        quiet(model, [batch])
 
 
 def test_pixels_of_a_wrong_shape(model, raises_sentence, quiet):
