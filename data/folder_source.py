@@ -27,7 +27,7 @@ class FolderSource(ImageSource):
         self._folder = folder = folder if split is None else folder / split
         classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name))
         found = {of_class: sorted(_images_below(folder / of_class, of_class)) for of_class in classes}
-        direct = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and _is_image(entry.name))
+        direct = sorted(entry.name for entry in os.scandir(folder) if not entry.is_dir() and _is_image(entry.name))
         if direct and any(found.values()):
             raise ValueError(
                 f"{name} holds both images and folders with images; put each image into the folder of its class, or"

@@ -1,6 +1,7 @@
 """A source gives the same samples whatever the images lie in."""
 
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -227,6 +228,18 @@ def test_a_bad_image_is_left_out_and_listed_once(class_folders):
     assert "not known" in bad.reason
     with pytest.raises(BadImageError):  # an index cannot be left out
         source[1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+@pytest.mark.parametrize("folder", [".", "cat"], ids=["flat", "of classes"])
+def test_a_link_to_nothing_is_a_bad_image(tmp_path, write_image, folder):
+    write_image(tmp_path / "pets" / folder / "0.png")
+    (tmp_path / "pets" / folder / "1.png").symlink_to(tmp_path / "gone.png")
+    source = open_images(tmp_path / "pets", on_bad_image="skip")
+    assert len(source) == 2
+    assert len(list(source)) == 1
+    (bad,) = source.bad_images
+    assert bad.name.endswith("1.png")
 
 
 def test_an_index_that_is_not_there(class_folders):
