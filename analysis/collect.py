@@ -58,8 +58,8 @@ def collect(
       class token takes from the tokens that enter the layer; without class token, what the patches take on average |
     | rollout_entropy | layer | entropy of this row over the tokens, in nats |
 
-    Also mean and second moment of each head's queries, keys and values, over all tokens; and, where all images are of
-    one size, the mean attention that each place receives, how often it is an outlier, and the mean rollout.
+    Also mean and second moment of each head's queries, keys, values and output, over all tokens; and, where all images
+    are of one size, the mean attention that each place receives, how often it is an outlier, and the mean rollout.
 
     With torch.distributed initialised, each process passes the batches of its own share, as
     `batches(..., shard=(rank, world))` gives them; all of them get the result of the whole. A sampler that repeats
@@ -88,9 +88,9 @@ def collect(
         show_progress: A bar with images a second.
 
     Raises:
-        ValueError: weights, queries, keys or values hold NaN or infinity (the layer is named), there are no images, the
-            model's attention cannot be seen, or is not that of query and key (inside `intervene`, edited scores or
-            maps; softcap, sinks or a window), or the progress is of another run.
+        ValueError: weights, queries, keys, values or outputs hold NaN or infinity (the layer is named), there are no
+            images, the model's attention cannot be seen, or is not that of query and key (inside `intervene`, edited
+            scores or maps; softcap, sinks or a window), or the progress is of another run.
 
     Example:
 

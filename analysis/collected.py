@@ -13,7 +13,7 @@ import torch
 
 from ..configuration.disk_errors import as_os_errors
 from .accumulators import Moments
-from .tally import Cell, Tally
+from .tally import VECTORS, Cell, Tally
 
 SHARES = {"quantile_5": 0.05, "median": 0.5, "quantile_95": 0.95}
 
@@ -75,7 +75,8 @@ class Collected:
         return torch.stack([self._of(statistic, of_class) for of_class in mean])
 
     def vectors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean (L, H, D) and second moment (L, H, D, D) of "query", "key" or "value" over images and tokens."""
+        """Mean (L, H, D) and second moment (L, H, D, D) of "query", "key", "value" or "output" (the heads' output,
+        before the projection) over images and tokens."""
         found = [self._tally.vectors[name, layer].means() for layer in self.layers]
         return torch.stack([mean for mean, _ in found]), torch.stack([second for _, second in found])
 
@@ -134,7 +135,7 @@ class Collected:
             _with_whole_numbers(pd.DataFrame(self.class_rows())).to_parquet(folder / "classes.parquet", index=False)
             written.insert(2, "classes.parquet")
         tensors: dict[str, torch.Tensor] = {}
-        for name in ("query", "key", "value"):
+        for name in VECTORS:
             mean, second = self.vectors(name)
             tensors |= {f"{name}_mean": mean, f"{name}_second_moment": second}
         for name in ("received", "outliers", "rollout"):

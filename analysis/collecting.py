@@ -122,15 +122,14 @@ class Collecting(Session):
             groups |= {"mean_map"}
         if groups and call.other_map is not None:
             raise ValueError(f"layer {layer}: {call.other_map}")
-        tensors = {name: getattr(call, name).detach() for name in (VECTORS if is_chosen else ("query", "key"))}
-        if "values" in groups:
-            output = seen["output"].detach()
-            # One of 16 bits would be computed anew, without the edit.
-            precise = torch.promote_types(output.dtype, torch.float32)
-            tensors["output"] = output.to(precise) if "output" in call.edited else output
-            if layer not in self.projections:
-                projection = output_projection(layer, call.module, self.model)
-                self.projections[layer] = PreparedProjection.of(projection, call.value.shape[1])
+        vectors = {"query": call.query, "key": call.key, "value": call.value, "output": seen["output"]}
+        tensors = {name: vectors[name].detach() for name in (VECTORS if is_chosen else ("query", "key"))}
+        if is_chosen and "output" in call.edited:  # one of 16 bits would be computed anew, without the edit
+            precise = torch.promote_types(tensors["output"].dtype, torch.float32)
+            tensors["output"] = tensors["output"].to(precise)
+        if "values" in groups and layer not in self.projections:
+            projection = output_projection(layer, call.module, self.model)
+            self.projections[layer] = PreparedProjection.of(projection, call.value.shape[1])
         if layer in self.norms:
             tensors["token_norms"] = self.norms.pop(layer)
         self.seen.add(layer)

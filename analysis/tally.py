@@ -13,7 +13,7 @@ from .accumulators import Moments, Quantiles, Sums
 from .statistics.blockwise import full_precision
 from .statistics.layers_together import Taken
 
-VECTORS = ("query", "key", "value")
+VECTORS = ("query", "key", "value", "output")
 
 
 class Cell(NamedTuple):
@@ -45,7 +45,7 @@ class Batch:
         self.maps: dict[tuple[str, int], torch.Tensor] = {}
 
     def add_vectors(self, name: str, taken: Taken, vectors: torch.Tensor) -> None:
-        """Sum up queries, keys or values: (layers * B, H, N, D)."""
+        """Sum up queries, keys, values or outputs: (layers * B, H, N, D)."""
         count = len(vectors) // len(taken.layers) * vectors.shape[2]
         # Float32 within an image, float64 over images: the sum does not depend on who is in the batch.
         vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
@@ -62,7 +62,7 @@ class Batch:
         """Bring all of it from the device, in three copies: each waits for what was computed before.
 
         Raises:
-            ValueError: queries, keys or values hold NaN or infinity; it names the first such layer.
+            ValueError: queries, keys, values or outputs hold NaN or infinity; it names the first such layer.
         """
         self.values = dict(zip(self.values, _fetched(list(self.values.values())), strict=True))
         self.maps = dict(zip(self.maps, _fetched(list(self.maps.values())), strict=True))
@@ -102,7 +102,7 @@ class Tally:
         whole: Whether no batch is half added.
         bad: Images that were left out, as dictionaries.
         cells: What the columns of `moments` and `quantiles` are; `None` before the first batch.
-        vectors: (name, layer) -> mean and second moment of each head's queries, keys or values.
+        vectors: (name, layer) -> mean and second moment of each head's queries, keys, values or outputs.
         maps: (name, layer) -> sum over images of a number for each token, while all images have the same tokens.
     """
 

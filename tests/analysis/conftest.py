@@ -12,6 +12,7 @@ import qkvit
 from qkvit.analysis import Collected, collect
 from qkvit.analysis.accumulators import RELATIVE_ACCURACY
 from qkvit.analysis.collected import SHARES
+from qkvit.analysis.tally import VECTORS
 from qkvit.data import ImageSource, batches, open_images
 
 NEXT_BIN = 2.1 * RELATIVE_ACCURACY  # from the middle of a quantile's bin to that of the next
@@ -130,7 +131,7 @@ def assert_same() -> Callable[[Collected, Collected], None]:
                 first, second = one.quantile(statistic, share), other.quantile(statistic, share)
                 message = f"quantile {share} of {statistic}"
                 torch.testing.assert_close(first, second, rtol=NEXT_BIN, atol=1e-6, equal_nan=True, msg=message)
-        for name in ("query", "key", "value"):
+        for name in VECTORS:
             for first, second in zip(one.vectors(name), other.vectors(name), strict=True):
                 torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-6)
         for name in ("received", "outliers", *(["rollout"] if "rollout_entropy" in one.statistics else [])):

@@ -31,7 +31,7 @@ NUM_IMAGES = 7
 def test_the_numbers_are_those_of_all_images_at_once(model, source, over, quiet):
     collected = quiet(model, over(source))
     (whole,) = over(source, NUM_IMAGES)
-    with torch.no_grad(), record(model) as recording:
+    with torch.no_grad(), record(model, tensors=("query", "key", "value", "output")) as recording:
         model(whole["pixel_values"])
     layout = TokenLayout.from_config(model.config)
     for layer in range(3):
@@ -47,7 +47,7 @@ def test_the_numbers_are_those_of_all_images_at_once(model, source, over, quiet)
         torch.testing.assert_close(
             collected.map("received")[layer], expected.received.double().mean(dim=(0, 1)), rtol=1e-5, atol=1e-6
         )
-        for name in ("query", "key", "value"):
+        for name in ("query", "key", "value", "output"):
             vectors = getattr(seen, name).double().transpose(0, 1).flatten(1, 2)  # (H, B * N, D)
             mean, second = collected.vectors(name)
             torch.testing.assert_close(mean[layer], vectors.mean(1), rtol=1e-5, atol=1e-6)
@@ -59,11 +59,11 @@ def test_under_autocast_the_numbers_are_those_of_what_was_computed(model, quiet)
     images = torch.rand(4, 3, 16, 16)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         collected = quiet(model, [images], rollout=True)
-        with record(model) as recording:
+        with record(model, tensors=("query", "key", "value", "output")) as recording:
             model(images)
     expected = rollout(recording, layout=TokenLayout.from_config(model.config))
     torch.testing.assert_close(collected.map("rollout")[0], expected.double().mean(dim=0), rtol=1e-5, atol=1e-7)
-    for name in ("query", "key", "value"):
+    for name in ("query", "key", "value", "output"):
         mean, second = collected.vectors(name)
         for layer in range(3):
             vectors = getattr(recording[layer], name).double().transpose(0, 1).flatten(1, 2)  # (H, B * N, D)
