@@ -13,9 +13,11 @@ Who sees what:
   thread that is in the middle of a forward pass while another opens or closes a session.
 
 Gradient checkpointing computes a layer a second time, in the backward pass: perhaps in another thread, perhaps after
-the session was closed. What is checkpointed while a session is open therefore takes the session along (`_Region`).
+the session was closed. What is checkpointed while a session is open therefore takes the session along (`_Region`);
+edits in what is checkpointed in another way are refused.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import checkpoint
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
@@ -170,6 +173,8 @@ def _door(backend: str) -> Callable:
                 _refuse_unseen_recomputation(module)
             return function(module, query, key, value, attention_mask, **arguments)
         _refuse_compiled_call(module)
+        if any(session.alters for session in sessions):
+            _refuse_unknown_checkpoint(module)
         call = AttentionCall(module, query, key, value, attention_mask, arguments)
         return _attend(function, call, sessions)
 
@@ -233,6 +238,18 @@ def _refuse_unseen_recomputation(module: nn.Module) -> None:
             f"{type(module).__name__} is computed again in the backward pass, where an edit of its forward pass does"
             " not reach it: enable gradient checkpointing before the context is entered"
         )
+
+
+def _refuse_unknown_checkpoint(module: nn.Module) -> None:
+    """Refuse an edit in a pass whose recomputation would not know of it: gradients would be those of another model."""
+    frame = None if _region.get() is not None or _in_backward() else sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename == checkpoint.__file__:
+            raise ValueError(
+                f"{type(module).__name__} is computed again in the backward pass, where its edits would be lost: enable"
+                " gradient checkpointing by model.gradient_checkpointing_enable(), before the context is entered"
+            )
+        frame = frame.f_back
 
 
 def _refuse_compiled_call(module: nn.Module) -> None:
