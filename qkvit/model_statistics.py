@@ -7,8 +7,8 @@ The folder it writes:
     statistics.csv         the same
     classes.parquet        the same for each class, where there are classes; no CSV, since 1,000 classes make
                            2 million rows
-    vectors.safetensors    mean and second moment of each head's queries, keys and values; maps of received attention
-                           and, with --rollout, of rollout
+    vectors.safetensors    mean and second moment of each head's queries, keys, values and output; maps of received
+                           attention and, with --rollout, of rollout
     weights.parquet        with --weights: a row for each layer, head and statistic, beside random weights
     weights.csv            the same
     singular_values.parquet
