@@ -1,8 +1,8 @@
 """Shortcuts: the same numbers sooner, taken only where nobody can see the way.
 
 They need linear layers that are just that: no hooks, no adapters, no quantised or sharded weights. In training there
-are two: one under autocast (`_pays_to_join`), one on CPUs (`attention_gradient_qkvit.py`). Everywhere else, the plain
-way stands in `attention_qkvit.py` and `layers_qkvit.py`.
+are two: joined weights (`_pays_to_join`), and gradients on CPUs (`attention_gradient_qkvit.py`). Everywhere else, the
+plain way stands in `attention_qkvit.py` and `layers_qkvit.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ _IN_PLACE: dict[type, Callable[[torch.Tensor], torch.Tensor]] = {
 # Weights of so many numbers are joined. Of larger ones (width 768 and more), three products are as fast, and under
 # autocast with one image faster (docs/performance.md).
 _LARGEST_JOINED = 2**20
-# The same in training on a CPU: 1.05 times as fast at width 192, 1.01 at 384, 0.99 at 768 (there too).
+# The same in training on a CPU: a step is 1.01 times as fast up to this width, 0.99 at 768 (there too).
 _WIDEST_JOINED_FOR_GRADIENTS_ON_CPU = 384
 
 
@@ -197,24 +197,23 @@ class Neighbours:
 
 
 def _pays_to_join(x: torch.Tensor) -> bool:
-    """Whether one product of weights that are joined in each pass beats three: in training under autocast.
+    """Whether one product of weights that are joined in each pass beats three: in training.
 
     On a GPU each operation costs the processor a launch, and the gradients of three inputs are not added up. What it
-    takes is a copy of the weights for the moment; what lasts until the backward pass is what autocast keeps of three
-    weights as well. In a compiled graph joining and converting are one operation, in inference too. Without autocast
-    the copy would last, and a sharded model keep whole weights. On a CPU it pays where products are so small that
-    calling them is what takes the time (docs/performance.md).
+    takes under autocast is a copy of the weights for the moment; what lasts until the backward pass is what autocast
+    keeps of three weights as well. In a compiled graph joining and converting are one operation, in inference too.
+    Without autocast the copy would last, and a sharded model keep whole weights. On a CPU it pays where products are so
+    small that calling them counts (docs/performance.md); such weights are small beside what else lasts.
     """
     device, is_compiled = x.device.type, torch.compiler.is_compiling()
     if device == "cuda":
         return torch.is_autocast_enabled(device) and (torch.is_grad_enabled() or is_compiled)
-    if device != "cpu" or is_compiled or not (torch.is_grad_enabled() and torch.is_autocast_enabled(device)):
-        return False
-    return x.shape[-1] <= _WIDEST_JOINED_FOR_GRADIENTS_ON_CPU
+    trains = device == "cpu" and torch.is_grad_enabled() and not is_compiled
+    return trains and x.shape[-1] <= _WIDEST_JOINED_FOR_GRADIENTS_ON_CPU
 
 
 def _can_join(linears: Sequence[Any]) -> bool:
-    """Whether nobody sees that layers are joined, autocast converts them, and all of them are trained or none is."""
+    """Whether nobody sees that layers are joined, they are of float32, and all of them are trained or none is."""
     if _has_any_global_hook() or not all(is_plain(linear) and unseen(linear) for linear in linears):
         return False
     weights, biases = [linear.weight for linear in linears], [linear.bias for linear in linears]

@@ -1,4 +1,4 @@
-"""Q, K and V in one product of weights joined in each pass, as under autocast: where nobody sees it."""
+"""Q, K and V in one product of weights joined in each pass, as in training: where nobody sees it."""
 
 import copy
 
@@ -71,12 +71,12 @@ def test_joined_under_autocast_it_is_near_the_three(attention, tokens, products,
 
 
 @pytest.mark.parametrize(("width", "count"), [(384, 2), (448, 4)])
-def test_on_a_cpu_it_is_taken_in_training_of_narrow_models_under_autocast(tiny_config, products, width, count):
+def test_on_a_cpu_it_is_taken_in_training_of_narrow_models(tiny_config, products, width, count):
     attention = QKViTAttention(tiny_config(hidden_size=width, num_attention_heads=width // 64), 0)
     attention.settle()
     tokens = torch.randn(1, 5, width)
     attention(tokens)
-    assert len(products) == 4  # without autocast the copy of the weights would last until the backward pass
+    assert len(products) == count
     products.clear()
     with torch.autocast("cpu", torch.bfloat16):
         attention(tokens)

@@ -241,11 +241,6 @@ def test_without_memory_nothing_is_joined(attention, tokens):
         assert attention(tokens.to("meta"))[0].is_meta
 
 
-def test_training_on_a_cpu_takes_three_products(attention, tokens, products):
-    attention(tokens)
-    assert len(products) == 4  # and the output projection
-
-
 # ---- the activation in place
 
 
