@@ -90,7 +90,7 @@ def wait(children: list[int]) -> bool:
 
 
 def kill(children: list[int], seconds: float) -> str:
-    """ "killed" where the run was still going on after so long; otherwise "ended" or "failed"."""
+    """What has become of it after so long: "killed", where it was still going on, "ended" or "failed"."""
     time.sleep(seconds)
     ended = [os.waitpid(child, os.WNOHANG) for child in children]
     for child, (gone, _) in zip(children, ended, strict=True):

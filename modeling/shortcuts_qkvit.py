@@ -208,7 +208,7 @@ def _pays_to_join(x: torch.Tensor) -> bool:
     device, is_compiled = x.device.type, torch.compiler.is_compiling()
     if device == "cuda":
         return torch.is_autocast_enabled(device) and (torch.is_grad_enabled() or is_compiled)
-    trains = device == "cpu" and torch.is_grad_enabled() and not is_compiled
+    trains = device == "cpu" and torch.is_grad_enabled() and not (is_compiled or torch.jit.is_tracing())
     return trains and x.shape[-1] <= _WIDEST_JOINED_FOR_GRADIENTS_ON_CPU
 
 

@@ -138,7 +138,7 @@ def new_since(output: Path) -> list[str]:
     return [
         f"{name.partition('.')[2]} was {_said(before[name])} and is {_said(now[name])}"
         for name in sorted(before.keys() & now.keys())
-        if name.startswith(("versions.", "git.", "machine.")) and before[name] != now[name]
+        if name.startswith(("versions.", "git.", "machine.")) and before[name] not in (None, now[name])
     ]
 
 

@@ -210,7 +210,7 @@ def test_a_run_that_is_stopped_goes_on(leave, monkeypatch, tmp_path):
     from qkvit.analysis import collect as package_name  # noqa: F401 - the function hides the module of its name
 
     module = sys.modules["qkvit.analysis.collect"]
-    forward = module._forward
+    forward = module.see_images
     calls = []
 
     def stopped(model, pixel_values):
@@ -219,7 +219,7 @@ def test_a_run_that_is_stopped_goes_on(leave, monkeypatch, tmp_path):
             raise KeyboardInterrupt
         forward(model, pixel_values)
 
-    monkeypatch.setattr(module, "_forward", stopped)
+    monkeypatch.setattr(module, "see_images", stopped)
     arguments = ("--data", "pets", "--batch-size", 1, "-o", tmp_path / "out")
     code, output, errors = leave(*arguments)
     assert code == 130
@@ -379,7 +379,7 @@ def test_a_run_that_is_stopped_on_a_full_disk_is_stopped(leave, monkeypatch, tmp
             raise KeyboardInterrupt
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
-    monkeypatch.setattr(sys.modules["qkvit.analysis.collect"], "_forward", stopped)
+    monkeypatch.setattr(sys.modules["qkvit.analysis.collect"], "see_images", stopped)
     code, output, errors = leave("--data", "pets", "--batch-size", 1, "-o", tmp_path / "out")
     assert (code, errors.splitlines()[-1]) == (130, "stopped")
     assert "is kept" not in output

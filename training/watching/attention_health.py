@@ -13,7 +13,7 @@ Shapes: B images, H heads, N tokens, D width of a head, C width of the model.
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -32,6 +32,9 @@ LOWEST_ENTROPY = 0.1
 # Rounding q and k to bfloat16 (relative error 2^-9 each) may then move a score by 256 * 2 * 2^-9 = 1, and with it the
 # ratio of two weights by e: the map is no longer that of the weights.
 HIGHEST_SCORE = 256.0
+# How many times longer tokens may be than after the first step. In 200 steps of a small model they became up to 2 times
+# as long where it learnt, 30 to 60 times at 10 times that rate, up to 1,700 times beyond (docs/training.md).
+HIGHEST_GROWTH = 30.0
 
 _LAYER, _WARNING = "attention_health/layer_", "attention_health/warning"
 _NAME, _FIELD = "qkvit_health", "_attn_implementation_internal"
@@ -112,8 +115,12 @@ def attention_health(model: nn.Module, pixels: torch.Tensor) -> list[dict[str, f
     return seen
 
 
-def problems(layers: list[dict[str, float]]) -> list[tuple[int, str, str]]:
+def problems(layers: list[dict[str, float]], first: list[dict[str, float]] | None = None) -> list[tuple[int, str, str]]:
     """What bodes ill: (layer, kind, sentence).
+
+    Args:
+        layers: As `attention_health` measures them.
+        first: What it measured after the first step, to see growth.
 
     Example:
 
@@ -145,6 +152,16 @@ def problems(layers: list[dict[str, float]]) -> list[tuple[int, str, str]]:
                     "score",
                     f"attention scores of layer {number} grow: the largest is {score:.0f} above its row's mean (over"
                     f" {HIGHEST_SCORE:g}, bfloat16 rounds them by 1)",
+                )
+            )
+        growth = layer.get("residual_norm", 0.0) / (first[number].get("residual_norm") or math.inf) if first else 0.0
+        if growth > HIGHEST_GROWTH:
+            found.append(
+                (
+                    number,
+                    "norm",
+                    f"tokens that enter layer {number} grow: they are {growth:.0f} times as long (over"
+                    f" {HIGHEST_GROWTH:g}) as after the first step",
                 )
             )
     return found
@@ -189,7 +206,7 @@ class AttentionHealth(TrainerCallback):
         )
         control.should_log = wanted
         told = [entry[_WARNING][:2] for entry in state.log_history if _WARNING in entry]
-        for number, kind, sentence in problems(layers):
+        for number, kind, sentence in problems(layers, _measured(reversed(state.log_history))):
             if [number, kind] not in told:
                 text = (
                     f"warning: step {state.global_step}: {sentence}; lower learning_rate, raise the warm-up, or set"
@@ -201,23 +218,25 @@ class AttentionHealth(TrainerCallback):
 
     def summary(self) -> dict[str, Any]:
         """For metrics.json: what was last measured, and the warnings, of the whole run."""
-        layers: dict[str, dict[str, float]] = {}
-        warnings = []
-        for entry in self.trainer.state.log_history:
-            for name, value in entry.items():
-                if name.startswith(_LAYER):
-                    layer, _, what = name.removeprefix(_LAYER).partition("/")
-                    layers.setdefault(layer, {})[what] = value
-            warnings += [entry[_WARNING][2]] if _WARNING in entry else []
-        if not layers:
-            return {}
-        return {
-            "attention_health": {"layers": [layers[each] for each in sorted(layers, key=int)], "warnings": warnings}
-        }
+        log = self.trainer.state.log_history
+        layers = _measured(log)
+        warnings = [entry[_WARNING][2] for entry in log if _WARNING in entry]
+        return {"attention_health": {"layers": layers, "warnings": warnings}} if layers else {}
 
     def _tell(self, text: str) -> None:
         if self.trainer.args.process_index == 0:
             tqdm.write(text, file=sys.stderr)  # above the progress line
+
+
+def _measured(log: Iterable[dict[str, Any]]) -> list[dict[str, float]]:
+    """What the log says last of each layer."""
+    layers: dict[str, dict[str, float]] = {}
+    for entry in log:
+        for name, value in entry.items():
+            if name.startswith(_LAYER):
+                layer, _, what = name.removeprefix(_LAYER).partition("/")
+                layers.setdefault(layer, {})[what] = value
+    return [layers[each] for each in sorted(layers, key=int)]
 
 
 @contextmanager

@@ -121,6 +121,16 @@ class TestProblems:
         assert word in found[0][2]
 
 
+def test_tokens_that_grow_are_seen_against_the_first_step():
+    layer = {"entropy": 2.0, "largest_score": 9.0}
+    first = [layer | {"residual_norm": 2.0}, layer | {"residual_norm": 3.0}]
+    now = [layer | {"residual_norm": 59.0}, layer | {"residual_norm": 93.0}]
+    ((number, kind, sentence),) = problems(now, first)
+    assert (number, kind) == (1, "norm")
+    assert "31 times as long" in sentence
+    assert problems(now) == problems(now, [layer, layer]) == []
+
+
 class TestRuns:
     @pytest.fixture
     def recipe(self, tiny, busy, tmp_path):
@@ -157,7 +167,7 @@ class TestRuns:
         told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: step")]
         assert told
         assert "lower learning_rate" in told[0]
-        assert len({(line.split("layer ")[1][0], line.split()[6]) for line in told}) == len(told)
+        assert len({(line.split("layer ")[1][0], *line.split()[3:5]) for line in told}) == len(told)
         metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
         assert metrics["attention_health"]["warnings"] == told
 
