@@ -33,6 +33,7 @@ _IN_PLACE: dict[type, Callable[[torch.Tensor], torch.Tensor]] = {
 _LARGEST_JOINED = 2**20
 # The same in training on a CPU: a step is 1.01 times as fast up to this width, 0.99 at 768 (there too).
 _WIDEST_JOINED_FOR_GRADIENTS_ON_CPU = 384
+_NARROWEST_JOINED_WITHOUT_AUTOCAST = 192  # of less, it was not timed
 
 
 def undisturbed() -> bool:
@@ -208,8 +209,10 @@ def _pays_to_join(x: torch.Tensor) -> bool:
     device, is_compiled = x.device.type, torch.compiler.is_compiling()
     if device == "cuda":
         return torch.is_autocast_enabled(device) and (torch.is_grad_enabled() or is_compiled)
-    trains = device == "cpu" and torch.is_grad_enabled() and not (is_compiled or torch.jit.is_tracing())
-    return trains and x.shape[-1] <= _WIDEST_JOINED_FOR_GRADIENTS_ON_CPU
+    if device != "cpu" or is_compiled or torch.jit.is_tracing() or not torch.is_grad_enabled():
+        return False
+    narrowest = 0 if torch.is_autocast_enabled(device) else _NARROWEST_JOINED_WITHOUT_AUTOCAST
+    return narrowest <= x.shape[-1] <= _WIDEST_JOINED_FOR_GRADIENTS_ON_CPU
 
 
 def _can_join(linears: Sequence[Any]) -> bool:

@@ -70,13 +70,13 @@ def test_joined_under_autocast_it_is_near_the_three(attention, tokens, products,
     assert len(products) == 2
 
 
-@pytest.mark.parametrize(("width", "count"), [(384, 2), (448, 4)])
-def test_on_a_cpu_it_is_taken_in_training_of_narrow_models(tiny_config, products, width, count):
+@pytest.mark.parametrize(("width", "plain", "count"), [(128, 4, 2), (192, 2, 2), (384, 2, 2), (448, 4, 4)])
+def test_on_a_cpu_it_is_taken_in_training_of_narrow_models(tiny_config, products, width, plain, count):
     attention = QKViTAttention(tiny_config(hidden_size=width, num_attention_heads=width // 64), 0)
     attention.settle()
     tokens = torch.randn(1, 5, width)
     attention(tokens)
-    assert len(products) == count
+    assert len(products) == plain
     products.clear()
     with torch.autocast("cpu", torch.bfloat16):
         attention(tokens)
