@@ -167,11 +167,11 @@ class Run:
                 )
             for change in check_changes(changes, allow):
                 self._say(f"Changed since the run began: {change}.")
-            for change in new_since(self.output):
-                self._say(f"Since the last start {change}: the weights may come out with other bits.")
             if finished is not None:
                 self._say(f"The run in {self.output} is finished; there is nothing to go on with.")
                 return finished
+            for change in new_since(self.output):
+                self._say(f"Since the last start {change}: the weights may come out with other bits.")
         with quiet_libraries(), contextlib.ExitStack() as held:
             model, processor = self._model(splits)
             if self.recipe.optimisation.find_batch_size:

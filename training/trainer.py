@@ -31,6 +31,7 @@ from .optimisation.weight_average import WeightAverage
 from .processes.sharded import load_whole_state_dict, unsharded_class
 from .processes.sharded_trainer import ShardedTrainer
 from .recipe import Optimisation
+from .run_folder import BY_EVALUATIONS
 from .watching.attention_health import AttentionHealth
 from .watching.best import EarlyStopping, best_checkpoints
 from .watching.meter import Meter
@@ -94,7 +95,7 @@ class RecipeTrainer(ShardedTrainer):
         self._saved = -1  # the step that was saved last
         self._folder: str | None = None
         self._micro_batch = (-1, 0)  # step, number in it
-        self._images: list[int] = []  # of the step, in this process
+        self._images: list[torch.Tensor] = []  # of each micro-batch of the step, in this process
         super().__init__(
             model=model,
             args=args,
@@ -158,7 +159,7 @@ class RecipeTrainer(ShardedTrainer):
             self.bad_images.setdefault(name, reason)
         seed = self._seed_step()
         keys = inputs["keys"]
-        self._images += keys[:, 1].tolist()
+        self._images.append(keys[:, 1])
         pixels, targets = self.augmenter(inputs["images"], inputs["labels"], keys)
         outputs = self._forward(model, pixels, keys)
         settings = LossSettings(self.model.config)
@@ -238,9 +239,11 @@ class RecipeTrainer(ShardedTrainer):
         """Stop where the norm, which is that of all processes in each of them, is not finite."""
         if math.isfinite(norm):
             return
-        spoilt = [name for name, each in self.bare_model.named_parameters() if not _is_finite(each.grad)]
-        where = f"first in that of {spoilt[-1]}" if spoilt else "by their size"  # the last layer's are made first
-        images = self._images
+        where = "of all layers together"  # what is sharded is scaled by now
+        if self._has_plain_gradients:
+            spoilt = [name for name, each in self.bare_model.named_parameters() if not _is_finite(each.grad)]
+            where = f"first in that of {spoilt[-1]}" if spoilt else "by their size"  # the last layer's are made first
+        images = torch.cat(self._images).tolist()
         if self.args.world_size > 1:
             shares: list[Any] = [None] * self.args.world_size
             torch.distributed.all_gather_object(shares, images)
@@ -319,12 +322,33 @@ class RecipeTrainer(ShardedTrainer):
     def _maybe_log_save_evaluate(
         self, tr_loss: Any, grad_norm: Any, model: nn.Module, trial: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """As in transformers; a run that is to stop is saved before a long evaluation, and if that is not the best."""
-        if self.stop.stopped and self.control.should_evaluate and self._saved != self.state.global_step:
-            self._save_checkpoint(model, trial)
+        """As in transformers; a run that is to stop is saved before a long evaluation, and if that is not the best.
+
+        Not before one that decides something: the run that goes on from there would not have it.
+        """
+        evaluates = self.control.should_evaluate
+        if self.stop.stopped and evaluates and not self._evaluations_decide:
+            self._save_once(model, trial)
+        if evaluates:
+            self._saved = -1  # what was saved has not this evaluation
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
-        if self.stop.stopped and self._saved != self.state.global_step:
+        if self.stop.stopped:
+            self._save_once(model, trial)
+
+    @property
+    def _evaluations_decide(self) -> bool:
+        kind = str(getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type))
+        return bool(
+            self.args.load_best_model_at_end
+            or self.optimisation.early_stopping is not None
+            or self.args.save_strategy == "best"
+            or kind in BY_EVALUATIONS
+        )
+
+    def _save_once(self, model: nn.Module, trial: Any) -> None:
+        if self._saved != self.state.global_step:
             self._save_checkpoint(model, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._folder or super()._get_output_dir(trial)

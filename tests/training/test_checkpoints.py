@@ -129,7 +129,10 @@ def test_a_request_is_saved_where_the_best_alone_are(tiny, tmp_path, monkeypatch
     with pytest.raises(TrainingTerminatedError, match="after step 3, which is saved"):
         train(tiny({"arguments": {"output_dir": str(tmp_path / "run"), **best}}))
     assert [step_of(each) for each in checkpoints(tmp_path / "run")] == [3, 1]
-    assert newest_whole(tmp_path / "run")[0].name == "checkpoint-3"
+    newest = newest_whole(tmp_path / "run")[0]
+    assert newest.name == "checkpoint-3"
+    log = json.loads((newest / "trainer_state.json").read_text())["log_history"]
+    assert [entry["eval_loss"] for entry in log if "eval_loss" in entry] == [1.0, 2.0, 3.0], "that of its step too"
 
 
 def test_a_request_during_an_evaluation_stops_after_it_and_not_after_another_step(tiny, tmp_path, monkeypatch):
@@ -165,6 +168,30 @@ def test_a_request_is_saved_before_a_long_evaluation(tiny, tmp_path, monkeypatch
     with pytest.raises(TrainingTerminatedError):
         train(tiny({"arguments": {"output_dir": str(tmp_path / "run"), **every}}))
     assert there == [[3]]
+
+
+def test_a_request_is_not_saved_before_an_evaluation_that_decides(tiny, tmp_path, monkeypatch):
+    """The run that goes on would not have it: it says when to stop early."""
+    seed, there = RecipeTrainer._seed_step, []
+
+    def asked(self):
+        if self.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return seed(self)
+
+    def measured(self, images, prefix):
+        there.append([step_of(each) for each in checkpoints(tmp_path / "run")])
+        return {f"{prefix}_loss": 1.0, f"{prefix}_accuracy": 0.5}
+
+    monkeypatch.setattr(RecipeTrainer, "_seed_step", asked)
+    monkeypatch.setattr(RecipeTrainer, "_measure", measured)
+    every = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "no"}
+    settings = {"optimisation": {"early_stopping": 5}, "arguments": {"output_dir": str(tmp_path / "run"), **every}}
+    with pytest.raises(TrainingTerminatedError):
+        train(tiny(settings))
+    assert there == [[]]
+    log = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in log if "eval_loss" in entry] == [3]
 
 
 @pytest.mark.parametrize("settings", [["max_grad_norm=0"], ["max_grad_norm=1"], ["gradient_accumulation_steps=2"]])

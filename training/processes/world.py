@@ -58,7 +58,7 @@ def check_world(asked: int | None, real: int, gpus: int = 1, recipe: str = "RECI
             f" {command(count, recipe)}, or with --num_processes 1 and without MASTER_ADDR in the environment"
         )
     if "WORLD_SIZE" not in os.environ and real == 1:
-        alone = next((int(os.environ[name]) for name in _TASKS if os.environ.get(name, "").isdigit()), 1)
+        alone = max([int(os.environ[name]) for name in _TASKS if os.environ.get(name, "").isdigit()], default=1)
         if alone > 1:
             raise TrainingRefusedError(
                 f"{alone} processes were started without a launcher, and each would train by itself: start with"

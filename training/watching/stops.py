@@ -85,6 +85,7 @@ class StopOnRequest(TrainerCallback):
         self.stopped = False
         self._before: dict[int, Any] = {}
         self._speaker = 0
+        self._stepped = False  # since the run was started or went on
 
     def _note(self, number: int, frame: Any) -> None:
         if number == self.asked == signal.SIGINT:
@@ -101,10 +102,12 @@ class StopOnRequest(TrainerCallback):
                     self._before[number] = signal.signal(number, self._note)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        self._stepped = True
         return self._stop_if_asked(args, state, control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        return self._stop_if_asked(args, state, control)
+        # Of an evaluation before the first step there is nothing to save: that step is made.
+        return self._stop_if_asked(args, state, control) if self._stepped else control
 
     def _stop_if_asked(self, args: Any, state: Any, control: Any) -> Any:
         if args.world_size > 1:
