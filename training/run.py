@@ -296,7 +296,7 @@ class Run:
             raise TrainingStoppedError(out_of_memory(self.args)) from error
         finally:
             self.progress.close()  # what is said next begins a line
-        trainer.check_weights()  # after the last step no loss shows it
+        trainer.check_weights_finite()  # after the last step no loss shows it
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:

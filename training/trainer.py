@@ -4,7 +4,6 @@ What is drawn in a step follows from (seed, step, micro-batch) and the images' k
 before. So a checkpoint holds weights, optimiser, schedule and average, and no random state.
 """
 
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ..modeling.losses_qkvit import classification_loss
 from .augmentation.counter_random import Purpose, seed_of
 from .augmentation.pipeline import Augmenter
 from .checkpoints import ASIDE, prune, publish, seal, sealed_facts, tensor_digest
-from .errors import TrainingRefusedError, TrainingStoppedError
+from .errors import TrainingRefusedError
 from .evaluation import evaluate
 from .images.bad_images import BadImageList, check_usable
 from .images.batches import EpochBatches, EvaluationImages, TrainingImages, as_it_is
@@ -29,18 +28,16 @@ from .optimisation.optimizers import make_optimizer
 from .optimisation.schedule import make_schedule
 from .optimisation.weight_average import WeightAverage
 from .processes.sharded import load_whole_state_dict, unsharded_class
-from .processes.sharded_trainer import ShardedTrainer
 from .recipe import Optimisation
 from .run_folder import BY_EVALUATIONS
 from .watching.attention_health import AttentionHealth
 from .watching.best import EarlyStopping, best_checkpoints
+from .watching.finite_trainer import FiniteTrainer
 from .watching.meter import Meter
-from .watching.stops import StopOnRequest, end_workers_at_exit, first_not_finite, outlast_a_request
-
-_NAMED = 4  # images of a batch that are called by their names in a sentence
+from .watching.stops import StopOnRequest, end_workers_at_exit, outlast_a_request
 
 
-class RecipeTrainer(ShardedTrainer):
+class RecipeTrainer(FiniteTrainer):
     """Trains a classifier as a recipe says.
 
     Args:
@@ -95,7 +92,6 @@ class RecipeTrainer(ShardedTrainer):
         self._saved = -1  # the step that was saved last
         self._folder: str | None = None
         self._micro_batch = (-1, 0)  # step, number in it
-        self._images: list[torch.Tensor] = []  # of each micro-batch of the step, in this process
         super().__init__(
             model=model,
             args=args,
@@ -159,7 +155,7 @@ class RecipeTrainer(ShardedTrainer):
             self.bad_images.setdefault(name, reason)
         seed = self._seed_step()
         keys = inputs["keys"]
-        self._images.append(keys[:, 1])
+        self._step_images.append(keys[:, 1])
         pixels, targets = self.augmenter(inputs["images"], inputs["labels"], keys)
         outputs = self._forward(model, pixels, keys)
         settings = LossSettings(self.model.config)
@@ -168,7 +164,8 @@ class RecipeTrainer(ShardedTrainer):
         else:
             loss = classification_loss(outputs.logits, targets, settings)
         if self.in_any_process(not torch.isfinite(loss.detach())):
-            self._stop_not_finite(float(loss.detach()), pixels, keys, seed)
+            torch.manual_seed(seed)
+            self._stop_not_finite(float(loss.detach()), pixels, keys[:, 1].tolist())
         self.meter.count(outputs.logits, targets)
         self.health.note(pixels)
         return (loss, outputs) if return_outputs else loss
@@ -178,7 +175,7 @@ class RecipeTrainer(ShardedTrainer):
         step = self.state.global_step
         number = self._micro_batch[1] + 1 if self._micro_batch[0] == step else 0
         if not number:
-            self._images = []
+            self._step_images = []
         self._micro_batch = (step, number)
         seed = seed_of(self.args.seed, Purpose.STEP, step, number, self.args.process_index)
         torch.manual_seed(seed)
@@ -191,74 +188,6 @@ class RecipeTrainer(ShardedTrainer):
             return model(pixel_values=pixels)
         with DropoutByImage(self.args.seed, keys):
             return model(pixel_values=pixels)
-
-    def _stop_not_finite(self, loss: float, pixels: torch.Tensor, keys: torch.Tensor, seed: int) -> None:
-        torch.manual_seed(seed)
-        place = first_not_finite(self.model, pixels)
-        sentence = self._what_is_not_finite(f"the loss is {loss}", f"first in {place}", keys[:, 1].tolist())
-        raise TrainingStoppedError(self.said_by_one(None if math.isfinite(loss) else sentence))
-
-    def _what_is_not_finite(self, what: str, where: str, images: list[int]) -> str:
-        indices = sorted(set(images))
-        names = [self.train_dataset.split.name(index) for index in indices[:_NAMED]]
-        others = "" if len(names) == len(indices) else f" and {len(indices) - len(names)} more"
-        return (
-            f"{what} in step {self.state.global_step + 1}, {where}, with the images {indices} of the training split"
-            f" ({', '.join(names)}{others}): lower learning_rate, raise the warm-up or clip gradients (max_grad_norm),"
-            " and look at the images"
-        )
-
-    def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """As in transformers, but gradients that are not finite are not scaled: all of them would be NaN then."""
-        if self._has_plain_gradients:
-            nn.utils.clip_grads_with_norm_(model.parameters(), self.args.max_grad_norm, norm := self._norm(model))
-            return norm
-        return super()._clip_grad_norm(model)
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """As in transformers, once in each step; stops the run before a step that would spoil the weights."""
-        if grad_norm is None and self._has_plain_gradients:
-            return self._norm(model)
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if norm is not None and self.accelerator.scaler is None:  # fp16's scaler leaves out such a step by itself
-            self._check_gradients(float(norm))
-        return norm
-
-    @property
-    def _has_plain_gradients(self) -> bool:
-        """Whole tensors, not scaled."""
-        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.accelerator.scaler is not None)
-
-    def _norm(self, model: nn.Module) -> torch.Tensor:
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        self._check_gradients(float(norm))
-        return norm
-
-    def _check_gradients(self, norm: float) -> None:
-        """Stop where the norm, which is that of all processes in each of them, is not finite."""
-        if math.isfinite(norm):
-            return
-        where = "of all layers together"  # what is sharded is scaled by now
-        if self._has_plain_gradients:
-            spoilt = [name for name, each in self.bare_model.named_parameters() if not _is_finite(each.grad)]
-            where = f"first in that of {spoilt[-1]}" if spoilt else "by their size"  # the last layer's are made first
-        images = torch.cat(self._images).tolist()
-        if self.args.world_size > 1:
-            shares: list[Any] = [None] * self.args.world_size
-            torch.distributed.all_gather_object(shares, images)
-            images = [index for share in shares for index in share]
-        raise TrainingStoppedError(self._what_is_not_finite(f"the norm of the gradients is {norm}", where, images))
-
-    def check_weights(self) -> None:
-        """Stop where a weight is not finite: a checkpoint of it would be gone on from again and again."""
-        spoilt = next((name for name, each in self.bare_model.named_parameters() if not _is_finite(each)), None)
-        if self.in_any_process(spoilt is not None):
-            sentence = (
-                f"{spoilt} is not finite any more after step {self.state.global_step}, and is not saved: lower"
-                " learning_rate, raise the warm-up or clip gradients (max_grad_norm)"
-            )
-            raise TrainingStoppedError(self.said_by_one(None if spoilt is None else sentence))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Of what is computed: where layers are frozen, less than three times the forward pass."""
@@ -355,7 +284,7 @@ class RecipeTrainer(ShardedTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write aside, seal, rename; then remove what is over `save_total_limit`."""
-        self.check_weights()
+        self.check_weights_finite()
         output, step = Path(str(self.args.output_dir)), self.state.global_step
         aside = output / ASIDE
         if self.args.should_save:
@@ -439,14 +368,6 @@ class _Epochs(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.batches.set_epoch(self.next)
         self.next += 1
-
-
-def _is_finite(tensor: torch.Tensor | None) -> bool:
-    if tensor is None:
-        return True
-    here = tensor.detach()
-    here = here.to_local() if hasattr(here, "to_local") else here  # of a sharded one, the part of this process
-    return bool(torch.isfinite(here).all())
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

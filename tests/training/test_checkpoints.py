@@ -114,25 +114,64 @@ def test_a_step_that_is_saved_twice_has_one_checkpoint(stopped_after, tmp_path):
     assert not (tmp_path / "run" / ASIDE).exists()
 
 
-def test_a_request_is_saved_where_the_best_alone_are(tiny, tmp_path, monkeypatch):
-    """Trainer takes back what is to be saved where the evaluation of the step is not the best so far."""
-    seed, losses = RecipeTrainer._seed_step, iter([1.0, 2.0, 3.0, 4.0])
+@pytest.fixture
+def asked_in_step_3(tiny, tmp_path, monkeypatch):
+    """`asked_in_step_3(losses, ...)`: a run with these recipe parts gets SIGTERM in step 3 and leaves.
+
+    Its evaluations measure these losses; what is given are the checkpoints that there were at each of them.
+    """
+    seed, there = RecipeTrainer._seed_step, []
 
     def asked(self):
         if self.state.global_step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return seed(self)
 
-    monkeypatch.setattr(RecipeTrainer, "_seed_step", asked)
-    monkeypatch.setattr(RecipeTrainer, "_measure", lambda self, images, prefix: {f"{prefix}_loss": next(losses)})
+    def run(losses, *parts):
+        left = iter(losses)
+
+        def measured(self, images, prefix):
+            there.append([step_of(each) for each in checkpoints(tmp_path / "run")])
+            return {f"{prefix}_loss": next(left), f"{prefix}_accuracy": 0.5}
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RecipeTrainer, "_seed_step", asked)
+            patch.setattr(RecipeTrainer, "_measure", measured)
+            with pytest.raises(TrainingTerminatedError, match="after step 3, which is saved"):
+                train(tiny({"arguments": {"output_dir": str(tmp_path / "run")}}, *parts))
+        return there
+
+    return run
+
+
+def losses_of(checkpoint):
+    log = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    return [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+
+
+def test_a_request_is_saved_where_the_best_alone_are(asked_in_step_3, tmp_path):
+    """Trainer takes back what is to be saved where the evaluation of the step is not the best so far."""
     best = {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "loss"}
-    with pytest.raises(TrainingTerminatedError, match="after step 3, which is saved"):
-        train(tiny({"arguments": {"output_dir": str(tmp_path / "run"), **best}}))
+    asked_in_step_3([1.0, 2.0, 3.0], {"arguments": best})
     assert [step_of(each) for each in checkpoints(tmp_path / "run")] == [3, 1]
     newest = newest_whole(tmp_path / "run")[0]
     assert newest.name == "checkpoint-3"
-    log = json.loads((newest / "trainer_state.json").read_text())["log_history"]
-    assert [entry["eval_loss"] for entry in log if "eval_loss" in entry] == [1.0, 2.0, 3.0], "that of its step too"
+    assert losses_of(newest) == [1.0, 2.0, 3.0], "that of its step too"
+
+
+EVERY_THIRD = {"arguments": {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "no"}}
+
+
+def test_a_request_is_saved_before_a_long_evaluation(asked_in_step_3, tmp_path):
+    """Who asked may not wait for its end; after it, it is saved again."""
+    assert asked_in_step_3([1.0], EVERY_THIRD) == [[3]]
+    assert losses_of(tmp_path / "run" / "checkpoint-3") == [1.0]
+
+
+def test_a_request_is_not_saved_before_an_evaluation_that_decides(asked_in_step_3, tmp_path):
+    """The run that goes on would not have it: it says when to stop early."""
+    assert asked_in_step_3([1.0], EVERY_THIRD, {"optimisation": {"early_stopping": 5}}) == [[]]
+    assert losses_of(tmp_path / "run" / "checkpoint-3") == [1.0]
 
 
 def test_a_request_during_an_evaluation_stops_after_it_and_not_after_another_step(tiny, tmp_path, monkeypatch):
@@ -143,55 +182,9 @@ def test_a_request_during_an_evaluation_stops_after_it_and_not_after_another_ste
         return measure(self, images, prefix)
 
     monkeypatch.setattr(RecipeTrainer, "_measure", asked)
-    every = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "no"}
     with pytest.raises(TrainingTerminatedError, match="after step 3, which is saved"):
-        train(tiny({"arguments": {"output_dir": str(tmp_path / "run"), **every}}))
+        train(tiny(EVERY_THIRD, {"arguments": {"output_dir": str(tmp_path / "run")}}))
     assert [step_of(each) for each in checkpoints(tmp_path / "run")] == [3]
-
-
-def test_a_request_is_saved_before_a_long_evaluation(tiny, tmp_path, monkeypatch):
-    """Who asked may not wait for its end."""
-    seed, there = RecipeTrainer._seed_step, []
-
-    def asked(self):
-        if self.state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return seed(self)
-
-    def measured(self, images, prefix):
-        there.append([step_of(each) for each in checkpoints(tmp_path / "run")])
-        return {f"{prefix}_loss": 1.0}
-
-    monkeypatch.setattr(RecipeTrainer, "_seed_step", asked)
-    monkeypatch.setattr(RecipeTrainer, "_measure", measured)
-    every = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "no"}
-    with pytest.raises(TrainingTerminatedError):
-        train(tiny({"arguments": {"output_dir": str(tmp_path / "run"), **every}}))
-    assert there == [[3]]
-
-
-def test_a_request_is_not_saved_before_an_evaluation_that_decides(tiny, tmp_path, monkeypatch):
-    """The run that goes on would not have it: it says when to stop early."""
-    seed, there = RecipeTrainer._seed_step, []
-
-    def asked(self):
-        if self.state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return seed(self)
-
-    def measured(self, images, prefix):
-        there.append([step_of(each) for each in checkpoints(tmp_path / "run")])
-        return {f"{prefix}_loss": 1.0, f"{prefix}_accuracy": 0.5}
-
-    monkeypatch.setattr(RecipeTrainer, "_seed_step", asked)
-    monkeypatch.setattr(RecipeTrainer, "_measure", measured)
-    every = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "no"}
-    settings = {"optimisation": {"early_stopping": 5}, "arguments": {"output_dir": str(tmp_path / "run"), **every}}
-    with pytest.raises(TrainingTerminatedError):
-        train(tiny(settings))
-    assert there == [[]]
-    log = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
-    assert [entry["step"] for entry in log if "eval_loss" in entry] == [3]
 
 
 @pytest.mark.parametrize("settings", [["max_grad_norm=0"], ["max_grad_norm=1"], ["gradient_accumulation_steps=2"]])

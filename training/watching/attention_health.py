@@ -205,8 +205,9 @@ class AttentionHealth(TrainerCallback):
             }
         )
         control.should_log = wanted
-        told = [entry[_WARNING][:2] for entry in state.log_history if _WARNING in entry]
-        for number, kind, sentence in problems(layers, _measured(reversed(state.log_history))):
+        found = problems(layers, _measured(state.log_history))
+        told = [entry[_WARNING][:2] for entry in state.log_history if _WARNING in entry] if found else []
+        for number, kind, sentence in found:
             if [number, kind] not in told:
                 text = (
                     f"warning: step {state.global_step}: {sentence}; lower learning_rate, raise the warm-up, or set"
@@ -219,7 +220,7 @@ class AttentionHealth(TrainerCallback):
     def summary(self) -> dict[str, Any]:
         """For metrics.json: what was last measured, and the warnings, of the whole run."""
         log = self.trainer.state.log_history
-        layers = _measured(log)
+        layers = _measured(reversed(log))
         warnings = [entry[_WARNING][2] for entry in log if _WARNING in entry]
         return {"attention_health": {"layers": layers, "warnings": warnings}} if layers else {}
 
@@ -229,13 +230,13 @@ class AttentionHealth(TrainerCallback):
 
 
 def _measured(log: Iterable[dict[str, Any]]) -> list[dict[str, float]]:
-    """What the log says last of each layer."""
+    """What the first such entry of a log says of each layer."""
     layers: dict[str, dict[str, float]] = {}
-    for entry in log:
-        for name, value in entry.items():
-            if name.startswith(_LAYER):
-                layer, _, what = name.removeprefix(_LAYER).partition("/")
-                layers.setdefault(layer, {})[what] = value
+    entry = next((each for each in log if f"{_LAYER}00/entropy" in each), {})
+    for name, value in entry.items():
+        if name.startswith(_LAYER):
+            layer, _, what = name.removeprefix(_LAYER).partition("/")
+            layers.setdefault(layer, {})[what] = value
     return [layers[each] for each in sorted(layers, key=int)]
 
 

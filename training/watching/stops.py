@@ -1,4 +1,4 @@
-"""What stops a run before its end: a loss that is not finite, a request."""
+"""What stops a run before its end from outside: a request, which its workers outlast."""
 
 import atexit
 import contextlib
@@ -10,38 +10,7 @@ import sys
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import TrainerCallback
-
-
-@torch.no_grad()
-def first_not_finite(model: nn.Module, pixels: torch.Tensor) -> str:
-    """Where a forward pass first gives a number that is not finite: a module's name, "the pixels" or "the loss".
-
-    The pass runs as the model stands (training or evaluation).
-    """
-    if not torch.isfinite(pixels).all():
-        return "the pixels"
-    found: list[str] = []
-
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            tensors = output if isinstance(output, (tuple, list)) else [output]
-            if not found and any(
-                isinstance(each, torch.Tensor) and each.is_floating_point() and not torch.isfinite(each).all()
-                for each in tensors
-            ):
-                found.append(name)
-
-        return hook
-
-    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
-    try:
-        model(pixel_values=pixels)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found[0] if found else "the loss"
 
 
 def outlast_a_request(worker: int = 0) -> None:
