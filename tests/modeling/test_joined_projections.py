@@ -92,6 +92,14 @@ def test_on_a_cpu_it_is_taken_in_training_of_narrow_models(tiny_config, products
     assert len(products) == 4
 
 
+def test_on_a_cpu_it_is_not_taken_in_a_trace(tiny_config, products, monkeypatch):
+    """The check of a trace runs without gradients, and would find another graph."""
+    attention = QKViTAttention(tiny_config(hidden_size=192, num_attention_heads=3), 0)
+    monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
+    attention(torch.randn(1, 5, 192))
+    assert len(products) == 4
+
+
 def test_what_is_frozen_or_hooked_is_not_joined(attention, tokens, products, joining):
     attention.q_proj.requires_grad_(False)
     assert gradients(attention, tokens)[1] is None

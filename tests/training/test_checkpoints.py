@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from qkvit.training import train
 from qkvit.training.checkpoints import ASIDE, checkpoints, newest_whole, publish, seal, sealed_facts, step_of
 from qkvit.training.errors import TrainingStoppedError, TrainingTerminatedError
+from qkvit.training.images.bad_images import BadImageList
 from qkvit.training.optimisation.weight_average import WeightAverage
 from qkvit.training.run_folder import find_checkpoint
 from qkvit.training.trainer import RecipeTrainer
@@ -157,6 +158,39 @@ def test_a_request_is_saved_where_the_best_alone_are(asked_in_step_3, tmp_path):
     newest = newest_whole(tmp_path / "run")[0]
     assert newest.name == "checkpoint-3"
     assert losses_of(newest) == [1.0, 2.0, 3.0], "that of its step too"
+
+
+def test_a_request_at_the_end_of_an_epoch_keeps_its_evaluation_that_is_not_the_best(tiny, tmp_path, monkeypatch):
+    seed, losses, listed = RecipeTrainer._seed_step, iter([1.0, 2.0]), []
+
+    def asked(self):
+        if self.state.global_step == 23:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return seed(self)
+
+    monkeypatch.setattr(RecipeTrainer, "_seed_step", asked)
+    monkeypatch.setattr(RecipeTrainer, "_measure", lambda self, images, prefix: {f"{prefix}_loss": next(losses)})
+    monkeypatch.setattr(BadImageList, "on_save", lambda self, args, state, *_, **__: listed.append(state.global_step))
+    best = {"save_strategy": "best", "eval_strategy": "epoch", "metric_for_best_model": "loss", "num_train_epochs": 3}
+    with pytest.raises(TrainingTerminatedError):
+        train(tiny({"arguments": {"output_dir": str(tmp_path / "run"), "max_steps": -1, **best}}))
+    assert losses_of(newest_whole(tmp_path / "run")[0]) == [1.0, 2.0]
+    assert listed == [12, 24, 24], "with each checkpoint, which images could not be used"
+
+
+def test_a_request_before_the_first_step_is_saved_after_it(tiny, tmp_path, monkeypatch):
+    """Not in the middle of it, where its gradients are accumulated."""
+    measure = RecipeTrainer._measure
+
+    def asked(self, images, prefix):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return measure(self, images, prefix)
+
+    monkeypatch.setattr(RecipeTrainer, "_measure", asked)
+    start = {"eval_on_start": True, "eval_strategy": "epoch", "gradient_accumulation_steps": 2}
+    with pytest.raises(TrainingTerminatedError, match="after step 1, which is saved"):
+        train(tiny({"arguments": {"output_dir": str(tmp_path / "run"), **start}}))
+    assert [step_of(each) for each in checkpoints(tmp_path / "run")] == [1]
 
 
 EVERY_THIRD = {"arguments": {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "no"}}
