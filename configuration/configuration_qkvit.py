@@ -4,8 +4,7 @@ The file imports nothing outside its folder, because it travels with every saved
 """
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +13,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
 from .errors_qkvit import check_config_file, shown, with_plain_errors
+from .overrides_qkvit import is_override, with_overrides
 from .preprocessing_qkvit import save_image_processor
 from .validation_qkvit import (
     check_inherited,
@@ -24,7 +24,6 @@ from .validation_qkvit import (
     check_sizes,
     check_tokens,
     is_known,
-    labels_agree,
     pair,
     refuse_unknown,
     whole_head_dim,
@@ -40,16 +39,6 @@ NAMED_SIZES: dict[str, tuple[int, int, int, int]] = {
     "huge": (1280, 32, 16, 5120),  # ViT-H: Dosovitskiy et al. 2021
     "giant": (1408, 40, 16, 6144),  # ViT-g: Zhai et al. 2022, arXiv 2106.04560
 }
-
-# Fields that are filled in where they are None, and those that they follow from.
-_FOLLOWS = {
-    "head_dim": ("hidden_size", "num_attention_heads"),
-    "hidden_act": ("mlp_type",),
-    "intermediate_size": ("hidden_size", "mlp_type"),
-    "pooler_size": ("hidden_size", "pooling", "pooler_act"),
-}
-_LABELS = ("num_labels", "id2label", "label2id")
-_STAGES = ("out_features", "out_indices")
 
 
 @with_plain_errors
@@ -352,40 +341,13 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 " AutoModel or its own class"
             )
         # transformers would set them one by one on a finished config, where nothing is checked and nothing follows.
-        ours = {*cls.__dataclass_fields__, *_LABELS, *_STAGES} - {"dtype"}  # which transformers sees to
-        given = {name: kwargs.pop(name) for name in list(kwargs) if name in ours and not name.startswith("_")}
+        given = {name: kwargs.pop(name) for name in list(kwargs) if is_override(cls, name)}
         wants_unused = kwargs.pop("return_unused_kwargs", False)
         if not wants_unused:
             # Through AutoConfig, which gives `name_or_path`, pipelines hand over the arguments of the model's loader.
             refuse_unknown(cls, kwargs, near_misses_only="name_or_path" in kwargs)
-        fields = cls._with_overrides(config_dict, given)
+        fields = with_overrides(cls, config_dict, given)
         return super().from_dict(fields, return_unused_kwargs=wants_unused, **kwargs)
-
-    @classmethod
-    def _with_overrides(cls, saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-        """A file's fields with those that the caller gave; what followed from others in the file follows them again."""
-        fields = cls._with_labels(saved, {name: given[name] for name in _LABELS if name in given})
-        if not given.keys().isdisjoint(_STAGES):  # one is the other's names or indices
-            fields = {name: value for name, value in fields.items() if name not in _STAGES}
-        for name, origins in _FOLLOWS.items():
-            if not given.keys().isdisjoint(origins):
-                with suppress(ValueError):  # in the file it does not follow: heads that do not divide the width, say
-                    if getattr(cls(**{**saved, name: None}), name) == saved.get(name):
-                        fields[name] = None
-        return {**fields, **given}
-
-    @staticmethod
-    def _with_labels(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-        """A file's fields with the labels that the caller gave: other labels than the file's replace them all."""
-        id2label, label2id = saved.get("id2label"), saved.get("label2id")
-        fields = dict(saved)
-        count = 2 if id2label is None else len(id2label) if isinstance(id2label, Mapping) else None
-        if "id2label" in given or given.get("num_labels", count) != count:
-            for name in _LABELS:
-                fields.pop(name, None)
-        elif isinstance(id2label, Mapping) and isinstance(label2id, Mapping) and not labels_agree(id2label, label2id):
-            del fields["label2id"]  # id2label was set later, by itself, on the model that was saved
-        return {**fields, **given}
 
     def verify_out_features_out_indices(self) -> None:
         """As transformers has it, with a way out."""

@@ -3,24 +3,18 @@
 import errno
 import json
 import math
-import multiprocessing
-import sys
 
 import pytest
 import safetensors.torch
 import torch
 import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors import SafetensorError
 
-import qkvit
 from qkvit.analysis import TokenLayout, Zero, attention_statistics, intervene, record, rollout
 from qkvit.analysis.attention_product import AttentionCall
 from qkvit.analysis.collect import check_weights
 from qkvit.analysis.collecting import OUTLIER, Collecting, patch_contrast
 from qkvit.analysis.tally import Tally
-from qkvit.data import open_images
 
 NUM_IMAGES = 7
 
@@ -235,93 +229,6 @@ def test_a_product_that_is_not_known_is_refused(model, raises_sentence, name):
 
 
 # ---- the same however it is cut
-
-
-@settings(max_examples=8)
-@given(world=st.integers(1, 9), batch_size=st.integers(1, 7), workers=st.just(0))
-def test_shares_merge_to_the_whole(model, source, world, batch_size, workers, over, quiet, assert_same):
-    whole = quiet(model, over(source), rollout=True)
-    total = Tally(3)
-    for rank in range(world):
-        share = over(source, batch_size, shard=(rank, world), num_workers=workers)
-        if share.indices:
-            total.merge(Tally.from_state(*quiet(model, share, rollout=True)._tally.state()))
-        else:
-            total.merge(Tally.from_state(*Tally(3).state()))
-    assert_same(type(whole).from_tally(total, source.class_names), whole)
-
-
-def _one_process(rank, world, folder, quiet, over, meet="meet", **options):
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/{meet}-{world}", rank=rank, world_size=world)
-    model = qkvit.QKViTModel.from_pretrained(f"{folder}/model")
-    source = open_images(f"{folder}/pets", on_bad_image="skip")
-    collected = quiet(model, over(source, 2, shard=(rank, world)), **options)
-    torch.save((*collected._tally.state(), len(collected.bad_images)), f"{folder}/result-{world}-{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="forks")
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("world", [2, 9])
-def test_processes_get_the_numbers_of_one(model, source, tmp_path, world, over, quiet, assert_same):
-    """Also with a bad image, a last batch that is uneven, and more processes than images."""
-    (tmp_path / "pets" / "cat" / "3.png").write_bytes(b"broken")
-    model.save_pretrained(tmp_path / "model")
-    whole = quiet(model, over(source))
-    context = multiprocessing.get_context("fork")
-    processes = [
-        context.Process(target=_one_process, args=(rank, world, tmp_path, quiet, over)) for rank in range(world)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=240)
-        assert process.exitcode == 0
-    for rank in range(world):
-        *state, bad = torch.load(tmp_path / f"result-{world}-{rank}.pt")
-        assert_same(type(whole).from_tally(Tally.from_state(*state), source.class_names), whole)
-        assert bad == 1
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="forks")
-@pytest.mark.filterwarnings("ignore")
-def test_processes_that_were_stopped_go_on_to_the_numbers_of_one(model, source, tmp_path, over, quiet, assert_same):
-    """The second of two dies in its second batch, while the first has finished and waits for it."""
-    model.save_pretrained(tmp_path / "model")
-    context = multiprocessing.get_context("fork")
-
-    def failing(model, pixel_values):
-        if len(pixel_values) == 1:
-            raise RuntimeError("stopped")
-        model(pixel_values)
-
-    def refused(model, pixel_values):
-        raise RuntimeError("these images were seen")
-
-    for meet, forwards, codes in (("stop", (None, failing), {1}), ("go on", (refused, None), {0})):
-        processes = [
-            context.Process(
-                target=_one_process,
-                args=(rank, 2, tmp_path, quiet, over, meet),
-                kwargs={"forward": forward, "progress_folder": tmp_path / "progress"},
-            )
-            for rank, forward in enumerate(forwards)
-        ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(timeout=240)
-        assert {process.exitcode for process in processes} == codes
-    assert not (tmp_path / "progress").exists()
-    whole = quiet(model, over(source))
-    for rank in range(2):
-        *state, _ = torch.load(tmp_path / f"result-2-{rank}.pt")
-        assert_same(type(whole).from_tally(Tally.from_state(*state), source.class_names), whole)
 
 
 def test_what_is_kept_does_not_grow_with_the_images(model, tmp_path, quiet):
