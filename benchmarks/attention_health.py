@@ -64,6 +64,9 @@ def one_run(rate: float, qk_norm: bool) -> dict:
             entry[name] for entry in watched for name in entry if name.endswith("/entropy")
         ),
         "largest score": max(entry[name] for entry in watched for name in entry if name.endswith("/largest_score")),
+        "longest tokens, x those of the first step": max(
+            entry[name] / watched[0][name] for entry in watched for name in entry if name.endswith("/residual_norm")
+        ),
         "first warning": next(iter(metrics["attention_health"]["warnings"]), None),
     }
 

@@ -12,6 +12,7 @@ takes turns:
                   layers, where `collect` keeps those of half of them, or a quarter, and runs layers again
     cheap_6       as cheap, but rollout keeps six layers at a time: the model's first half runs again
     everything_6  as everything, with six layers at a time, as `collect` does with one image
+    collect       (memory alone) `collect` with rollout: as everything_6, but each layer's numbers are summed up at once
     eager         transformers' ViT of the same size, attn_implementation="eager", output_attentions=True
     blockwise     with --blockwise, on a GPU: as everything, block by block in place of the Triton kernels
 
@@ -43,6 +44,7 @@ from qkvit.analysis import (
     PreparedProjection,
     TokenLayout,
     attention_statistics,
+    collect,
     map_rollout,
     model_rollout,
     record,
@@ -56,6 +58,7 @@ from qkvit.analysis.statistics.groups import GROUPS
 from qkvit.analysis.statistics.layers_together import LayersTogether, Taken
 
 PATCH_SIZE, SIZE = 16, "small"
+MEMORY = ("plain", "cheap", "cheap_6", "everything", "everything_6", "collect", "eager")
 STEPS = ("plain", "cheap", "cheap_6", "everything", "everything_6", "eager")
 
 
@@ -96,6 +99,9 @@ class Bench:
 
     def everything_6(self) -> None:
         self._statistics(GROUPS, with_values=True, kept=(), layers_at_once=6)
+
+    def collect(self) -> None:
+        collect(self.model, [self.image], rollout=True, show_progress=False)
 
     def _rolled_out(self, groups: Iterable[str], with_values: bool) -> None:
         if self.layout.num_tokens > TOKENS_FOR_MAPS:
@@ -254,7 +260,7 @@ def memory_of(name: str, grid: int) -> dict[str, float]:
 
 
 def memory_row(grid: int, free_memory: float) -> dict[str, Any]:
-    names = [name for name in STEPS if name != "eager" or 2.5 * 12 * 6 * (grid**2 + 1) ** 2 * 4 < free_memory]
+    names = [name for name in MEMORY if name != "eager" or 2.5 * 12 * 6 * (grid**2 + 1) ** 2 * 4 < free_memory]
     row: dict[str, Any] = {"tokens": grid**2 + 1, "megabytes": {}}
     for name in names:
         command = [sys.executable, __file__, "--memory-of", name, "--grids", str(grid)]
@@ -308,7 +314,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the model")
     parser.add_argument("--blockwise", action="store_true", help="on a GPU: also without the Triton kernels")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
-    parser.add_argument("--memory-of", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=MEMORY, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help="write a JSON file with machine, versions, date and all rows")
     args = parser.parse_args()
     if args.memory_of:

@@ -33,7 +33,7 @@ LOWEST_ENTROPY = 0.1
 # ratio of two weights by e: the map is no longer that of the weights.
 HIGHEST_SCORE = 256.0
 # How many times longer tokens may be than after the first step. In 200 steps of a small model they became up to 2 times
-# as long where it learnt, and 30 to 1,700 times at rates from 10 times too high (docs/training.md).
+# as long where it learnt, and 29 to 1,700 times at rates from 10 times too high (docs/training.md).
 HIGHEST_GROWTH = 30.0
 
 _LAYER, _WARNING = "attention_health/layer_", "attention_health/warning"

@@ -19,6 +19,7 @@ class FiniteTrainer(ShardedTrainer):
         TrainingStoppedError: one of them is not finite: the step, where it was first seen, and the images.
     """
 
+    model: Any
     train_dataset: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
