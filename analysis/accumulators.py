@@ -124,23 +124,31 @@ class Quantiles:
 
     def update(self, values: torch.Tensor) -> None:
         """Add a batch: (B, M)."""
-        values = values.double()
+        self._count(values.double(), torch.arange(self.cells).expand_as(values))
+
+    def update_rows(self, rows: torch.Tensor, values: torch.Tensor) -> None:
+        """Add each image to the row of its class: rows (B,), values (B, columns); cell row * columns + column."""
+        columns = values.shape[1]
+        self._count(values.double(), rows[:, None] * columns + torch.arange(columns))
+
+    def _count(self, values: torch.Tensor, cells: torch.Tensor) -> None:
+        """Add numbers (B, M) to their cells (B, M)."""
         magnitude = values.abs().clamp(max=LARGEST)
         # Magnitudes too small for a bin are replaced below; the clamp keeps the logarithm finite.
         bins = (magnitude.clamp_min(SMALLEST).log() / math.log(self._GROWTH)).ceil().long() + self._EDGE + 1
         bins = torch.where(values < 0, self._ZERO - bins, self._ZERO + bins)
         bins = bins.masked_fill(magnitude < SMALLEST, self._ZERO)
-        keys = torch.arange(self.cells) * self._BINS + bins
-        missing = values.isnan()
-        self._add(*keys[~missing].unique(return_counts=True))
-        if len(values):
-            self._reach(values.masked_fill(missing, math.inf).amin(0), values.masked_fill(missing, -math.inf).amax(0))
+        known = ~values.isnan()
+        self._add(*(cells * self._BINS + bins)[known].unique(return_counts=True))
+        self._smallest.scatter_reduce_(0, cells[known], values[known], "amin")
+        self._largest.scatter_reduce_(0, cells[known], values[known], "amax")
 
     def merge(self, other: "Quantiles") -> None:
         """Add what another one has seen."""
         state = other.state()
         self._add(state["keys"], state["counts"])
-        self._reach(state["smallest"], state["largest"])
+        self._smallest = torch.minimum(self._smallest, state["smallest"])
+        self._largest = torch.maximum(self._largest, state["largest"])
 
     def quantile(self, share: float) -> torch.Tensor:
         """The value below which this share of a cell's numbers lies: (M,); NaN for a cell without any."""
@@ -181,10 +189,6 @@ class Quantiles:
         # Sorted in seldom, so that the cost for each number does not grow with what is there.
         if sum(len(waiting) for waiting, _ in self._waiting) > max(self._PENDING, len(self._keys)):
             self.state()
-
-    def _reach(self, smallest: torch.Tensor, largest: torch.Tensor) -> None:
-        self._smallest = torch.minimum(self._smallest, smallest)
-        self._largest = torch.maximum(self._largest, largest)
 
     def _middle(self, bins: torch.Tensor) -> torch.Tensor:
         offset = bins - self._ZERO

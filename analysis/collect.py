@@ -24,6 +24,7 @@ from .tally import Tally
 from .token_layout import TokenLayout
 
 SECONDS_BETWEEN_SAVES = 30.0
+MANY_CLASSES = 100  # their quantiles are kept when asked for: of 1,000 classes and ViT-S they may take gigabytes
 
 
 def collect(
@@ -34,6 +35,7 @@ def collect(
     statistics: str | Iterable[str] | None = None,
     rollout: bool = False,
     class_names: Iterable[str] | None = None,
+    class_quantiles: bool | None = None,
     layout: TokenLayout | None = None,
     forward: Callable[[Any, torch.Tensor], Any] | None = None,
     progress_folder: str | Path | None = None,
@@ -77,6 +79,8 @@ def collect(
             those would weigh more than the model, a quarter's; the model then runs one and a half times more in sum.
         class_names: Names of the labels 0, 1, ...; `None`: those of the data, or no statistics for each class, as where
             an image has several labels.
+        class_quantiles: Quantiles for each class too: up to 16 bytes for each image and statistic of a head, while
+            there are fewer than a few hundred images of a class. `None`: up to 100 classes.
         layout: What the tokens are. `None`: from the model's configuration and the size of the images.
         forward: Runs the model: a function of model and pixel values. `None`: `model(pixel_values=...)`.
         progress_folder: Where to keep how far it is, every 30 seconds and when it is stopped. A later call with the
@@ -89,8 +93,9 @@ def collect(
 
     Raises:
         ValueError: weights, queries, keys, values or outputs hold NaN or infinity (the layer is named), there are no
-            images, the model's attention cannot be seen, or is not that of query and key (inside `intervene`, edited
-            scores or maps; softcap, sinks or a window), or the progress is of another run.
+            images, or no classes where `class_quantiles` asks for them, the model's attention cannot be seen, or is not
+            that of query and key (inside `intervene`, edited scores or maps; softcap, sinks or a window), or the
+            progress is of another run.
 
     Example:
 
@@ -111,12 +116,13 @@ def collect(
     names = class_names if class_names is not None else getattr(source, "class_names", None)
     names = None if names is None or getattr(source, "multi_label", False) else tuple(names)
     asked = None if statistics is None else sorted([statistics] if isinstance(statistics, str) else statistics)
-    session = Collecting(model, layers, asked, Tally(len(names or ())), rollout)
+    session = Collecting(model, layers, asked, _new_tally(names, class_quantiles), rollout)
     rank, world = _processes()
     file = None
     if progress_folder is not None:
         identity = identity_of(dataloader, fingerprint, layout, names)
         identity |= {"layers": session.chosen, "statistics": asked, "rollout": rollout}
+        identity |= {"quantiles of classes": session.tally.has_class_quantiles}
         file = ProgressFile(progress_folder, identity, rank, world)
         session.tally = file.load() or session.tally
     with _evaluating(model), _bar(dataloader, session.tally, show_progress and rank == 0) as bar:
@@ -147,6 +153,13 @@ def check_weights(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
         digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def _new_tally(class_names: tuple[str, ...] | None, class_quantiles: bool | None) -> Tally:
+    count = len(class_names or ())
+    if class_quantiles and not count:
+        raise ValueError("class_quantiles=True needs classes; pass class_names, and one label for each image")
+    return Tally(count, 0 < count <= MANY_CLASSES if class_quantiles is None else class_quantiles)
 
 
 def _run(
@@ -298,7 +311,7 @@ def _merged(tally: Tally, rank: int, world: int) -> Tally:
         return tally
     import torch.distributed as dist
 
-    total = Tally(tally.num_classes)
+    total = Tally(tally.num_classes, tally.has_class_quantiles)
     for sender in range(world):  # one after the other: at most two are in memory
         message = [tally.state() if rank == sender else None]
         dist.broadcast_object_list(message, src=sender)

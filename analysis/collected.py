@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..configuration.disk_errors import as_os_errors
-from .accumulators import Moments
+from .accumulators import Moments, Quantiles
 from .tally import VECTORS, Cell, Tally
 
 SHARES = {"quantile_5": 0.05, "median": 0.5, "quantile_95": 0.95}
@@ -74,6 +74,18 @@ class Collected:
         mean = moments.mean.masked_fill(moments.count == 0, torch.nan)
         return torch.stack([self._of(statistic, of_class) for of_class in mean])
 
+    def class_quantile(self, statistic: str, share: float) -> torch.Tensor:
+        """The value below which this share of each class's images lies, to 0.5 %: (K, L, H) or (K, L); NaN for a class
+        without images.
+
+        Raises:
+            ValueError: quantiles were not collected for each class.
+        """
+        if not self._tally.has_class_quantiles:
+            raise ValueError("there are no quantiles of classes: collect with class names and class_quantiles=True")
+        of_classes = self._tally.class_quantiles.quantile(share).view(self._tally.num_classes, len(self._cells))
+        return torch.stack([self._of(statistic, of_class) for of_class in of_classes])
+
     def vectors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean (L, H, D) and second moment (L, H, D, D) of "query", "key", "value" or "output" (the heads' output,
         before the projection) over images and tokens."""
@@ -97,10 +109,7 @@ class Collected:
 
         With a control, its mean stands in the column "control", between "control_low" and "control_high".
         """
-        moments = self._tally.moments
-        columns = _columns(moments) | {
-            name: self._tally.quantiles.quantile(share).tolist() for name, share in SHARES.items()
-        }
+        columns = _columns(self._tally.moments) | _quantile_columns(self._tally.quantiles)
         if self.control is not None:
             found = _columns(self.control._tally.moments)
             columns |= {f"control_{name}".removesuffix("_mean"): found[name] for name in ("mean", "low", "high")}
@@ -108,11 +117,13 @@ class Collected:
             yield cell._asdict() | {name: column[place] for name, column in columns.items()}
 
     def class_rows(self) -> Iterator[dict[str, Any]]:
-        """The same for each class."""
+        """The same for each class, without control."""
         columns = _columns(self._tally.classes)
+        quantiles = _quantile_columns(self._tally.class_quantiles) if self._tally.has_class_quantiles else {}
         for label, name in enumerate(self.class_names or ()):
             for place, cell in enumerate(self._cells):
                 numbers = {column: values[label][place] for column, values in columns.items()}
+                numbers |= {column: values[label * len(self._cells) + place] for column, values in quantiles.items()}
                 yield {"class": name} | cell._asdict() | numbers
 
     def save(self, folder: str | Path, provenance: dict[str, Any]) -> list[Path]:
@@ -177,6 +188,10 @@ def _columns(moments: Moments) -> dict[str, list[Any]]:
         "low": (mean - half).tolist(),
         "high": (mean + half).tolist(),
     }
+
+
+def _quantile_columns(quantiles: Quantiles) -> dict[str, list[float]]:
+    return {name: quantiles.quantile(share).tolist() for name, share in SHARES.items()}
 
 
 def _with_whole_numbers(table: Any) -> Any:

@@ -14,6 +14,7 @@ from .statistics.blockwise import full_precision
 from .statistics.layers_together import Taken
 
 VECTORS = ("query", "key", "value", "output")
+ACCUMULATORS = ("moments", "quantiles", "classes", "class_quantiles")  # of a tally, each with a state of its own
 
 
 class Cell(NamedTuple):
@@ -95,6 +96,7 @@ class Tally:
 
     Args:
         num_classes: Also keep means and variances for each class; 0: not.
+        class_quantiles: And quantiles for each class.
 
     Attributes:
         images: How many were seen.
@@ -106,8 +108,9 @@ class Tally:
         maps: (name, layer) -> sum over images of a number for each token, while all images have the same tokens.
     """
 
-    def __init__(self, num_classes: int = 0) -> None:
+    def __init__(self, num_classes: int = 0, class_quantiles: bool = False) -> None:
         self.num_classes = num_classes
+        self.has_class_quantiles = class_quantiles
         self.images = 0
         self.batches = 0
         self.whole = True
@@ -116,6 +119,7 @@ class Tally:
         self.moments = Moments((0,))
         self.quantiles = Quantiles(0)
         self.classes = Moments((num_classes, 0))
+        self.class_quantiles = Quantiles(0)  # cell: class * columns + column
         self.vectors: dict[tuple[str, int], Sums] = {}
         self.maps: dict[tuple[str, int], torch.Tensor] | None = {}
         self.grid: tuple[int, ...] | None = None  # rows, columns and tokens before them, of the maps
@@ -148,6 +152,8 @@ class Tally:
         if self.num_classes and labels is not None:
             known = labels >= 0
             self.classes.update_rows(labels[known], table[known])
+            if self.has_class_quantiles:
+                self.class_quantiles.update_rows(labels[known], table[known])
         for place, (count, first, second) in batch.vectors.items():
             sums = self.vectors.setdefault(place, Sums(tuple(first.shape)))
             sums.update(count, first, second, ...)
@@ -177,6 +183,7 @@ class Tally:
         self.moments.merge(other.moments)
         self.quantiles.merge(other.quantiles)
         self.classes.merge(other.classes)
+        self.class_quantiles.merge(other.class_quantiles)
         for place, sums in other.vectors.items():
             if place in self.vectors:
                 self.vectors[place].merge(sums)
@@ -194,13 +201,14 @@ class Tally:
         self.moments = Moments((len(cells),))
         self.quantiles = Quantiles(len(cells))
         self.classes = Moments((self.num_classes, len(cells)))
+        self.class_quantiles = Quantiles(self.num_classes * len(cells) if self.has_class_quantiles else 0)
 
     # ---- as tensors and plain values: for a file, or for another process
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Everything, as tensors by name and as values for JSON."""
         tensors: dict[str, torch.Tensor] = {}
-        for name in ("moments", "quantiles", "classes"):
+        for name in ACCUMULATORS:
             tensors |= {f"{name}/{part}": tensor for part, tensor in getattr(self, name).state().items()}
         for (name, layer), sums in self.vectors.items():
             tensors |= {f"vectors/{name}/{layer}/{part}": tensor for part, tensor in sums.state().items()}
@@ -208,6 +216,7 @@ class Tally:
             tensors[f"maps/{name}/{layer}"] = total
         values = {
             "num_classes": self.num_classes,
+            "class quantiles": self.has_class_quantiles,
             "images": self.images,
             "batches": self.batches,
             "bad": self.bad,
@@ -220,7 +229,7 @@ class Tally:
     @classmethod
     def from_state(cls, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> "Tally":
         """The opposite of `state`."""
-        tally = cls(values["num_classes"])
+        tally = cls(values["num_classes"], values["class quantiles"])
         tally.images, tally.batches, tally.bad = values["images"], values["batches"], list(values["bad"])
         tally.grid = None if values["grid"] is None else tuple(values["grid"])
         if values["cells"] is not None:
@@ -229,7 +238,7 @@ class Tally:
         for path, tensor in tensors.items():
             *folders, part = path.split("/")
             parts.setdefault(tuple(folders), {})[part] = tensor
-        for name in ("moments", "quantiles", "classes"):
+        for name in ACCUMULATORS:
             getattr(tally, name).load_state(parts[name,])
         for place, state in parts.items():
             if place[0] == "vectors":

@@ -31,6 +31,9 @@ def statistics(
         bool,
         typer.Option("--rollout", help="Attention rollout too: beyond 400 tokens half a run more, or 1.5."),
     ] = False,
+    class_quantiles: Annotated[
+        bool, typer.Option("--class-quantiles", help="Quantiles for each class, of more than 100 classes too.")
+    ] = False,
     weights: Annotated[bool, typer.Option("--weights", help="What the weights alone say; needs no data.")] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("statistics"),
     on_bad_image: OnBadImageOption = OnBadImage.stop,
@@ -63,6 +66,7 @@ def statistics(
             images=images,
             control=control,
             rollout=rollout,
+            class_quantiles=class_quantiles,
             weights=weights,
             output=output,
             on_bad_image=on_bad_image.value,

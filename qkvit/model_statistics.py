@@ -5,8 +5,8 @@ The folder it writes:
     statistics.parquet     a row for each layer, head and statistic: mean, deviation, n, 95 % interval, quantiles; with
                            --control, mean and interval for random weights
     statistics.csv         the same
-    classes.parquet        the same for each class, where there are classes; no CSV, since 1,000 classes make
-                           2 million rows
+    classes.parquet        the same for each class, where there are classes, with quantiles up to 100 classes or with
+                           --class-quantiles; no CSV, since 1,000 classes make 2 million rows
     vectors.safetensors    mean and second moment of each head's queries, keys, values and output; maps of received
                            attention and, with --rollout, of rollout
     weights.parquet        with --weights: a row for each layer, head and statistic, beside random weights
@@ -55,6 +55,7 @@ class Request:
     images: int | None = None
     control: bool = False
     rollout: bool = False
+    class_quantiles: bool = False
     weights: bool = False
     output: Path = Path("statistics")
     on_bad_image: str = "stop"
@@ -106,8 +107,9 @@ def run_statistics(request: Request) -> None:
     layers = _layers(request.layers)
     if request.control and request.data is None:
         raise UserError("--control runs over images; pass --data SOURCE too (--weights has a control of its own)")
-    if request.rollout and request.data is None:
-        raise UserError("--rollout runs over images; pass --data SOURCE too")
+    for option in ("rollout", "class_quantiles"):
+        if getattr(request, option) and request.data is None:
+            raise UserError(f"--{option.replace('_', '-')} runs over images; pass --data SOURCE too")
     check_packages(NEEDED)
     load_models()
     from .analysis import weight_statistics
@@ -212,6 +214,7 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
                 layers=layers,
                 statistics=request.groups,
                 rollout=request.rollout,
+                class_quantiles=request.class_quantiles or None,
                 progress_folder=progress,
                 keep_progress=True,
             )

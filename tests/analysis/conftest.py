@@ -1,5 +1,6 @@
 """Tiny models of transformers' own families with random weights, and a run of `collect` over seven images."""
 
+import itertools
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -127,9 +128,11 @@ def assert_same() -> Callable[[Collected, Collected], None]:
                 first, second = getattr(one, what)(statistic), getattr(other, what)(statistic)
                 message = f"{what} {statistic}"
                 torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-6, equal_nan=True, msg=message)
-            for share in SHARES.values():
-                first, second = one.quantile(statistic, share), other.quantile(statistic, share)
-                message = f"quantile {share} of {statistic}"
+            for what, share in itertools.product(("quantile", "class_quantile"), SHARES.values()):
+                if what == "class_quantile" and not one.class_names:
+                    continue
+                first, second = getattr(one, what)(statistic, share), getattr(other, what)(statistic, share)
+                message = f"{what} {share} of {statistic}"
                 torch.testing.assert_close(first, second, rtol=NEXT_BIN, atol=1e-6, equal_nan=True, msg=message)
         for name in VECTORS:
             for first, second in zip(one.vectors(name), other.vectors(name), strict=True):

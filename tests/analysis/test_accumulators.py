@@ -109,6 +109,20 @@ def test_quantiles_of_extreme_numbers():
     assert quantiles.quantile(1.0) > 9e11
 
 
+@given(st.lists(st.tuples(st.integers(0, 2), number, number), min_size=1, max_size=20), st.integers(1, 5))
+def test_quantiles_of_rows_are_those_of_each_alone(stream, size):
+    rows = torch.tensor([row for row, _, _ in stream])
+    values = torch.tensor([numbers for _, *numbers in stream], dtype=torch.float64)
+    quantiles = Quantiles(3 * 2)
+    for row, value in zip(rows.split(size), values.split(size), strict=True):
+        quantiles.update_rows(row, value)
+    for row in range(3):
+        alone = accumulated(Quantiles, [values[rows == row]], 2)
+        for share in (0.0, 0.3, 1.0):
+            found = quantiles.quantile(share).view(3, 2)[row]
+            assert torch.equal(found.nan_to_num(7.7), alone.quantile(share).nan_to_num(7.7))
+
+
 def test_quantiles_take_no_more_memory_for_more_numbers(monkeypatch):
     monkeypatch.setattr(Quantiles, "_PENDING", 1000)
     generator = torch.Generator().manual_seed(0)

@@ -1,8 +1,10 @@
 """`collect` gives the numbers of all images at once, however they are cut and shared out."""
 
 import errno
+import itertools
 import json
 import math
+import sys
 
 import pytest
 import safetensors.torch
@@ -11,12 +13,14 @@ import transformers
 from safetensors import SafetensorError
 
 from qkvit.analysis import TokenLayout, Zero, attention_statistics, intervene, record, rollout
+from qkvit.analysis.accumulators import RELATIVE_ACCURACY
 from qkvit.analysis.attention_product import AttentionCall
 from qkvit.analysis.collect import check_weights
 from qkvit.analysis.collecting import OUTLIER, Collecting, patch_contrast
 from qkvit.analysis.tally import Tally
 
 NUM_IMAGES = 7
+NEXT_BIN = 2.1 * RELATIVE_ACCURACY  # from the middle of a quantile's bin to that of the next
 
 
 # ---- the numbers
@@ -73,6 +77,34 @@ def test_classes_have_their_own_numbers(model, source, over, quiet, to_tensor):
     assert [(row["class"], row["n"]) for row in rows] == [("cat", 4), ("dog", 1), ("owl", 2)]
     assert math.isnan(rows[1]["standard_deviation"])  # of one image there is none
     assert math.isfinite(rows[1]["mean"])
+
+
+def test_classes_have_their_own_quantiles(model, source, over, quiet, to_tensor):
+    collected = quiet(model, over(source))
+    for label, of_class in enumerate((range(4), range(4, 5), range(5, 7))):
+        alone = quiet(model, [torch.stack([to_tensor(source[index].image) for index in of_class])])
+        for statistic, share in itertools.product(("entropy", "outliers"), (0.05, 0.5, 1.0)):
+            found = collected.class_quantile(statistic, share)[label]
+            torch.testing.assert_close(found, alone.quantile(statistic, share), rtol=NEXT_BIN, atol=1e-6)
+    rows = [row for row in collected.class_rows() if (row["statistic"], row["layer"], row["head"]) == ("entropy", 1, 1)]
+    medians = collected.class_quantile("entropy", 0.5)[:, 1, 1]
+    assert [row["median"] for row in rows] == medians.tolist()
+    assert math.isclose(rows[1]["median"], rows[1]["mean"], rel_tol=1e-6)  # of one image: no bin's middle
+
+
+def test_quantiles_of_many_classes_are_kept_when_asked_for(model, source, over, quiet, monkeypatch):
+    monkeypatch.setattr(sys.modules["qkvit.analysis.collect"], "MANY_CLASSES", 2)
+    without = quiet(model, over(source), statistics="entropy")
+    assert "median" not in next(without.class_rows())
+    with pytest.raises(ValueError, match="no quantiles of classes: collect with class names and class_quantiles=True"):
+        without.class_quantile("entropy", 0.5)
+    asked = quiet(model, over(source), statistics="entropy", class_quantiles=True)
+    assert asked.class_quantile("entropy", 0.5).shape == (3, 3, 2)
+    assert "median" in next(asked.class_rows())
+    two = quiet(model, [torch.rand(3, 3, 16, 16)], statistics="entropy", class_names=["cat", "dog"])
+    assert two.class_quantile("entropy", 0.5).isnan().all()  # no image had a label
+    with pytest.raises(ValueError, match="class_quantiles=True needs classes; pass class_names"):
+        quiet(model, [torch.rand(3, 3, 16, 16)], class_quantiles=True)
 
 
 def test_labels_may_be_a_list(model, quiet):
@@ -315,6 +347,7 @@ def test_the_tables(model, source, tmp_path, over, quiet):
     assert len(pd.read_csv(tmp_path / "out" / "statistics.csv")) == len(table)
     classes = pd.read_parquet(tmp_path / "out" / "classes.parquet")
     assert len(classes) == 3 * len(table)
+    assert set(classes.columns) == {"class", *table.columns}
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert (provenance["images"], provenance["model"]) == (NUM_IMAGES, "tiny")
 

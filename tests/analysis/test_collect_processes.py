@@ -17,13 +17,13 @@ from qkvit.data import open_images
 @given(world=st.integers(1, 9), batch_size=st.integers(1, 7), workers=st.just(0))
 def test_shares_merge_to_the_whole(model, source, world, batch_size, workers, over, quiet, assert_same):
     whole = quiet(model, over(source), rollout=True)
-    total = Tally(3)
+    total = Tally(3, class_quantiles=True)
     for rank in range(world):
         share = over(source, batch_size, shard=(rank, world), num_workers=workers)
         if share.indices:
             total.merge(Tally.from_state(*quiet(model, share, rollout=True)._tally.state()))
         else:
-            total.merge(Tally.from_state(*Tally(3).state()))
+            total.merge(Tally.from_state(*Tally(3, class_quantiles=True).state()))
     assert_same(type(whole).from_tally(total, source.class_names), whole)
 
 

@@ -139,6 +139,14 @@ def test_rollout_comes_with_its_picture_and_map(leave, tmp_path):
     assert record["command"].startswith("qkvit statistics model --data pets --rollout --output")
 
 
+def test_quantiles_of_many_classes_are_an_option(leave, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["qkvit.analysis.collect"], "MANY_CLASSES", 1)
+    for options, expected in (([], False), (["--class-quantiles"], True)):
+        code, _, _ = leave("--data", "pets", "--only", "entropy", *options, "--force", "-o", tmp_path / "out")
+        assert code == 0
+        assert ("median" in pd.read_parquet(tmp_path / "out" / "classes.parquet")) == expected
+
+
 def test_a_control_stands_beside_every_number(leave, here, tmp_path):
     code, output, _ = leave("--data", "pets", "--control", "--seed", 4, "--only", "entropy", "-o", tmp_path / "out")
     assert code == 0
@@ -254,6 +262,7 @@ def test_bad_images_stop_or_are_listed(leave, here, tmp_path):
         (["--data", "model"], "no images"),
         (["--control", "--weights"], "--data"),
         (["--rollout", "--weights"], "--data"),
+        (["--class-quantiles", "--weights"], "--class-quantiles runs over images; pass --data"),
         (["--data", "pets", "--layers", "first"], "--layers first"),
         (["--data", "pets", "--layers", "9"], "--layers 9 asks for layer 9"),
         (["--data", "pets", "--layers", "0,1-0"], "1-0 goes backwards; pass 0-1"),
