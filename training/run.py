@@ -25,7 +25,7 @@ from .images.progressive import ProgressiveCost, with_progression
 from .images.sources import Splits, open_splits, planned_data
 from .models import LossSettings, build_model, build_processor, check_start, image_size, taking
 from .optimisation.batch_size import find_batch_size, out_of_memory
-from .optimisation.distillation import Teacher, open_teacher
+from .optimisation.distillation import Teacher, check_teacher, open_teacher
 from .optimisation.optimizers import optimizer_class
 from .optimisation.parameter_groups import set_trainable
 from .optimisation.schedule import check_schedule
@@ -108,6 +108,7 @@ class Run:
 
     def dry_run(self) -> dict[str, Any]:
         """Print and return the plan; nothing is written, and the data need not be there."""
+        check_teacher(self.recipe.distillation)
         several = self.recipe.model.config.get("problem_type") == "multi_label_classification"
         images, names, several = planned_data(self.recipe.data, several, self._say)
         with quiet_libraries():
@@ -152,6 +153,7 @@ class Run:
             check_new(self.output)
         self._barrier()
         check_start(self.recipe)  # before the data are fetched
+        check_teacher(self.recipe.distillation)
         splits = open_splits(self.recipe.data)
         with quiet_libraries():
             teacher = open_teacher(self.recipe.distillation, splits.class_names, multi_label=splits.multi_label)

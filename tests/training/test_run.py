@@ -89,6 +89,15 @@ def test_a_dry_run_needs_no_data(capsys):
     assert "Planned with what the recipe says" in said
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_teacher_that_is_not_there_is_said_before_the_data_are_opened(tiny, tmp_path, monkeypatch, dry_run):
+    monkeypatch.setattr("qkvit.training.run.open_splits", lambda data: pytest.fail("the data were opened"))
+    monkeypatch.setattr("qkvit.training.run.planned_data", lambda *_: pytest.fail("the data were planned with"))
+    recipe = tiny({"distillation": {"teacher": "./no-teacher"}, "arguments": {"output_dir": str(tmp_path / "run")}})
+    with pytest.raises(TrainingRefusedError, match=r"the teacher \./no-teacher cannot be read: there is no folder"):
+        train(recipe, dry_run=dry_run)
+
+
 def test_a_dry_run_fetches_no_data(monkeypatch, capsys):
     """Of what is on the Hub, a plan needs two numbers that a recipe may say."""
     monkeypatch.setattr(sources, "open_splits", lambda data: pytest.fail("the data were opened"))

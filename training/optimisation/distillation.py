@@ -123,6 +123,15 @@ class Teacher:
         return {"teacher": tensor_digest(self.model.state_dict().items())[:16]}
 
 
+def check_teacher(settings: Distillation) -> None:
+    """Refuse a teacher that is neither here nor on the Hub."""
+    if settings.teacher is not None:
+        try:
+            look_for(settings.teacher, "model")
+        except ValueError as error:
+            raise _unreadable(settings.teacher, error) from error
+
+
 def open_teacher(settings: Distillation, class_names: list[str], *, multi_label: bool = False) -> Teacher | None:
     """The teacher of a recipe, or None.
 
@@ -133,21 +142,25 @@ def open_teacher(settings: Distillation, class_names: list[str], *, multi_label:
         return None
     if multi_label:
         raise TrainingRefusedError("distillation is for one label an image; leave distillation.teacher out")
+    check_teacher(settings)
     try:
-        look_for(settings.teacher, "model")
         with hub_sentences(settings.teacher):
             model, info = AutoModelForImageClassification.from_pretrained(
                 settings.teacher, output_loading_info=True, dtype="float32"
             )
             processor = AutoImageProcessor.from_pretrained(settings.teacher, backend="pil")
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise TrainingRefusedError(f"the teacher {settings.teacher} cannot be read: {reason}") from error
+        raise _unreadable(settings.teacher, error) from error
     if info["missing_keys"]:
         raise TrainingRefusedError(
             f"the teacher {settings.teacher} lacks {min(info['missing_keys'])}: give one that was trained to classify"
         )
     return Teacher(model, processor, settings, _order(settings, model.config, class_names))
+
+
+def _unreadable(teacher: str, error: Exception) -> TrainingRefusedError:
+    reason = " ".join(str(error).split()).rstrip(".")
+    return TrainingRefusedError(f"the teacher {teacher} cannot be read: {reason}")
 
 
 def _order(settings: Distillation, config: Any, class_names: list[str]) -> list[int] | None:
