@@ -13,6 +13,9 @@ class OnBadImage(str, Enum):
     skip = "skip"
 
 
+TrustRemoteCodeOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that a model brings along; read it first.")
+]
 OnBadImageOption = Annotated[
     OnBadImage, typer.Option(metavar="stop|skip", help="What to do about an image that cannot be read.")
 ]

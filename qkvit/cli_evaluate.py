@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_choices import OnBadImage, OnBadImageOption
+from .cli_choices import OnBadImage, OnBadImageOption, TrustRemoteCodeOption
 
 
 def evaluate(
@@ -26,6 +26,7 @@ def evaluate(
         bool, typer.Option("--by-index", help="Label 0 of the data is label 0 of the model, whatever their names.")
     ] = False,
     on_bad_image: OnBadImageOption = OnBadImage.stop,
+    trust_remote_code: TrustRemoteCodeOption = False,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed, where a model draws random numbers.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder of an earlier evaluation.")] = False,
 ) -> None:
@@ -42,6 +43,7 @@ def evaluate(
         num_workers=num_workers,
         by_index=by_index,
         on_bad_image=on_bad_image.value,
+        trust_remote_code=trust_remote_code,
         seed=seed,
         force=force,
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_choices import OnBadImage, OnBadImageOption
+from .cli_choices import OnBadImage, OnBadImageOption, TrustRemoteCodeOption
 
 # As in analysis/statistics/groups.py, which loads torch.
 GROUPS = "entropy, maximum, received, masses, place, distance, similarity, values"
@@ -47,6 +47,7 @@ def statistics(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that read images; 0: the main one.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes a GPU if there is one.")] = "auto",
+    trust_remote_code: TrustRemoteCodeOption = False,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of --images and of the random weights.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder of an earlier run.")] = False,
 ) -> None:
@@ -76,6 +77,7 @@ def statistics(
             batch_size=batch_size,
             num_workers=num_workers,
             device=device,
+            trust_remote_code=trust_remote_code,
             seed=seed,
             force=force,
         )

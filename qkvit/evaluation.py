@@ -20,6 +20,7 @@ from .evaluation_labels import match_labels
 from .finished_folder import check_target, finished_folder
 from .metrics import compute
 from .packages import check_packages
+from .pretrained import load_image_processor, load_pretrained
 from .provenance import in_a_line, provenance
 from .seen_images import held_out_images, said_of_seen_images
 from .startup import load_models
@@ -52,6 +53,7 @@ def run_evaluation(
     num_workers: int = 0,
     by_index: bool = False,
     on_bad_image: str = "stop",
+    trust_remote_code: bool = False,
     seed: int = 0,
     force: bool = False,
 ) -> dict[str, Any]:
@@ -65,6 +67,7 @@ def run_evaluation(
         device: "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU if there is one.
         by_index: Take label i of the data for label i of the model, whatever their names are.
         on_bad_image: "stop" or "skip", as `open_images` has it.
+        trust_remote_code: Run the code that a model of a type unknown here brings along.
         seed: For whatever of a model is random; the models of transformers have nothing random in evaluation.
         force: Replace the folder of an earlier evaluation.
 
@@ -83,6 +86,7 @@ def run_evaluation(
         "device": device,
         "by_index": by_index,
         "on_bad_image": on_bad_image,
+        "trust_remote_code": trust_remote_code,
         "seed": seed,
     }
     check_packages(NEEDED)
@@ -105,7 +109,7 @@ def run_evaluation(
         look_for(model_name, "model")
         look_for(data_name, "dataset")
     with quiet_libraries(), finished_folder(output) as folder:
-        model, processor = load_classifier(model_name, device)
+        model, processor = load_classifier(model_name, device, trust_remote_code=trust_remote_code)
         with sentences():
             choice: Any = on_bad_image  # checked there
             # An address can be read in place alone.
@@ -126,32 +130,21 @@ def run_evaluation(
     return record
 
 
-def load_classifier(name: str, device: str) -> tuple[Any, Any]:
+def load_classifier(name: str, device: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """A classifier in float32, in eval mode, and its image processor.
 
     Raises:
         UserError: there is none of that name, it has no classifier or no image processor.
     """
-    import torch
     from transformers import AutoModelForImageClassification
 
-    # Not from transformers: 5.17 has it there only where torchvision is installed.
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
-    from .configuration.hub_errors import hub_sentences
-
-    with sentences(), hub_sentences(name), sentences(f"{name} cannot be loaded: ", also=(RuntimeError,)):
-        model, report = AutoModelForImageClassification.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True
+    model, missing = load_pretrained(AutoModelForImageClassification, name, device, trust_remote_code=trust_remote_code)
+    if missing:
+        raise UserError(
+            f"{name} has no weights for {', '.join(sorted(missing)[:3])}: it is no trained classifier; train one first,"
+            " as examples/finetune.py does"
         )
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise UserError(
-                f"{name} has no weights for {', '.join(missing[:3])}: it is no trained classifier; train one first, as"
-                " examples/finetune.py does"
-            )
-        processor = AutoImageProcessor.from_pretrained(name)
-        return model.eval().to(device), processor
+    return model, load_image_processor(name, trust_remote_code=trust_remote_code)
 
 
 def _indices(source: Any, config: Any, by_index: bool) -> list[int]:

@@ -35,6 +35,7 @@ from .device import usable_device
 from .errors import UserError, sentences
 from .finished_folder import check_target, check_writable, finished_folder
 from .packages import check_packages
+from .pretrained import load_image_processor, load_pretrained
 from .provenance import in_a_line, provenance
 from .startup import load_models
 from .training.quiet import quiet_libraries
@@ -65,6 +66,7 @@ class Request:
     batch_size: int = 16
     num_workers: int = 0
     device: str = "auto"
+    trust_remote_code: bool = False
     seed: int = 0
     force: bool = False
 
@@ -128,7 +130,7 @@ def run_statistics(request: Request) -> None:
             look_for(request.model, "model")
             if request.data is not None:
                 look_for(request.data, "dataset")
-        model = load_model(request.model, device)
+        model = load_model(request.model, device, trust_remote_code=request.trust_remote_code)
         record = _record_of(request, model)
         weights = collected = None
         if request.weights and rank == 0:
@@ -146,29 +148,22 @@ def run_statistics(request: Request) -> None:
                 remove_progress(folder, rank, record["processes"])
 
 
-def load_model(name: str, device: str) -> Any:
+def load_model(name: str, device: str, *, trust_remote_code: bool = False) -> Any:
     """The encoder of a checkpoint, in float32 and in eval mode.
 
     Raises:
         UserError: there is none of that name, or weights of its layers are missing.
     """
-    import torch
     from transformers import AutoModel
 
-    from .configuration.hub_errors import hub_sentences
-
-    with sentences(), hub_sentences(name), sentences(f"{name} cannot be loaded: ", also=(RuntimeError,)):
-        model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    missing = sorted(key for key in report["missing_keys"] if re.search(r"\.\d+\.", key))
-    if missing:
-        raise UserError(f"{name} has no weights for {', '.join(missing[:3])}; pass a checkpoint that was saved whole")
-    return model.eval().to(device)
+    model, missing = load_pretrained(AutoModel, name, device, trust_remote_code=trust_remote_code)
+    of_layers = sorted(key for key in missing if re.search(r"\.\d+\.", key))
+    if of_layers:
+        raise UserError(f"{name} has no weights for {', '.join(of_layers[:3])}; pass a checkpoint that was saved whole")
+    return model
 
 
 def _collect(request: Request, model: Any, layers: list[int] | None, record: dict[str, Any], rank: int) -> Any:
-    # Not from transformers: 5.17 has it there only where torchvision is installed.
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
     from .analysis import collect
     from .analysis.random_control import with_random_weights
     from .data import batches, open_images
@@ -176,8 +171,7 @@ def _collect(request: Request, model: Any, layers: list[int] | None, record: dic
     from .data.table_source import StreamingSource
 
     assert request.data is not None
-    with sentences(f"{request.model} has no image processor: "):
-        processor = AutoImageProcessor.from_pretrained(request.model)
+    processor = load_image_processor(request.model, trust_remote_code=request.trust_remote_code)
     with sentences():
         source = open_images(
             request.data,
