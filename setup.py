@@ -87,6 +87,7 @@ DEV = [
     *PEFT,
     *ONNX,
     "build>=1.2",
+    "captum>=0.8",
     "hypothesis>=6.100",
     "mypy>=1.15",
     "parameterized>=0.9",
@@ -94,6 +95,7 @@ DEV = [
     "pytest-xdist>=3.6",
     "ruff>=0.15",
     "setuptools>=77",
+    "tensorboard>=2.18",
     'triton>=3.6; platform_system == "Linux"',
 ]
 
