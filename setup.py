@@ -82,7 +82,6 @@ ONNX = [
 QUANTISATION = ["torchao>=0.15"]
 
 DEV = [
-    *TRAIN,
     *QUICKSTART,
     *PEFT,
     *ONNX,
@@ -154,7 +153,6 @@ setup(
         "onnx": ONNX,
         "quantisation": QUANTISATION,
         "dev": DEV,
-        "all": sorted({*TRAIN, *QUICKSTART, *EVALUATE, *STATISTICS, *DEV}),
     },
     entry_points={"console_scripts": ["qkvit = qkvit.cli:main"]},
 )

@@ -16,6 +16,7 @@ from .errors_qkvit import check_config_file, shown, with_plain_errors
 from .overrides_qkvit import is_override, with_overrides
 from .preprocessing_qkvit import save_image_processor
 from .validation_qkvit import (
+    check_given_later,
     check_inherited,
     check_loss,
     check_pooling,
@@ -378,6 +379,7 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Check each range and each combination of fields; runs when a config is made, used or saved."""
+        check_given_later(self)
         check_ranges(self)
         if self._last_stage_only:
             self.set_output_features_output_indices(None, None)

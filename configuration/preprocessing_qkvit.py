@@ -45,8 +45,8 @@ def save_image_processor(config: Any, folder: str | Path) -> None:
         else:
             _write(settings, file)
     else:
-        settings = _read(folder, FILE_NAME)
-        resized = settings and _of_this_size(settings, _read(folder, "config.json"), config)
+        settings = read_settings(folder, FILE_NAME)
+        resized = settings and _of_this_size(settings, read_settings(folder, "config.json"), config)
         if resized and resized != settings:
             _write(resized, file)
 
@@ -65,8 +65,8 @@ def settings_beside(name_or_path: Any, config: Any, **at: Any) -> dict[str, Any]
         config: The model's, which may have been given another size than its file has.
         at: `subfolder`, `revision`, `cache_dir` and the like, as the model was loaded.
     """
-    settings = _read(name_or_path, FILE_NAME, **at)
-    return settings and _of_this_size(settings, _read(name_or_path, "config.json", **at), config)
+    settings = read_settings(name_or_path, FILE_NAME, **at)
+    return settings and _of_this_size(settings, read_settings(name_or_path, "config.json", **at), config)
 
 
 def _of_this_size(settings: dict[str, Any], fields: dict[str, Any] | None, config: Any) -> dict[str, Any]:
@@ -83,7 +83,8 @@ def _of_this_size(settings: dict[str, Any], fields: dict[str, Any] | None, confi
     return {**settings, "size": {"height": height, "width": width}}
 
 
-def _read(name_or_path: Any, file: str, **at: Any) -> dict[str, Any] | None:
+def read_settings(name_or_path: Any, file: str, **at: Any) -> dict[str, Any] | None:
+    """The JSON object in a file of a folder, or of a Hub repository; `None` without one."""
     from transformers.utils import cached_file
 
     try:

@@ -112,9 +112,12 @@ def check_inherited(config: Any, extra: dict[str, Any]) -> None:
     if not isinstance(num_labels, int) or isinstance(num_labels, bool) or num_labels < 0:
         raise ValueError(f"num_labels={shown(num_labels)} is not a count; pass num_labels=10, say, or 0 for no head")
     check_labels(config, extra.get("num_labels"))
-    if config.problem_type not in (None, *_PROBLEM_TYPES):
-        choices = ", ".join(map(repr, _PROBLEM_TYPES))
-        raise ValueError(f"problem_type={shown(config.problem_type)} is not known; pass one of {choices}, or None")
+    if config.id2label and config.label2id is not None and not labels_agree(config.id2label, config.label2id):
+        raise ValueError(
+            f"label2id={shown(config.label2id)} is not the inverse of id2label={shown(config.id2label)}; leave"
+            " label2id out"
+        )
+    _check_outputs(config, extra.get("output_attentions"))
     for name, value in (("dtype", config.dtype), ("torch_dtype", extra.get("torch_dtype"))):
         dtype = getattr(torch, value, ...) if isinstance(value, str) else value
         if not (dtype is None or isinstance(dtype, torch.dtype)):
@@ -128,6 +131,18 @@ def check_inherited(config: Any, extra: dict[str, Any]) -> None:
         raise ValueError(
             f"quantization_config={shown(quantization)} is no mapping; take it out, or save the quantised model again"
         )
+
+
+def check_given_later(config: Any) -> None:
+    """Check the fields of every transformers configuration that may have been set since it was made."""
+    check_labels(config, None)  # label2id may be that of before: nothing reads it, and a file's is made anew
+    _check_outputs(config, config.output_attentions)
+
+
+def _check_outputs(config: Any, maps: Any) -> None:
+    if config.problem_type not in (None, *_PROBLEM_TYPES):
+        choices = ", ".join(map(repr, _PROBLEM_TYPES))
+        raise ValueError(f"problem_type={shown(config.problem_type)} is not known; pass one of {choices}, or None")
     if not isinstance(config.return_dict, bool):
         raise ValueError(f"return_dict={shown(config.return_dict)} is not True or False; pass return_dict=True, say")
     states = config.output_hidden_states
@@ -136,7 +151,6 @@ def check_inherited(config: Any, extra: dict[str, Any]) -> None:
             f"output_hidden_states={shown(states)} is not True or False or an integer or a list of integers; pass"
             " output_hidden_states=True, say"
         )
-    maps = extra.get("output_attentions")
     layers = [] if maps is None or isinstance(maps, bool) else _as_list(maps)
     if not all(
         type(layer) is int and -config.num_hidden_layers <= layer < config.num_hidden_layers for layer in layers
@@ -175,11 +189,6 @@ def check_labels(config: Any, num_labels: int | None) -> None:
         raise ValueError(
             f"num_labels={num_labels} and id2label={shown(config.id2label)} of {count} labels"
             " contradict each other; pass one of them"
-        )
-    if config.label2id is not None and not labels_agree(config.id2label, config.label2id):
-        raise ValueError(
-            f"label2id={shown(config.label2id)} is not the inverse of id2label={shown(config.id2label)}; leave"
-            " label2id out"
         )
 
 

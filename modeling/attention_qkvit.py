@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .normalization_qkvit import make_norm
 from .positions_qkvit import Rotation, rotate_patches
-from .shortcuts_qkvit import Neighbours, attend
+from .shortcuts_qkvit import Neighbours, attend, places_of
 
 
 def eager_attention_forward(
@@ -99,8 +99,12 @@ class QKViTAttention(nn.Module):
         self.neighbours.settle(self.q_proj, self.k_proj, self.v_proj)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Any:
-        moved = super()._apply(fn, recurse)  # `model.to(...)`, `model.half()`: the weights have new places
-        self.settle()
+        before = places_of(self.q_proj, self.k_proj, self.v_proj)
+        moved = super()._apply(fn, recurse)
+        # `model.to(...)`, `model.half()`: the weights have new places. Where they have their old ones, others may own
+        # the memory, such as the buffers of an optimizer that is spread over processes.
+        if before is None or places_of(self.q_proj, self.k_proj, self.v_proj) != before:
+            self.settle()
         return moved
 
     def forward(

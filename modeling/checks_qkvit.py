@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 # What transformers' own wrappers and callers hand to a model's forward, beside its named arguments.
-_FORWARD_ARGUMENTS = frozenset({"num_items_in_batch", "output_hidden_states", "return_dict"})
+_FORWARD_ARGUMENTS = frozenset({"output_hidden_states", "return_dict"})
 
 
 def check_arguments(arguments: Iterable[str]) -> None:
@@ -95,7 +95,7 @@ def token_mask_from(
             f"attention_mask has shape {tuple(attention_mask.shape)}; pass ({batch_size}, {num_patches}) for the"
             f" patches or ({batch_size}, {num_tokens}) for all tokens, 1 where a token is seen"
         )
-    mask = attention_mask.to(device=device, dtype=torch.bool)
+    mask = attention_mask.to(torch.bool)
     if mask.shape[1] != num_tokens:
         mask = torch.nn.functional.pad(mask, (num_prefix_tokens, 0), value=True)
     if _may_look_at_values(attention_mask):
@@ -103,7 +103,7 @@ def token_mask_from(
             raise ValueError("attention_mask has negative values; pass 1 where a token is seen and 0 where it is not")
         if not mask.any(dim=1).all():
             raise ValueError("attention_mask hides every token of an image; leave the image out of the batch")
-    return mask
+    return mask.to(device)
 
 
 def _check_is_tensor(value: Any, name: str) -> None:
@@ -112,11 +112,17 @@ def _check_is_tensor(value: Any, name: str) -> None:
 
 
 def _may_look_at_values(tensor: torch.Tensor) -> bool:
-    """Whether the values can be looked at without a wait for the device or a break in a compiled graph."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    """Whether the values can be looked at without a wait for the device or a break in a compiled graph, and are there:
+    what `torch.func.vmap` maps over has none of its own.
+    """
+    return tensor.device.type == "cpu" and not (
+        torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    )
 
 
-def masked_patches_from(bool_masked_pos: torch.Tensor | None, batch_size: int, num_patches: int) -> torch.Tensor | None:
+def masked_patches_from(
+    bool_masked_pos: torch.Tensor | None, batch_size: int, num_patches: int, device: torch.device
+) -> torch.Tensor | None:
     """`bool_masked_pos` as booleans (B, P)."""
     if bool_masked_pos is None:
         return None
@@ -126,7 +132,7 @@ def masked_patches_from(bool_masked_pos: torch.Tensor | None, batch_size: int, n
             f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}; pass ({batch_size}, {num_patches}), True where"
             " a patch is hidden"
         )
-    return bool_masked_pos.to(torch.bool)
+    return bool_masked_pos.to(device=device, dtype=torch.bool)
 
 
 def chosen_layers(choice: Any, num_layers: int, name: str) -> frozenset[int]:

@@ -44,6 +44,11 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: Any)
         return nn.functional.mse_loss(logits, _as_targets(labels, logits))
     if config.problem_type == "multi_label_classification":
         return nn.functional.binary_cross_entropy_with_logits(logits, _as_shares(labels, logits))
+    if config.problem_type not in (None, "single_label_classification"):
+        raise ValueError(
+            f"problem_type={config.problem_type!r} is not known; set it to 'single_label_classification',"
+            " 'multi_label_classification' or 'regression', or None"
+        )
     if labels.is_floating_point():
         targets = _as_shares(labels, logits)
         if config.classification_loss == "binary_cross_entropy":
@@ -110,7 +115,7 @@ def check_class_labels(labels: torch.Tensor, batch_size: int, num_labels: int) -
 
 def _refuse_others(valid: torch.Tensor, labels: torch.Tensor, message: str) -> None:
     """Raise where a label is not valid; the first such label opens the message."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return
     if labels.device.type == "cpu":
         if not valid.all():

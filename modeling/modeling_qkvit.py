@@ -116,7 +116,7 @@ class QKViTModel(QKViTPreTrainedModel):
                 "bool_masked_pos was given but the model has no mask token; use QKViTForMaskedImageModeling, or a"
                 " config with use_mask_token=True"
             )
-        masked = masked_patches_from(bool_masked_pos, batch_size, num_patches)
+        masked = masked_patches_from(bool_masked_pos, batch_size, num_patches, pixel_values.device)
         token_mask = token_mask_from(
             attention_mask, batch_size, num_patches, config.num_prefix_tokens, pixel_values.device
         )
@@ -279,7 +279,10 @@ class QKViTForMaskedImageModeling(QKViTPreTrainedModel):
         )
         patch_height, patch_width = self.qkvit.embeddings.patch_size
         rows, columns = pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
-        decoded = self.decoder(outputs.last_hidden_state[:, self.config.num_prefix_tokens :])
+        tokens = outputs.last_hidden_state
+        if self.config.norm_position == "after_pooling":  # there is no pooling that would apply it
+            tokens = self.qkvit.norm(tokens)
+        decoded = self.decoder(tokens[:, self.config.num_prefix_tokens :])
         decoded = decoded.unflatten(1, (rows, columns)).unflatten(-1, (-1, patch_height, patch_width))
         # (B, rows, columns, channels, patch height, patch width) -> (B, channels, height, width)
         reconstruction = decoded.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)

@@ -98,4 +98,6 @@ class QKViTPooling(nn.Module):
         if token_mask is None:
             return tokens.mean(dim=1)
         weight = token_mask.unsqueeze(-1).to(tokens.dtype)  # (B, tokens, 1)
-        return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+        precise = torch.promote_types(tokens.dtype, torch.float32)  # float16 ends at 65,504
+        total, count = ((tokens * weight).sum(dim=1, dtype=precise), weight.sum(dim=1, dtype=precise))
+        return (total / count.clamp(min=1)).to(tokens.dtype)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import GELUActivation, GELUTanh, SiLUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -37,9 +38,14 @@ _NARROWEST_JOINED_WITHOUT_AUTOCAST = 192  # of less, it was not timed
 
 
 def undisturbed() -> bool:
-    """Whether a forward pass runs plainly now: no gradients, no compiler, nobody who hooks every module."""
+    """Whether a forward pass runs plainly now: no gradients or tangents, no compiler, no hook on every module."""
     return not (
-        torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or _has_any_global_hook()
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or _has_any_global_hook()
     )
 
 
@@ -182,12 +188,23 @@ class Neighbours:
             return False
         return True
 
+    def _joined(self, linears: Sequence[Any], device: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias, in a form of which autocast keeps conversions where it would keep those of the layers."""
+        assert self.weight is not None
+        parts = (part for linear in linears for part in linear._parameters.values() if part is not None)
+        if not torch.is_autocast_enabled(device) or all(part.requires_grad for part in parts):
+            return self.weight, self.bias
+        return self.weight.detach(), None if self.bias is None else self.bias.detach()
+
     def project(self, x: torch.Tensor, num_heads: int, *linears: nn.Module) -> Sequence[torch.Tensor]:
         """`linear(x)` of each, in one product if possible, by heads: (B, N, C) -> each (B, H, N, D)."""
         batch_size, num_tokens, _ = x.shape
-        if self.weight is not None and undisturbed() and self._hold(linears) and all(map(unseen, linears)):
-            joined = nn.functional.linear(x, self.weight, self.bias)
-            return joined.view(batch_size, num_tokens, len(linears), num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        if self.weight is not None and undisturbed():
+            if not self._hold(linears):
+                self.weight = self.bias = None  # others took their places, such as int8 weights: their memory is free
+            elif all(map(unseen, linears)):
+                joined = nn.functional.linear(x, *self._joined(linears, x.device.type))
+                return joined.view(batch_size, num_tokens, len(linears), num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
         if _pays_to_join(x) and _can_join(linears):
             joined = nn.functional.linear(x, *_join(linears)).unflatten(2, (len(linears) * num_heads, -1))
             # Parted before heads come first: their gradients lie as (B, N, H, D), and one copy puts them together.
@@ -245,6 +262,14 @@ def _is_movable(part: torch.Tensor) -> bool:
     if part.device.type == "cpu":
         return not part.is_shared()  # moving it would part it from other processes
     return part.device.type == "cuda"
+
+
+def places_of(*linears: Any) -> list[tuple[int | None, torch.Size | None]] | None:
+    """Where the weights and biases of linear layers lie; `None` where one has no memory of its own to lie in."""
+    try:
+        return [_place(part) for linear in linears for part in linear.parameters()]
+    except RuntimeError:  # sparse, or only thought of
+        return None
 
 
 def _place(part: torch.Tensor | None) -> tuple[int | None, torch.Size | None]:

@@ -17,17 +17,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ...configuration.hub_errors import hub_sentences
+from ...configuration.preprocessing_qkvit import FILE_NAME as PROCESSOR
+from ...configuration.preprocessing_qkvit import read_settings
 from ..loading_qkvit import AGAIN
 
 CONFIG = "config.json"
-PROCESSOR = "preprocessor_config.json"
 # In the order of preference; the second of each pair names the shards.
 _FILES = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 _REOPEN_AFTER = 32 << 20  # bytes: pages of a mapped file count as ours until it is closed
-_SAFETENSORS_DTYPES = {
+# As the format names them; other types do not occur among weights.
+SAFETENSORS_DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
@@ -74,7 +76,8 @@ class ModelInMemory:
         config: Any = model.config
         self.where = f"the {type(model).__name__}"
         self.config = {**config.to_dict(), "architectures": [type(model).__name__]}
-        self.image_processor = _processor_beside(getattr(config, "_name_or_path", ""))
+        source = getattr(config, "_name_or_path", "")
+        self.image_processor = read_settings(source, PROCESSOR, local_files_only=True) if source else None
         self._tensors = model.state_dict()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -209,9 +212,9 @@ class _SafetensorsFile:
 
     def dtype(self, name: str) -> torch.dtype:
         dtype = self._file.get_slice(name).get_dtype()
-        if dtype not in _SAFETENSORS_DTYPES:
+        if dtype not in SAFETENSORS_DTYPES:
             raise ValueError(f"{name} in {self.path} is of type {dtype}, which is quantised; pass the full weights")
-        return _SAFETENSORS_DTYPES[dtype]
+        return SAFETENSORS_DTYPES[dtype]
 
     def read(self, name: str) -> torch.Tensor:
         tensor = self._file.get_tensor(name).clone()
@@ -299,11 +302,6 @@ def _shards(index: Path) -> Iterator[str]:
         if Path(name).name != name:
             raise ValueError(f"{index} names the file {name!r} in another folder; {AGAIN}")
         yield name
-
-
-def _processor_beside(name_or_path: str) -> dict[str, Any] | None:
-    path = Path(name_or_path, PROCESSOR) if name_or_path else None
-    return read_json(path) if path is not None and path.is_file() else None
 
 
 def _line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ...configuration.configuration_qkvit import QKViTConfig
-from ...configuration.preprocessing_qkvit import FILE_NAME, settings_of
+from ...configuration.preprocessing_qkvit import FILE_NAME, default_image_processor, settings_of
 from ..whole_folder import whole_folder
 from .families import families
 from .families.family import Family, Source
@@ -86,8 +86,8 @@ def export(
     with whole_folder(folder, force) as part:
         save_file(_tensors(model, plan, naming, progress), part / "model.safetensors", metadata={"format": "pt"})
         (part / "config.json").write_text(_config_text(chosen, theirs), encoding="utf-8")
-        settings = settings_of(model.config)
-        if settings is not None and chosen.model_types:
+        settings = settings_of(model.config) or default_image_processor(model.config).to_dict()
+        if chosen.model_types:
             (part / FILE_NAME).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return Path(folder)
 

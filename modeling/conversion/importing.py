@@ -16,7 +16,7 @@ from ..pretrained_qkvit import QKViTPreTrainedModel
 from .checkpoint_reader import Checkpoint, CheckpointFiles, ModelInMemory, read_config
 from .families import families, family_of
 from .families.family import Family, Rule, Source
-from .plan import MODELS, Plan, check_tensors, is_head, kind_from, layout_of, without_prefix
+from .plan import MODELS, Plan, check_tensors, is_head, kind_from, kinds_by_name, layout_of, without_prefix
 from .progress import steps
 from .refusals import why_not
 
@@ -264,7 +264,7 @@ def model_type_of(source: str | Path) -> str | None:
 def load_own(source: str | Path, dtype: torch.dtype | str | None = None) -> QKViTPreTrainedModel:
     """A saved QKViT model, of the class that it was saved as."""
     names = read_config(source).get("architectures") or ["QKViTModel"]
-    found = next((model for model in MODELS.values() if model.__name__ in names), None)
+    found = next((MODELS[kind] for name, kind in kinds_by_name().items() if name in names), None)
     if found is None:
         raise ValueError(f"{source} is a {names[0]}; pass a folder of {', '.join(m.__name__ for m in MODELS.values())}")
     return found.from_pretrained(source, dtype=dtype_named(dtype) or "auto").eval()

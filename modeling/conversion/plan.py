@@ -26,10 +26,14 @@ MODELS: dict[str, type[QKViTPreTrainedModel]] = {
 }
 
 
+def kinds_by_name() -> dict[str, str]:
+    """Class name -> key of `MODELS`; by name, because code that came with a model is another class."""
+    return {made.__name__: kind for kind, made in MODELS.items()} | {"QKViTBackbone": "model"}
+
+
 def kind_of(model: nn.Module) -> str:
-    """The kind of a model of ours: a key of `MODELS`; by name, because code that came with a model is another class."""
-    names = {made.__name__: kind for kind, made in MODELS.items()}
-    names["QKViTBackbone"] = "model"
+    """The kind of a model of ours: a key of `MODELS`."""
+    names = kinds_by_name()
     kind = next((names[cls.__name__] for cls in type(model).__mro__ if cls.__name__ in names), None)
     if kind is None:
         raise ValueError(

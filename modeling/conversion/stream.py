@@ -9,23 +9,11 @@ from pathlib import Path
 import torch
 
 from ..checksums_qkvit import write_sums
-from .checkpoint_reader import CheckpointFiles
+from .checkpoint_reader import SAFETENSORS_DTYPES, CheckpointFiles
 from .families.family import Shape
 from .importing import Conversion, full_name
 
-# As the format names them; other types do not occur among weights.
-_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
 def convert_folder(

@@ -206,3 +206,23 @@ def test_fields_that_no_longer_go_together_are_not_saved(raises_sentence, tiny_c
     config.image_size = 17
     with raises_sentence(ValueError, "image_size 17"):
         config.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("problem_type", "regresion"),
+        ("id2label", {0: "a", 2: "b"}),
+        ("id2label", {1: "a", 2: "b", 3: "c"}),
+        ("output_attentions", [99]),
+        ("output_hidden_states", "all"),
+        ("return_dict", "no"),
+    ],
+)
+def test_what_is_set_later_is_checked_before_it_is_used_or_saved(tiny_config, tmp_path, raises_sentence, name, value):
+    config = tiny_config()
+    setattr(config, name, value)
+    with raises_sentence(ValueError, f"{name}="):
+        QKViTForImageClassification(config)
+    with raises_sentence(ValueError, f"{name}="):
+        config.save_pretrained(tmp_path / "saved")

@@ -99,6 +99,21 @@ def test_a_misspelt_argument(raises_sentence, model, pixels, name):
         model(pixels, **{name: True})
 
 
+def test_what_would_be_ignored_is_refused(model, pixels):
+    with pytest.raises(TypeError, match="'num_items_in_batch'"):  # no loss here is divided by it
+        model(pixels, num_items_in_batch=4)
+
+
+def test_masks_come_to_the_device_of_the_pixels(tiny_model):
+    """ "meta" stands for a GPU: what is there cannot be looked at, so a mask is looked at where it comes from."""
+    model = tiny_model(QKViTModel, use_mask_token=True, pooling="mean").to("meta")
+    pixels, seen = torch.zeros(2, 3, 16, 16, device="meta"), torch.ones(2, 16, dtype=torch.bool)
+    assert model(pixels, bool_masked_pos=~seen).pooler_output.device.type == "meta"
+    assert token_mask_from(seen, 2, 16, 1, pixels.device).device.type == "meta"
+    with pytest.raises(ValueError, match="hides every token"):
+        token_mask_from(torch.zeros(2, 17), 2, 16, 1, pixels.device)
+
+
 def test_arguments_that_a_class_does_not_have(tiny_model, pixels):
     with pytest.raises(TypeError, match="'labels'"):
         tiny_model(QKViTModel)(pixels, labels=torch.tensor([0, 1]))

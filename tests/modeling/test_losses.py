@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qkvit import QKViTForImageClassification
+from qkvit import QKViTConfig, QKViTForImageClassification
 from qkvit.modeling.losses_qkvit import classification_loss
 
 smoothings = st.floats(0, 0.9)
@@ -203,3 +203,10 @@ def test_labels_for_a_model_without_labels_are_refused(tiny_config, raises_sente
     model = QKViTForImageClassification(tiny_config(num_labels=0))
     with raises_sentence(ValueError, "num_labels=0"):
         model(torch.rand(1, 3, 16, 16), labels=torch.tensor([0]))
+
+
+def test_a_problem_type_that_is_set_later_and_unknown_is_refused(raises_sentence):
+    config = QKViTConfig(num_labels=3)
+    config.problem_type = "regresion"
+    with raises_sentence(ValueError, "problem_type='regresion'", "'regression'"):
+        classification_loss(torch.zeros(2, 3), torch.tensor([0, 1]), config)

@@ -202,6 +202,12 @@ def test_trainer_predicts_logits_alone_also_where_maps_are_given(tiny_model, tmp
 # ---- masked image modeling
 
 
+def test_the_decoder_sees_normalised_tokens_wherever_the_norm_stands(tiny_model, pixels):
+    model = tiny_model(QKViTForMaskedImageModeling, norm_position="after_pooling").train()
+    model(pixels, bool_masked_pos=torch.ones(2, 16, dtype=torch.bool)).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
 @pytest.mark.parametrize("patch_size", [4, (2, 8), (8, 2)])
 @pytest.mark.parametrize("size", [(16, 16), (8, 24)])
 def test_each_value_of_the_decoder_becomes_the_pixel_of_its_patch(tiny_model, patch_size, size):

@@ -50,6 +50,16 @@ def test_class_mean_is_both_beside_each_other(tiny_config, tokens, seen):
     torch.testing.assert_close(found[:, 32:], mean_of_seen(tokens, seen))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_mask_that_hides_nothing_leaves_the_mean_as_exact_as_without(dtype):
+    tokens = 20 + torch.randn(1, 4096, 4).to(dtype)  # their sum is too large for float16
+    exact, step = tokens.double().mean(1), torch.finfo(dtype).eps
+    for mask in (None, torch.ones(1, 4096, dtype=torch.bool)):
+        found = QKViTPooling.mean(tokens, mask)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), exact, rtol=step, atol=0)
+
+
 def test_the_mean_of_no_patches_is_zero_and_not_nan(tiny_config, tokens):
     hidden = torch.zeros(2, PREFIX + 6, dtype=torch.bool)
     assert torch.equal(make(tiny_config, "mean")(tokens, hidden), torch.zeros(2, 32))

@@ -11,6 +11,7 @@ import torch
 from accelerate.utils.other import clean_state_dict_for_safetensors
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.nn.utils import prune
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -211,6 +212,75 @@ def test_a_part_that_is_shared_alone_stays_shared(attention, tokens, part):
         assert_projects(attention, tokens)
         attention.settle()
         assert shared.is_shared()
+
+
+@pytest.mark.parametrize("move", ["to", "float", "requires_grad_"])
+def test_weights_that_stay_where_they_are_stay_with_whom_they_lie(tiny_config, tokens, move):
+    """As those in the buffers of an optimizer that is spread over processes."""
+    attention = QKViTAttention(tiny_config(), 0).eval()
+    attention.settle()
+    sizes = [parameter.numel() for parameter in attention.parameters()]
+    buffer = torch.cat([parameter.detach().flatten() for parameter in attention.parameters()])
+    for parameter, place in zip(attention.parameters(), buffer.split(sizes), strict=True):
+        parameter.data = place.view(parameter.shape)
+    getattr(attention, move)(*(["cpu"] if move == "to" else []))
+    buffer.zero_()
+    assert not any(parameter.any() for parameter in attention.parameters())
+    assert not projected(attention, tokens)[0].any()
+
+
+def test_a_copy_that_was_moved_in_inference_mode_can_be_trained(attention, tokens):
+    copied = copy.deepcopy(attention)
+    with torch.inference_mode():
+        copied.to("cpu")
+    copied(tokens)[0].sum().backward()
+    assert copied.q_proj.weight.grad is not None
+
+
+def test_weights_that_are_replaced_leave_no_joined_ones_behind(attention, tokens):
+    joined = attention.neighbours.weight
+    assert joined is not None
+    for name in NAMES:
+        getattr(attention, name).weight = nn.Parameter(torch.zeros_like(getattr(attention, name).weight))
+    assert_projects(attention, tokens)
+    assert attention.neighbours.weight is attention.neighbours.bias is None
+
+
+def test_frozen_weights_that_change_within_autocast_are_seen(attention, tokens):
+    """Autocast keeps conversions of trainable weights alone, and so of joined ones."""
+    attention.requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        projected(attention, tokens)
+        for name in NAMES:
+            getattr(attention, name).weight.zero_()
+            getattr(attention, name).bias.zero_()
+        assert not any(part.any() for part in projected(attention, tokens))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_torch_func_and_tangents_pass_through(tiny_model, pixels):
+    model = tiny_model()
+    parameters, labels = dict(model.named_parameters()), torch.tensor([0, 1])
+
+    def loss(parameters, image, label):
+        arguments = {"pixel_values": image[None], "labels": label[None]}
+        return torch.func.functional_call(model, parameters, kwargs=arguments).loss
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, pixels, labels)
+    for index in range(2):
+        model.zero_grad()
+        model(pixels[index : index + 1], labels=labels[index : index + 1]).loss.backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(each[name][index], parameter.grad, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        mapped = torch.func.vmap(lambda image: model(image[None]).logits[0])(pixels)
+        torch.testing.assert_close(mapped, model(pixels).logits)
+        model.set_attn_implementation("eager")
+        with forward_ad.dual_level():
+            found = forward_ad.unpack_dual(model(forward_ad.make_dual(pixels, torch.ones_like(pixels))).logits)
+        step = 1e-3
+        difference = (model(pixels + step).logits - model(pixels - step).logits) / (2 * step)
+    torch.testing.assert_close(found.tangent, difference, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("part", ["weight", "bias"])

@@ -106,6 +106,12 @@ def _square(size: Any) -> bool:
 
 def source_config(config: QKViTConfig) -> dict[str, Any]:
     """The inverse of `fields`."""
+    height, width = config.image_shape
+    if height != width:
+        raise ValueError(
+            f"image_size=({height}, {width}) is not square, which a model in DINOv2's layout needs; export to another"
+            " family"
+        )
     gated = config.mlp_type == "swiglu"
     ratios = range(1, 33)
     fitting = [

@@ -6,10 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, ViTConfig, ViTForImageClassification, ViTModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from qkvit import QKViTBackbone, QKViTForImageClassification, QKViTForMaskedImageModeling, QKViTModel
 from qkvit.modeling.conversion import convert, export
 from qkvit.modeling.conversion.families import families
+from qkvit.modeling.conversion.importing import load_own
 
 
 def test_a_model_trained_here_becomes_a_vit(tiny_model, pixels, tmp_path):
@@ -137,7 +139,7 @@ def test_a_folder_that_is_not_empty_is_refused_and_force_replaces_the_model_alon
     with raises_sentence(ValueError, str(target), "force=True"):
         export(tiny_model(), target, family="vit")
     export(tiny_model(), target, family="vit", force=True)
-    names = ["config.json", "model.safetensors", "notes.txt", "statistics.safetensors"]
+    names = ["config.json", "model.safetensors", "notes.txt", "preprocessor_config.json", "statistics.safetensors"]
     assert sorted(path.name for path in target.iterdir()) == names
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -169,3 +171,21 @@ def test_a_run_that_stops_leaves_nothing(tiny_model, tmp_path, monkeypatch, erro
             export(tiny_model(), tmp_path / name, family="vit", force=True)
     assert [path.name for path in tmp_path.rglob("*")] == ["old", "config.json"]
     assert (tmp_path / "old" / "config.json").read_text() == '{"model_type": "old"}'
+
+
+def test_what_is_exported_has_an_image_processor(tiny_model, tmp_path):
+    model = tiny_model()
+    out = export(model, tmp_path / "out", family="vit")
+    processor = AutoImageProcessor.from_pretrained(out)
+    assert (processor.size["height"], list(processor.image_mean)) == (16, [0.5, 0.5, 0.5])
+
+
+def test_an_oblong_model_is_told_of_another_family(tiny_model, tmp_path, raises_sentence):
+    with raises_sentence(ValueError, "image_size=(16, 32) is not square", "export to another family"):
+        export(tiny_model(image_size=(16, 32), layer_scale_init_value=1.0), tmp_path / "out", family="dinov2")
+
+
+def test_a_saved_backbone_is_converted_as_the_model_that_it_is(tiny_model, tmp_path):
+    tiny_model(QKViTBackbone).save_pretrained(tmp_path / "backbone")
+    export(load_own(tmp_path / "backbone"), tmp_path / "out", family="vit")
+    assert (tmp_path / "out" / "model.safetensors").is_file()

@@ -136,6 +136,20 @@ def test_tensors_that_are_not_finite_come_along(folder):
     assert convert(folder).classifier.bias.isnan().tolist() == [False, True, False]
 
 
+def test_the_image_processor_of_a_model_from_the_hub_comes_along(folder, tmp_path, monkeypatch):
+    """Where the files are in the Hub's cache, the model in memory knows its name alone."""
+    ViTImageProcessorPil(image_mean=[0.1, 0.2, 0.3]).save_pretrained(folder)
+    theirs = ViTForImageClassification.from_pretrained(folder)
+    theirs.config._name_or_path = "some/model"
+
+    def cached(name, file, **at):
+        assert (name, at["local_files_only"]) == ("some/model", True)
+        return str(folder / file)
+
+    monkeypatch.setattr("transformers.utils.cached_file", cached)
+    assert convert(theirs).config.image_processor_settings["image_mean"] == [0.1, 0.2, 0.3]
+
+
 def test_the_image_processor_comes_along_and_back(folder, tmp_path):
     settings = {"size": {"height": 20, "width": 20}, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
     ViTImageProcessorPil(**settings, resample=1).save_pretrained(folder)
