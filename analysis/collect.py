@@ -94,8 +94,9 @@ def collect(
     Raises:
         ValueError: weights, queries, keys, values or outputs hold NaN or infinity (the layer is named), there are no
             images, or no classes where `class_quantiles` asks for them, the model's attention cannot be seen, or is not
-            that of query and key (inside `intervene`, edited scores or maps; softcap, sinks or a window), or the
-            progress is of another run.
+            that of query and key (inside `intervene`, edited scores or maps; softcap, sinks or a window), a layer runs
+            twice for a batch, a mask hides tokens (padding: they would count as queries), or the progress is of another
+            run.
 
     Example:
 

@@ -16,6 +16,7 @@ from .head_weights import output_projection
 from .statistics import AttentionStatistics, attention_statistics
 from .statistics.attention_rollout import rows_by_layer, rows_of_maps
 from .statistics.groups import asked_groups
+from .statistics.inputs import hides_tokens
 from .statistics.layers_together import LayersTogether, Taken
 from .statistics.projection import PreparedProjection
 from .tally import VECTORS, Batch, Tally
@@ -115,13 +116,22 @@ class Collecting(Session):
         is_chosen = layer in self.chosen
         if not self.is_looking or not (is_chosen or self._keeps_maps):
             return
-        if self.rollout and layer in self.seen:
-            raise ValueError(f"layer {layer} runs twice for a batch, and a rollout is of one run; leave rollout out")
+        if layer in self.seen:
+            raise ValueError(
+                f"layer {layer} runs twice for a batch, and statistics are of one run; pass forward=, a function that"
+                " runs the model once, or use record(model, keep='all') and attention_statistics"
+            )
         groups = asked_groups(self.statistics, has_value=True) if is_chosen else frozenset[str]()
         if self._keeps_maps:
             groups |= {"mean_map"}
         if groups and call.other_map is not None:
             raise ValueError(f"layer {layer}: {call.other_map}")
+        mask = call.plain_mask()()
+        if mask is not None and hides_tokens(mask):
+            raise ValueError(
+                f"layer {layer}: the attention mask hides tokens, which would count as queries and in every mean; pass"
+                " images without padding, or use record and attention_statistics, whose rows can be chosen"
+            )
         vectors = {"query": call.query, "key": call.key, "value": call.value, "output": seen["output"]}
         tensors = {name: vectors[name].detach() for name in (VECTORS if is_chosen else ("query", "key"))}
         if is_chosen and "output" in call.edited:  # one of 16 bits would be computed anew, without the edit
@@ -133,7 +143,7 @@ class Collecting(Session):
         if layer in self.norms:
             tensors["token_norms"] = self.norms.pop(layer)
         self.seen.add(layer)
-        self._take(self.together.add(layer, tensors, call.scaling, call.plain_mask()(), groups))
+        self._take(self.together.add(layer, tensors, call.scaling, mask, groups))
 
     def see_tokens(self, layer: int, tokens: torch.Tensor) -> None:
         """What enters a layer: (B, N, C)."""

@@ -144,6 +144,21 @@ def hidden_from(mask: torch.Tensor) -> float:
     return torch.finfo(mask.dtype).min / 2
 
 
+def hides_tokens(mask: torch.Tensor) -> bool:
+    """Whether a mask of four dimensions hides a key from all queries, as padding is hidden.
+
+    Example:
+
+    ```python
+    >>> hides_tokens(torch.tensor([[[[True, True, False]]]])), hides_tokens(torch.ones(3, 3).tril().bool()[None, None])
+    (True, False)
+
+    ```
+    """
+    hidden = ~mask if mask.dtype == torch.bool else mask <= hidden_from(mask)
+    return bool(hidden.all(dim=-2).any())
+
+
 def piece_of_mask(mask: torch.Tensor, images: slice, heads: slice, queries: slice | torch.Tensor) -> torch.Tensor:
     """The piece of a mask of four dimensions, of which some may be 1; queries as a slice or as indices."""
     for dim, part in enumerate((images, heads, queries)):
