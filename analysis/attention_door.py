@@ -92,6 +92,10 @@ class Session:
         _open.remove(self)
         _uninstall(self._places)
 
+    def is_altered(self) -> bool:
+        """Whether another session makes the model compute something else here and now."""
+        return any(other.alters and other.layers.keys() & self.layers.keys() for other in _active.get())
+
     def still_installed(self) -> bool:
         """Whether the model still asks for the wrapper: setting another implementation takes it out."""
         return all(_is_door(config._attn_implementation) for config in configs_of(self))

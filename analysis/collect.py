@@ -4,6 +4,7 @@ Shapes: B images, H heads, N tokens, P patches, D width of a head.
 """
 
 import hashlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from .attention_layers import parents_of, see_images, unwrapped, whole_attention
 from .collected import Collected
 from .collecting import Collecting
 from .progress_file import ProgressFile, remove_progress
-from .run_identity import identity_of
+from .run_identity import identity_of, settings_of
 from .tally import Tally
 from .token_layout import TokenLayout
 
@@ -84,9 +85,11 @@ def collect(
         layout: What the tokens are. `None`: from the model's configuration and the size of the images.
         forward: Runs the model: a function of model and pixel values. `None`: `model(pixel_values=...)`.
         progress_folder: Where to keep how far it is, every 30 seconds and when it is stopped. A later call with the
-            same arguments goes on from there; at the end it is removed. Progress of other weights, data, image
-            processor or transform, layout or class names is refused; `forward` is not compared. So is a DataLoader
-            that shuffles without a generator: it has another order the next time.
+            same arguments goes on from there; at the end it is removed. Progress of other weights, configuration, data,
+            image processor or transform, layout or class names is refused; of batches that are not
+            `qkvit.data.batches`, only how many images they hold is compared, and `forward` is not. Refused are also a
+            DataLoader that shuffles without a generator, for it has another order the next time, and a model inside
+            `intervene`.
         keep_progress: Leave it there at the end, for a caller who has the result still to write; `remove_progress` of
             `qkvit.analysis.progress_file` takes it away.
         show_progress: A bar with images a second.
@@ -121,7 +124,12 @@ def collect(
     rank, world = _processes()
     file = None
     if progress_folder is not None:
+        if session.is_altered():
+            raise ValueError(
+                "progress_folder= keeps numbers that a later call may go on with, and an edit is not kept with them: leave progress_folder out inside intervene and record(explicit=True)"
+            )
         identity = identity_of(dataloader, fingerprint, layout, names)
+        identity |= {"config": settings_of(model.config) if hasattr(model, "config") else None}
         identity |= {"layers": session.chosen, "statistics": asked, "rollout": rollout}
         identity |= {"quantiles of classes": session.tally.has_class_quantiles}
         file = ProgressFile(progress_folder, identity, rank, world)
@@ -211,9 +219,14 @@ def _batches(dataloader: Any, tally: Tally) -> Iterator[tuple[int, Any]]:
     if hasattr(dataloader, "starting_at"):
         yield from dataloader.starting_at(done).numbered()
         return
-    for number, batch in enumerate(dataloader):
-        if number >= done:
-            yield number, batch
+    batches = enumerate(dataloader)
+    skipped = sum(len(_parts(batch)[0]) for _, batch in itertools.islice(batches, done))
+    if skipped != tally.images:  # cut otherwise: some images would count twice, and others not at all
+        raise ValueError(
+            f"the first {done} batches hold {skipped} images, and held {tally.images} when the progress was kept; pass"
+            " the same batches again, or delete the progress folder to start anew"
+        )
+    yield from batches
 
 
 def _parts(batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -11,6 +11,9 @@ import torch
 
 from .token_layout import TokenLayout
 
+# Of a configuration: what a saved and loaded model has otherwise, and what changes no number but by rounding.
+_NO_MATTER = {"_name_or_path", "architectures", "auto_map", "transformers_version", "dtype", "torch_dtype"}
+
 
 def identity_of(
     dataloader: Any, fingerprint: str, layout: TokenLayout | None, class_names: tuple[str, ...] | None
@@ -19,7 +22,7 @@ def identity_of(
 
     Args:
         dataloader: As `collect` takes it; of one that is not ours, the order and a data set's `transform` are all that
-            is known.
+            is known, and of a plain list nothing is.
         fingerprint: Of the model's weights.
 
     Raises:
@@ -35,6 +38,28 @@ def identity_of(
         "layout": None if layout is None else {name: it for name, it in asdict(layout).items() if it is not None},
         "class names": class_names,
     }
+
+
+def settings_of(config: Any) -> Any:
+    """A model's configuration, for the weights alone do not say what is computed of them.
+
+    Example:
+
+    ```python
+    >>> from qkvit import QKViTConfig
+    >>> settings_of(QKViTConfig(hidden_act="relu", dtype="bfloat16"))["hidden_act"]
+    'relu'
+
+    ```
+    """
+    return _without(json.loads(config.to_json_string(use_diff=False)))
+
+
+def _without(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    kept = (name for name in value if name not in _NO_MATTER and "attn_implementation" not in name)
+    return {name: _without(value[name]) for name in kept}
 
 
 def described(transform: Any) -> Any:

@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from transformers import ViTImageProcessorPil
 
-from qkvit.analysis import TokenLayout
+from qkvit import QKViTModel
+from qkvit.analysis import TokenLayout, Zero, intervene, record
 from qkvit.analysis.progress_file import ProgressFile
 from qkvit.analysis.tally import Tally
 from qkvit.data import batches, open_images
@@ -126,6 +127,39 @@ def test_progress_of_another_model_is_refused(tiny_model, source, tmp_path, rais
         quiet(tiny_model(), over(source, 1), progress_folder=tmp_path / "p", forward=stopping(2))
     with raises_sentence(ValueError, "another run (model"):
         quiet(tiny_model(seed=1), over(source, 1), progress_folder=tmp_path / "p")
+
+
+def test_progress_of_the_same_weights_in_another_model_is_refused(model, tiny_model, tmp_path, raises_sentence, quiet):
+    images = torch.rand(3, 3, 16, 16).split(1)
+    with pytest.raises(_StoppedError):
+        quiet(model, images, progress_folder=tmp_path, forward=stopping(1))
+    other = tiny_model(QKViTModel, num_register_tokens=1, hidden_act="relu")
+    other.load_state_dict(model.state_dict())
+    with raises_sentence(ValueError, "another run (config: hidden_act was 'gelu' and is 'relu' now)", "delete"):
+        quiet(other, images, progress_folder=tmp_path)
+    model.save_pretrained(tmp_path / "model")
+    loaded = QKViTModel.from_pretrained(tmp_path / "model", attn_implementation="eager", dtype="float32").eval()
+    assert quiet(loaded, images, progress_folder=tmp_path).images == 3
+
+
+def test_an_edited_model_has_no_progress(model, tmp_path, raises_sentence, quiet):
+    images = torch.rand(3, 3, 16, 16).split(1)
+    with intervene(model, {(0, "query"): Zero()}):
+        with raises_sentence(ValueError, "leave progress_folder out"):
+            quiet(model, images, progress_folder=tmp_path)
+        quiet(model, images)
+    with record(model):  # changes nothing
+        assert quiet(model, images, progress_folder=tmp_path).images == 3
+
+
+def test_batches_that_are_cut_otherwise_are_refused(model, tmp_path, raises_sentence, quiet):
+    images = torch.rand(6, 3, 16, 16)
+    with pytest.raises(_StoppedError):
+        quiet(model, images.split(2), progress_folder=tmp_path, forward=stopping(2))
+    for other, held in ((images.split(1), 2), (images.split(3), 6), (images[:2].split(2), 2)):
+        with raises_sentence(ValueError, f"the first 2 batches hold {held} images, and held 4", "delete"):
+            quiet(model, other, progress_folder=tmp_path)
+    assert quiet(model, images.split(2), progress_folder=tmp_path).images == 6
 
 
 def test_progress_of_other_preprocessing_is_refused(model, source, tmp_path, raises_sentence, quiet):
