@@ -31,8 +31,10 @@ from torch.utils import checkpoint
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from .attention_layers import attention_layers, every_module, namespace_of, unwrapped
+from .attention_layers import encoder_and_layers, every_module, namespace_of, unwrapped
 from .attention_product import AttentionCall
+from .forward_pass import ForwardPasses
+from .forward_pass import active_sessions as _active
 from .replacements import MAPS
 
 try:
@@ -57,10 +59,12 @@ class Session:
 
     def __init__(self, model: Any) -> None:
         self.model = unwrapped(model)
-        self.modules = attention_layers(self.model)
+        encoder, self.modules = encoder_and_layers(self.model)
         self.layers = {module: layer for layer, module in self.modules.items()}
         self.calls: dict[int, int] = {}
+        self.passes = ForwardPasses(self.model, encoder)
         self._places: list[Any] = []
+        self._hooks: list[Any] = []
         for module in self.layers:
             _check_backend(module)  # refuse now what could not be called later
 
@@ -80,9 +84,12 @@ class Session:
         """Look at a finished call: `seen` has "output" and, where they were computed, "scores" and "attention"."""
 
     def __enter__(self) -> Any:
+        if self in _open:
+            raise ValueError("this context is open already, and closing it twice would lose what it does; make another")
         self.calls = dict.fromkeys(self.modules, 0)  # a context may be used again
         self._places = [*configs_of(self), *_checkpointing(self.model)]
         _install(self._places)
+        self._hooks = self.passes.watch()
         _open.append(self)
         _active.set((*_active.get(), self))
         return self
@@ -90,6 +97,8 @@ class Session:
     def __exit__(self, *error: Any) -> None:
         _active.set(tuple(session for session in _active.get() if session is not self))
         _open.remove(self)
+        for hook in self._hooks:
+            hook.remove()
         _uninstall(self._places)
 
     def is_altered(self) -> bool:
@@ -109,7 +118,6 @@ def configs_of(session: Session) -> list[Any]:
 # ---- what is active
 
 
-_active: ContextVar[tuple[Session, ...]] = ContextVar("qkvit_sessions", default=())
 _region: ContextVar["_Region | None"] = ContextVar("qkvit_region", default=None)
 _open: list[Session] = []  # of all threads
 

@@ -68,6 +68,11 @@ def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
 
     ```
     """
+    return encoder_and_layers(model)[1]
+
+
+def encoder_and_layers(model: nn.Module) -> tuple[nn.Module, dict[int, nn.Module]]:
+    """The encoder whose forward pass goes through the layers, and `attention_layers`."""
     towers: dict[nn.Module, list[nn.Module]] = {}
     for owner, module in _walk(model, model):
         modules = towers.setdefault(owner, [])
@@ -78,12 +83,13 @@ def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
             f"{type(model).__name__} computes attention without transformers.AttentionInterface, so nothing of it can"
             " be recorded or edited: pass a model that uses it (ViT, DINOv2, CLIP, SigLIP, QKViT and most others do)"
         )
-    modules = towers[_tower(model, list(towers))]
+    encoder = _tower(model, list(towers))
+    modules = towers[encoder]
     numbers: list[Any] = [getattr(module, "layer_idx", None) for module in modules]
     if None in numbers or len(set(numbers)) < len(numbers):
         numbers = list(range(len(modules)))
     numbered = dict(zip(numbers, modules, strict=True))
-    return {layer: numbered[layer] for layer in sorted(numbered)}
+    return encoder, {layer: numbered[layer] for layer in sorted(numbered)}
 
 
 def calls_interface(module: nn.Module) -> bool:
@@ -137,7 +143,7 @@ def chosen(asked: Any, layers: dict[int, Any], what: str = "layers") -> list[int
     >>> chosen(5, {0: "a", 1: "b"})
     Traceback (most recent call last):
     ...
-    ValueError: layers=5 asks for layer 5 of a model with layers 0 to 1; pass numbers from -2 to 1, or None for all
+    ValueError: layers=5 asks for layer 5 of a model with layers 0 to 1; pass some of these, numbers from -2 to -1, ...
 
     ```
     """
@@ -154,12 +160,14 @@ def chosen(asked: Any, layers: dict[int, Any], what: str = "layers") -> list[int
             number = None if isinstance(layer, bool) else operator.index(layer)
         except TypeError:
             number = None
-        if number is not None and number < 0:
-            number += len(numbers)
+        if number is not None and -len(numbers) <= number < 0:
+            number = numbers[number]  # of a model without one of its layers, the numbers have a gap
         if number not in layers:
+            has_gap = numbers[-1] - numbers[0] >= len(numbers)
+            named = ", ".join(map(str, numbers)) if has_gap else f"{numbers[0]} to {numbers[-1]}"
             raise ValueError(
-                f"{what}={asked!r} asks for layer {layer!r} of a model with layers {numbers[0]} to {numbers[-1]};"
-                f" pass numbers from {-len(numbers)} to {numbers[-1]}, or None for all"
+                f"{what}={asked!r} asks for layer {layer!r} of a model with layers {named}; pass some of these, numbers"
+                f" from {-len(numbers)} to -1, which count from the end, or None for all"
             )
         found.append(number)
     if not found:

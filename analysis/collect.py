@@ -126,7 +126,8 @@ def collect(
     if progress_folder is not None:
         if session.is_altered():
             raise ValueError(
-                "progress_folder= keeps numbers that a later call may go on with, and an edit is not kept with them: leave progress_folder out inside intervene and record(explicit=True)"
+                "progress_folder= keeps numbers for a later call, and an edit is not kept with them: leave it out"
+                " inside intervene and record(explicit=True)"
             )
         identity = identity_of(dataloader, fingerprint, layout, names)
         identity |= {"config": settings_of(model.config) if hasattr(model, "config") else None}

@@ -10,7 +10,7 @@ from .attention_door import Session
 from .attention_layers import chosen
 from .attention_product import AttentionCall
 from .recording import TENSORS
-from .replacements import MAPS, TARGET_NUMBERS, Replacement
+from .replacements import MAPS, TARGET_NUMBERS, OtherImage, Replacement
 
 Edits = Mapping[tuple[Any, str], Replacement | Sequence[Replacement]]
 
@@ -116,6 +116,8 @@ class _EditSession(Session):
         layer = self.layers[call.module]
         for number, replacement in enumerate(self.edits.get((layer, target), ())):
             try:
+                if isinstance(replacement, OtherImage):
+                    replacement.check_images(tensor, self.passes.images)
                 tensor = replacement.apply(target, tensor, (layer, TARGET_NUMBERS[target], call.number, number))
             except ValueError as error:
                 raise ValueError(f"edit of the {target} of layer {layer}: {error}") from None

@@ -90,7 +90,10 @@ class Recording:
         return tuple(self.calls)
 
     def __getitem__(self, layer: int) -> LayerRecord:
-        (number,) = chosen(layer, self._model_layers, what="recording[...]: layer")
+        numbers = chosen(layer, self._model_layers, what="recording[...]: layer")
+        if len(numbers) > 1:
+            raise ValueError(f"recording[{layer!r}] asks for several layers; take one after the other: recording[0]")
+        number = numbers[0]
         if number not in self.calls:
             raise ValueError(
                 f"layer {number} was not asked for; recorded are the layers {', '.join(map(str, self.calls))}"
@@ -156,14 +159,15 @@ def record(
             to* scores and attention. It needs `detach=False`; outputs then agree within rounding, not to the bit.
         reduce: A function of a tensor, or one for each name: what it gives is kept in the tensor's place. It is called
             in the forward pass, after heads and rows are chosen.
-        keep: After several forward passes, the "last" one alone, or "all": `recording.calls[layer]` is their list.
+        keep: After several forward passes, the "last" one alone, or "all": `recording.calls[layer]` is the list of
+            calls. A layer that is called several times in one pass, as for each image of its own size, needs "all".
 
     Returns:
         A context manager that gives a `Recording`: `recording[layer].query`.
 
     Raises:
         ValueError: a layer, head, row or name does not exist, the model's attention does not go through the interface,
-            or the model is compiled.
+            the model is compiled, or a layer is called several times in one forward pass and `keep` is "last".
 
     A record shares memory with the computation where nothing is selected, reduced or moved: do not write into it. What
     gradient checkpointing computes again is not recorded again. torch.compile: record the model as it was before; its
@@ -236,6 +240,13 @@ class _RecordSession(Session):
         calls = self.recording.calls.get(layer)
         if calls is None:
             return
+        if self.passes.layers is not None and not self.keep_all:
+            if layer in self.passes.layers:
+                raise ValueError(
+                    f"layer {layer} is called several times in one forward pass, and keep='last' would keep the last"
+                    " call alone: pass keep='all'"
+                )
+            self.passes.layers.add(layer)
         record = LayerRecord(layer, call, self.device)
         with torch.no_grad() if self.detach else nullcontext():
             for name, tensor in self._taken(call, seen):

@@ -180,6 +180,18 @@ class OtherImage(Replacement):
 
     permutation: Sequence[int] | torch.Tensor | None = None
 
+    def check_images(self, tensor: torch.Tensor, images: int | None) -> None:
+        """Refuse a tensor whose first dimension is not that of the images, such as windows of them.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if images is not None and len(tensor) != images:
+            raise ValueError(
+                f"OtherImage finds {len(tensor)} parts of {images} images, as where attention stays within windows, and"
+                " would take another part of the same image; pass Given(tensor) or Apply(function)"
+            )
+
     def replace(self, part: torch.Tensor, *_: Any) -> torch.Tensor:
         batch = part.shape[0]
         if batch < 2:

@@ -67,6 +67,21 @@ def test_contexts_may_be_left_in_any_order(tiny_model, pixels):
     assert model.config._attn_implementation == "sdpa"
 
 
+def test_a_context_that_is_open_is_not_entered_again(tiny_model, pixels, raises_sentence):
+    model = tiny_model(QKViTModel)
+    context = intervene(model, {(0, "query"): Zero()})
+    with torch.no_grad(), context:
+        edited = model(pixels).last_hidden_state
+        with raises_sentence(ValueError, "this context is open already"), context:
+            pass
+        assert torch.equal(model(pixels).last_hidden_state, edited)
+    assert model.config._attn_implementation == "sdpa"
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
+    with torch.no_grad(), context:  # one after the other
+        assert torch.equal(model(pixels).last_hidden_state, edited)
+
+
 @pytest.mark.parametrize("implementation", [None, "eager", "sdpa", "theirs"])
 def test_every_implementation_is_put_back(tiny_model, pixels, implementation):
     calls = []

@@ -5,6 +5,7 @@ import torch
 import transformers
 from torch import nn
 
+from qkvit import QKViTModel
 from qkvit.analysis import Zero, intervene, record
 from qkvit.analysis.attention_layers import attention_layers
 
@@ -42,6 +43,18 @@ def test_of_several_encoders_that_see_the_base_model_is_meant_or_the_choice_is_l
     config = transformers.ViTMAEConfig(**sizes, image_size=16, patch_size=4)
     model = transformers.ViTMAEForPreTraining(config)
     assert list(attention_layers(model).values()) == list(attention_layers(model.vit).values())
+
+
+def test_negative_numbers_count_from_the_end_of_the_layers_that_are_there(tiny_model, pixels, raises_sentence):
+    model = tiny_model(QKViTModel, num_hidden_layers=4)
+    del model.layers[1]
+    with torch.no_grad(), record(model, [-1, -3]) as recording:
+        model(pixels)
+    assert recording.layers == (3, 0)
+    assert recording[-1] is recording[3]
+    for wrong in (1, -4):
+        with raises_sentence(ValueError, f"layer {wrong} of a model with layers 0, 2, 3; pass", "from -3 to -1"):
+            record(model, wrong)
 
 
 def test_a_model_without_the_interface_is_refused_by_name(raises_sentence):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -216,6 +217,20 @@ def test_another_image_is_the_next_or_the_one_of_the_permutation(tiny_model):
     edited = recorded(model, pixels, edits={(0, "value"): OtherImage(permutation=[2, 2, 0], heads=0)}).value
     assert torch.equal(edited[:, 0], plain[[2, 2, 0], 0])
     assert torch.equal(edited[:, 1], plain[:, 1])
+
+
+def test_another_window_is_no_other_image(raises_sentence):
+    fields = {"image_size": 32, "patch_size": 4, "num_attention_heads": 2, "hidden_size": 32, "num_hidden_layers": 2}
+    swin = transformers.SwinConfig(image_size=32, patch_size=2, embed_dim=16, depths=[1], num_heads=[2], window_size=4)
+    windowed = transformers.LwDetrViTConfig(**fields, window_block_indices=[0], num_windows=4, pretrain_image_size=32)
+    models = transformers.SwinModel(swin), transformers.LwDetrViTBackbone(windowed)
+    images = torch.rand(2, 3, 32, 32)
+    for model, parts in zip(models, (32, 8), strict=True):
+        words, edits = f"layer 0: OtherImage finds {parts} parts of 2 images", {(0, "value"): OtherImage()}
+        with torch.no_grad(), raises_sentence(ValueError, words), intervene(model.eval(), edits):
+            model(images)
+    with torch.no_grad(), intervene(models[1], {(1, "value"): OtherImage()}):  # the second layer sees whole images
+        models[1](pixel_values=images)
 
 
 def test_patching_all_of_the_first_output_from_another_image_gives_what_the_rest_makes_of_it(tiny_model, pixels):

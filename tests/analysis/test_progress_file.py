@@ -145,7 +145,7 @@ def test_progress_of_the_same_weights_in_another_model_is_refused(model, tiny_mo
 def test_an_edited_model_has_no_progress(model, tmp_path, raises_sentence, quiet):
     images = torch.rand(3, 3, 16, 16).split(1)
     with intervene(model, {(0, "query"): Zero()}):
-        with raises_sentence(ValueError, "leave progress_folder out"):
+        with raises_sentence(ValueError, "leave it out inside intervene"):
             quiet(model, images, progress_folder=tmp_path)
         quiet(model, images)
     with record(model):  # changes nothing

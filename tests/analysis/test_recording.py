@@ -365,6 +365,8 @@ def test_a_record_says_what_it_does_not_have(tiny_model, pixels, raises_sentence
         recording[2]
     with raises_sentence(ValueError, "layer 7 of a model with layers 0 to 2"):
         recording[7]
+    with raises_sentence(ValueError, "recording[slice(0, 2, None)] asks for several layers"):
+        recording[0:2]
     with raises_sentence(AttributeError, "the scores of layer 1 was not recorded"):
         _ = recording[1].scores
     assert not hasattr(recording[1], "nothing")

@@ -1,0 +1,61 @@
+"""When a forward pass of an encoder begins and ends, and of how many images it is: for the sessions that are active."""
+
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers.modeling_utils import PreTrainedModel
+
+from .attention_layers import every_module
+
+# Of `attention_door`: a thread sees the sessions that it opened, and no others.
+active_sessions: ContextVar[tuple[Any, ...]] = ContextVar("qkvit_sessions", default=())
+
+
+class ForwardPasses:
+    """What is known of the forward pass that is running; what is called by hand, or again in backward, is in none.
+
+    Args:
+        model: The model with the encoder.
+        encoder: Its part whose forward pass goes through the layers.
+
+    Attributes:
+        images: How many images the pass is of; `None` where it is not known.
+        layers: Those that were recorded in the pass so far; `None` outside of one.
+    """
+
+    def __init__(self, model: nn.Module, encoder: nn.Module) -> None:
+        self.encoder = encoder
+        models = [module for module in every_module(model) if isinstance(module, PreTrainedModel)]
+        self.around = [it for it in models if it is not encoder and encoder in every_module(it)]
+        self.images: int | None = None
+        self.layers: set[int] | None = None
+
+    def watch(self) -> list[RemovableHandle]:
+        """Follow the passes of an active session until the hooks are removed."""
+        hooks = []
+        for module in (self.encoder, *self.around):
+            hooks.append(module.register_forward_pre_hook(_begin, with_kwargs=True))
+            hooks.append(module.register_forward_hook(_end, always_call=True))
+        return hooks
+
+
+# Functions that know no session: a copy of a model takes its hooks along. No graph of torch.compile may swallow them.
+@torch.compiler.disable
+def _begin(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    given = (kwargs.get("pixel_values"), *args[:1])
+    pixels = next((it for it in given if isinstance(it, torch.Tensor) and it.ndim > 3), None)
+    for passes in (session.passes for session in active_sessions.get()):
+        if module is passes.encoder:
+            passes.layers = set()
+        if pixels is not None and (module is passes.encoder or module in passes.around):
+            passes.images = len(pixels)
+
+
+@torch.compiler.disable
+def _end(module: nn.Module, args: tuple, output: Any) -> None:
+    for passes in (session.passes for session in active_sessions.get()):
+        if module is passes.encoder or module in passes.around:
+            passes.images = passes.layers = None

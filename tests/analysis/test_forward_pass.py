@@ -1,0 +1,47 @@
+"""It is known when a forward pass begins and ends, and of how many images it is."""
+
+import torch
+from transformers.models.qwen2_vl import configuration_qwen2_vl, modeling_qwen2_vl
+
+from qkvit import QKViTModel
+from qkvit.analysis import OtherImage, intervene, record
+
+
+def test_several_calls_of_a_layer_in_one_forward_pass_are_all_kept_or_refused(raises_sentence):
+    """Of each image of its own size there is one."""
+    config = configuration_qwen2_vl.Qwen2VLVisionConfig(
+        depth=2, embed_dim=32, hidden_size=32, num_heads=2, mlp_ratio=2, patch_size=4, temporal_patch_size=1
+    )
+    model = modeling_qwen2_vl.Qwen2VisionTransformerPretrainedModel(config).eval()
+    sizes = torch.tensor([[1, 4, 4], [1, 6, 4]])
+    patches = torch.rand(16 + 24, 3 * 4 * 4)
+    with torch.no_grad(), record(model, keep="all") as recording:
+        model(patches, grid_thw=sizes)
+    assert [call.query.shape[2] for call in recording.calls[1]] == [16, 24]
+    with torch.no_grad(), record(model, 1) as recording:
+        with raises_sentence(ValueError, "layer 1 is called several times in one forward pass", "keep='all'"):
+            model(patches, grid_thw=sizes)
+        for size in (sizes[:1], sizes[1:]):  # one pass after the other, also after one that was cut short
+            model(patches[: size.prod()], grid_thw=size)
+    assert recording[1].query.shape[2] == 24
+
+
+def test_layers_that_are_called_by_hand_are_recorded(tiny_model, pixels):
+    model = tiny_model(QKViTModel)
+    tokens = torch.rand(2, 17, 32)
+    with torch.no_grad(), record(model, 0) as recording:
+        for shown in (tokens, tokens[:1]):
+            model.layers[0](shown)
+    assert recording[0].query.shape[0] == 1
+
+
+def test_what_is_computed_again_belongs_to_no_pass(tiny_model):
+    """The pass of two images is computed again after one of three."""
+    model = tiny_model(QKViTModel).train()
+    model.gradient_checkpointing_enable()
+    with intervene(model, {(1, "value"): OtherImage()}), record(model, 1) as recording:
+        first = model(torch.rand(2, 3, 16, 16)).last_hidden_state
+        model(torch.rand(3, 3, 16, 16))
+        first.square().sum().backward()
+    assert len(recording[1].query) == 3
+    assert model.layers[1].attention.v_proj.weight.grad.isfinite().all()
