@@ -74,12 +74,12 @@ def collect(
         dataloader: Batches: dictionaries with `pixel_values` and perhaps `labels`, as `qkvit.data.batches` gives them;
             tuples of both; or tensors of pixel values. Labels are a tensor or a list of numbers.
         layers: Which layers, negative ones from the end. `None`: all.
-        statistics: Groups of `attention_statistics`. `None`: all.
+        statistics: Groups of `attention_statistics`, but for "mean_map". `None`: all.
         rollout: Attention rollout too. Up to 400 tokens, every layer's map is kept, the mean of its heads; of more, the
             queries and keys of half the layers, and the first half of the model runs a second time. Beyond 2,000, where
             those would weigh more than the model, a quarter's; the model then runs one and a half times more in sum.
-        class_names: Names of the labels 0, 1, ...; `None`: those of the data, or no statistics for each class, as where
-            an image has several labels.
+        class_names: Names of the labels 0, 1, ..., of which each image has one. `None`: those of the data, or no
+            statistics for each class, as where an image has several labels.
         class_quantiles: Quantiles for each class too: up to 16 bytes for each image and statistic of a head, while
             there are fewer than a few hundred images of a class. `None`: up to 100 classes.
         layout: What the tokens are. `None`: from the model's configuration and the size of the images.
@@ -96,10 +96,10 @@ def collect(
 
     Raises:
         ValueError: weights, queries, keys, values or outputs hold NaN or infinity (the layer is named), there are no
-            images, or no classes where `class_quantiles` asks for them, the model's attention cannot be seen, or is not
-            that of query and key (inside `intervene`, edited scores or maps; softcap, sinks or a window), a layer runs
-            twice for a batch, a mask hides tokens (padding: they would count as queries), or the progress is of another
-            run.
+            images, no classes where `class_quantiles` asks for them, or with classes other labels than one whole number
+            an image, the model's attention cannot be seen, or is not that of query and key (inside `intervene`, edited
+            scores or maps; softcap, sinks or a window), a layer runs twice for a batch, a mask hides tokens (padding:
+            they would count as queries), or the progress is of another run.
 
     Example:
 
@@ -117,8 +117,9 @@ def collect(
     model = unwrapped(model)
     fingerprint = check_weights(model)
     source = getattr(dataloader, "source", None)
-    names = class_names if class_names is not None else getattr(source, "class_names", None)
-    names = None if names is None or getattr(source, "multi_label", False) else tuple(names)
+    of_source = None if getattr(source, "multi_label", False) else getattr(source, "class_names", None)
+    names = class_names if class_names is not None else of_source
+    names = None if names is None else tuple(names)
     asked = None if statistics is None else sorted([statistics] if isinstance(statistics, str) else statistics)
     session = Collecting(model, layers, asked, _new_tally(names, class_quantiles), rollout)
     rank, world = _processes()
@@ -188,6 +189,8 @@ def _run(
         with torch.no_grad(), session, _seeing_tokens(session):
             for number, batch in _batches(dataloader, tally):
                 pixel_values, labels = _parts(batch)
+                if tally.num_classes and labels is not None:
+                    labels = _one_label_each(labels, len(pixel_values))
                 pixel_values = pixel_values.to(parameter.device)
                 height, width = pixel_values.shape[-2:]
                 tokens = layout or TokenLayout.from_model(model, (height, width))
@@ -230,8 +233,8 @@ def _batches(dataloader: Any, tally: Tally) -> Iterator[tuple[int, Any]]:
     yield from batches
 
 
-def _parts(batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Pixel values and labels of a batch."""
+def _parts(batch: Any) -> tuple[torch.Tensor, Any]:
+    """Pixel values and labels of a batch, these as they are."""
     if isinstance(batch, torch.Tensor):
         pixel_values, labels = batch, None
     elif isinstance(batch, (tuple, list)):
@@ -244,19 +247,25 @@ def _parts(batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4:
         shape = tuple(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
         raise ValueError(f"pixel_values are {shape}; pass a tensor (images, channels, height, width)")
-    return pixel_values, None if labels is None else _one_label_each(labels)
+    return pixel_values, labels
 
 
-def _one_label_each(labels: Any) -> torch.Tensor | None:
-    """(B,); `None` where an image has several labels."""
+def _one_label_each(labels: Any, images: int) -> torch.Tensor:
+    """The number of each image's class: (B,)."""
     try:
-        labels = torch.as_tensor(labels).cpu()
+        numbers = torch.as_tensor(labels).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"labels are a {type(labels).__name__} of what is no number; pass a tensor or list with the number of each"
             " image's class, or none"
         ) from error
-    return None if labels.ndim > 1 else labels
+    numbers = numbers[:, 0] if numbers.ndim == 2 and numbers.shape[1] == 1 else numbers
+    if numbers.shape != (images,) or numbers.is_floating_point() or numbers.dtype == torch.bool:
+        raise ValueError(
+            f"labels are {tuple(numbers.shape)} of {numbers.dtype} for {images} images, and class_names need one whole"
+            " number an image; pass its class, or leave class_names out"
+        )
+    return numbers
 
 
 @contextmanager

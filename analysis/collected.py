@@ -69,7 +69,13 @@ class Collected:
         return self._of(statistic, self._tally.quantiles.quantile(share))
 
     def class_mean(self, statistic: str) -> torch.Tensor:
-        """Mean over the images of each class: (K, L, H) or (K, L); NaN for a class without images."""
+        """Mean over the images of each class: (K, L, H) or (K, L); NaN for a class without images.
+
+        Raises:
+            ValueError: there are no classes.
+        """
+        if not self._tally.num_classes:
+            raise ValueError("there are no means of classes: collect with class names")
         moments = self._tally.classes
         mean = moments.mean.masked_fill(moments.count == 0, torch.nan)
         return torch.stack([self._of(statistic, of_class) for of_class in mean])

@@ -15,7 +15,7 @@ from .attention_product import AttentionCall
 from .head_weights import output_projection
 from .statistics import AttentionStatistics, attention_statistics
 from .statistics.attention_rollout import rows_by_layer, rows_of_maps
-from .statistics.groups import asked_groups
+from .statistics.groups import GROUPS, asked_groups
 from .statistics.inputs import hides_tokens
 from .statistics.layers_together import LayersTogether, Taken
 from .statistics.projection import PreparedProjection
@@ -42,7 +42,7 @@ class Collecting(Session):
     ) -> None:
         super().__init__(model)
         self.chosen = chosen(layers, self.modules)
-        self.statistics = statistics
+        self.groups = asked_groups(statistics, has_value=True, among=GROUPS)
         self.rollout = rollout
         self.tally = tally
         self.layout = TokenLayout(grid=(1, 1))
@@ -121,7 +121,7 @@ class Collecting(Session):
                 f"layer {layer} runs twice for a batch, and statistics are of one run; pass forward=, a function that"
                 " runs the model once, or use record(model, keep='all') and attention_statistics"
             )
-        groups = asked_groups(self.statistics, has_value=True) if is_chosen else frozenset[str]()
+        groups = self.groups if is_chosen else frozenset[str]()
         if self._keeps_maps:
             groups |= {"mean_map"}
         if groups and call.other_map is not None:

@@ -116,11 +116,11 @@ def run_statistics(request: Request) -> None:
     load_models()
     from .analysis import weight_statistics
     from .analysis.progress_file import remove_progress
-    from .analysis.statistics.groups import asked_groups
+    from .analysis.statistics.groups import GROUPS, asked_groups
     from .data.hub_names import look_for
 
     with sentences():
-        asked_groups(request.groups, has_value=True)
+        asked_groups(request.groups, has_value=True, among=GROUPS)
     with quiet_libraries(), _processes(request.device) as (rank, device), _full_disk(request):
         check_target(request.output, marker=RECORD, force=request.force, what="qkvit statistics")
         if rank == 0:

@@ -39,8 +39,12 @@ ON_REQUEST: dict[str, tuple[str, ...]] = {"mean_map": ("mean_map",)}
 FUSED = ("entropy", "maximum", "received", "masses", "place")
 
 
-def asked_groups(statistics: str | Iterable[str] | None, has_value: bool) -> frozenset[str]:
+def asked_groups(
+    statistics: str | Iterable[str] | None, has_value: bool, among: Iterable[str] = (*GROUPS, *ON_REQUEST)
+) -> frozenset[str]:
     """The names of the groups to compute. `None` asks for all of `GROUPS`; "values" only where values are given.
+
+    A caller who has no use for N x N numbers gives the names to choose from: among=GROUPS.
 
     Raises:
         ValueError: a name is not a group's, or "values" is asked for and there are none.
@@ -56,7 +60,7 @@ def asked_groups(statistics: str | Iterable[str] | None, has_value: bool) -> fro
     if statistics is None:
         return frozenset(GROUPS) if has_value else frozenset(GROUPS) - {"values"}
     asked = frozenset([statistics] if isinstance(statistics, str) else statistics)
-    names = [*GROUPS, *ON_REQUEST]
+    names = list(among)
     unknown = sorted(map(str, asked.difference(names)))
     if unknown:
         raise ValueError(f"there is no group of statistics {', '.join(unknown)}; choose from {', '.join(names)}")

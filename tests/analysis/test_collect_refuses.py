@@ -35,3 +35,26 @@ def test_a_bias_of_relative_positions_hides_nothing(quiet):
     with torch.no_grad():
         maps = torch.stack(model(images, output_attentions=True).attentions).double()  # (layers, B, H, N, N)
     torch.testing.assert_close(entropy, torch.special.entr(maps).sum(-1).mean(dim=(1, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_group_of_whole_maps_is_refused(model, quiet, raises_sentence):
+    """`attention_statistics` has it, and there is no mean of it over images."""
+    with raises_sentence(ValueError, "there is no group of statistics mean_map"):
+        quiet(model, [torch.rand(2, 3, 16, 16)], statistics=["entropy", "mean_map"])
+
+
+def test_labels_in_a_column_are_those_of_the_images(model, quiet):
+    images, labels = torch.rand(3, 3, 16, 16), torch.tensor([[1], [0], [1]])
+    found = quiet(model, [(images, labels)], class_names=["cat", "dog"]).class_mean("entropy")
+    torch.testing.assert_close(found[1], quiet(model, [images[::2]]).mean("entropy"))
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0.0, 1.0]), torch.eye(2).long(), torch.tensor([True, False]), [0]])
+def test_other_labels_than_one_whole_number_an_image_are_refused(model, quiet, raises_sentence, labels):
+    batch = (torch.rand(2, 3, 16, 16), labels)
+    with raises_sentence(ValueError, "for 2 images", "one whole number an image", "leave class_names out"):
+        quiet(model, [batch], class_names=["cat", "dog"])
+    without = quiet(model, [batch], statistics="entropy")
+    assert without.images == 2
+    with raises_sentence(ValueError, "no means of classes: collect with class names"):
+        without.class_mean("entropy")

@@ -267,6 +267,7 @@ def test_bad_images_stop_or_are_listed(leave, here, tmp_path):
         (["--data", "pets", "--layers", "9"], "--layers 9 asks for layer 9"),
         (["--data", "pets", "--layers", "0,1-0"], "1-0 goes backwards; pass 0-1"),
         (["--data", "pets", "--only", "entropie"], "entropie"),
+        (["--data", "pets", "--only", "mean_map"], "mean_map"),
         (["--data", "pets", "--on-bad-image", "ignore"], "ignore"),
         (["--data", "pets", "--split", "test"], "test"),
         (["--data", "pets", "--images", "0"], "--images"),
