@@ -151,13 +151,23 @@ class Quantiles:
         self._largest = torch.maximum(self._largest, state["largest"])
 
     def quantile(self, share: float) -> torch.Tensor:
-        """The value below which this share of a cell's numbers lies: (M,); NaN for a cell without any."""
+        """The smallest number that at least this share of a cell's numbers does not exceed: (M,); NaN without any.
+
+        It is the inverse of the empirical distribution function, type 1 of Hyndman & Fan 1996: of two numbers, the
+        larger one for every share above 1/2.
+
+        Raises:
+            ValueError: the share is not from 0 to 1.
+        """
+        if not 0 <= share <= 1:
+            raise ValueError(f"share={share!r} is no share; pass a number from 0 to 1, such as 0.95")
         state = self.state()
         cell = state["keys"] // self._BINS
         total = torch.zeros(self.cells, dtype=torch.int64).index_add_(0, cell, state["counts"])
         before = total.cumsum(0) - total  # numbers in earlier cells
         running = state["counts"].cumsum(0)
-        wanted = before + (share * (total - 1).clamp_min(0)).floor().long()
+        # A whole number that is rounded up, such as 0.07 * 100, is not the next one.
+        wanted = before + ((share * (1 - 1e-12) * total.double()).ceil().long() - 1).clamp_min(0)
         place = torch.searchsorted(running, wanted, right=True).clamp_max(max(len(running) - 1, 0))
         if not len(running):
             return torch.full((self.cells,), math.nan, dtype=torch.float64)

@@ -65,7 +65,13 @@ class Collected:
         return self._of(statistic, self._tally.moments.half_interval())
 
     def quantile(self, statistic: str, share: float) -> torch.Tensor:
-        """The value below which this share of the images lies, to 0.5 %: (L, H) or (L,)."""
+        """The smallest value that at least this share of the images does not exceed, to 0.5 %: (L, H) or (L,).
+
+        Type 1 of Hyndman & Fan 1996, as NumPy's "inverted_cdf".
+
+        Raises:
+            ValueError: the share is not from 0 to 1.
+        """
         return self._of(statistic, self._tally.quantiles.quantile(share))
 
     def class_mean(self, statistic: str) -> torch.Tensor:
@@ -81,11 +87,10 @@ class Collected:
         return torch.stack([self._of(statistic, of_class) for of_class in mean])
 
     def class_quantile(self, statistic: str, share: float) -> torch.Tensor:
-        """The value below which this share of each class's images lies, to 0.5 %: (K, L, H) or (K, L); NaN for a class
-        without images.
+        """`quantile` of each class's images: (K, L, H) or (K, L); NaN for a class without images.
 
         Raises:
-            ValueError: quantiles were not collected for each class.
+            ValueError: quantiles were not collected for each class, or the share is not from 0 to 1.
         """
         if not self._tally.has_class_quantiles:
             raise ValueError("there are no quantiles of classes: collect with class names and class_quantiles=True")

@@ -159,7 +159,7 @@ class Collecting(Session):
         values: dict[str, torch.Tensor] = {}  # (layers * B, H), or (layers * B,) for whole layers
         if "token_norms" in taken.tensors:
             norms = taken.tensors["token_norms"]  # (layers * B, P)
-            values["token_norm_ratio"] = norms.amax(dim=1) / norms.median(dim=1).values
+            values["token_norm_ratio"] = norms.amax(dim=1) / _median(norms)
         if "value" in taken.tensors:  # a layer that was asked for
             for name in VECTORS:
                 self.batch.add_vectors(name, taken, taken.tensors[name])
@@ -222,6 +222,12 @@ class Collecting(Session):
             contrast = self.contrast.repeat(len(taken.layers), 1)
             found["outlier_contrast"] = (contrast * outlying).sum(dim=1) / count  # 0 / 0: none
         return found
+
+
+def _median(numbers: torch.Tensor) -> torch.Tensor:
+    """Of each row, the mean of the two in the middle: (B, P) -> (B,); torch's is the lower one."""
+    in_order, last = numbers.sort(dim=1).values, numbers.shape[1] - 1
+    return (in_order[:, last // 2] + in_order[:, -(-last // 2)]) / 2
 
 
 def patch_contrast(pixel_values: torch.Tensor, layout: TokenLayout) -> torch.Tensor | None:

@@ -85,7 +85,8 @@ def test_quantiles_are_those_of_the_whole_to_their_accuracy(stream, cut_at, shar
         if not len(known):
             assert found[cell].isnan()
         else:
-            expected = known[math.floor(share * (len(known) - 1))]
+            count = len(known)  # the smallest number that enough of them do not exceed
+            expected = next(number for place, number in enumerate(known, 1) if place / count >= share - 1e-12)
             torch.testing.assert_close(found[cell], expected, rtol=RELATIVE_ACCURACY * 1.001, atol=1e-11)
 
 
@@ -99,6 +100,21 @@ def test_no_quantile_lies_outside_the_range_of_the_data(stream, cut_at, share):
             known = values[:, cell][~values[:, cell].isnan()]
             if len(known):
                 assert known.min() <= quantiles.quantile(share)[cell] <= known.max()
+
+
+def test_quantiles_of_few_numbers_and_of_round_shares():
+    for count in (1, 2, 3, 10, 100):
+        quantiles = Quantiles(1)
+        quantiles.update(torch.arange(1.0, count + 1)[:, None])
+        for hundredths in range(101):
+            expected = max(1, -(-hundredths * count // 100))
+            assert quantiles.quantile(hundredths / 100).item() == pytest.approx(expected, rel=RELATIVE_ACCURACY)
+
+
+@pytest.mark.parametrize("share", [95, -0.1, math.nan])
+def test_what_is_no_share_is_refused(raises_sentence, share):
+    with raises_sentence(ValueError, f"share={share}", "from 0 to 1"):
+        Quantiles(1).quantile(share)
 
 
 def test_quantiles_of_extreme_numbers():
