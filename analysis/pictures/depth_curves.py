@@ -30,16 +30,21 @@ def draw_distance(collected: Collected, path: str | Path, *, title: str, provena
         rows, columns, _ = collected.grid
         uniform = mean_distance((rows, columns))
         axes[0].axhline(uniform, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label="equal weights")
-        side = max(rows, columns)
-        right = axes[0].secondary_yaxis("right", functions=(lambda patches: patches / side, lambda part: part * side))
-        right.set_ylabel("share of the image's longer side", fontsize=9)
-        right.tick_params(labelsize=8)
-        right.spines["right"].set_color(GREY)
+        if "distance_fraction" in collected.statistics:  # not where patches are not square
+            _share_of_side(axes[0], max(rows, columns))
         top = max(top, uniform)
-    axes[0].set_ylim(0, 1.12 * top)
+    axes[0].set_ylim(0, 1.12 * top or 1)  # of one patch there is no distance
     axes[0].set_ylabel("attention distance, patches", fontsize=9)
     _legend(axes[0])
     save(figure, path, provenance)
+
+
+def _share_of_side(panel: Any, side: int) -> None:
+    """An axis at the right in sides of the image."""
+    right = panel.secondary_yaxis("right", functions=(lambda patches: patches / side, lambda part: part * side))
+    right.set_ylabel("share of the image's longer side", fontsize=9)
+    right.tick_params(labelsize=8)
+    right.spines["right"].set_color(GREY)
 
 
 def draw_sinks(collected: Collected, path: str | Path, *, title: str, provenance: str = "") -> None:

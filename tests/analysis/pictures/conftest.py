@@ -51,10 +51,10 @@ def collected_from() -> Callable[..., Collected]:
         for number in range(2):
             batch = Batch(number, (*grid, prefix))
             for layer in layers:
-                for panel in HEAD_PANELS:
-                    if panel.statistic not in without:
+                for name in (*(panel.statistic for panel in HEAD_PANELS), "distance_fraction"):
+                    if name not in without:
                         drawn = torch.rand(3, heads, generator=generator)
-                        batch.values[panel.statistic, layer] = drawn if value is None else torch.full_like(drawn, value)
+                        batch.values[name, layer] = drawn if value is None else torch.full_like(drawn, value)
                 for name in ("outliers", "token_norm_ratio"):
                     batch.values[name, layer] = 1 + torch.rand(3, generator=generator)
                 size = grid[0] * grid[1]

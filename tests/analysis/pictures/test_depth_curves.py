@@ -21,6 +21,17 @@ def test_random_weights_have_a_line_in_every_picture_over_depth(tmp_path, collec
     assert [len(axes.lines) for axes in figures[3].axes[1:]] == [2, 2]
 
 
+def test_a_distance_in_patches_that_are_not_square_has_no_axis_in_the_image(tmp_path, collected_from, figures):
+    for without in ((), ("distance_fraction",)):
+        draw_distance(collected_from(range(3), 2, without=without), tmp_path / "a.png", title="a")
+    assert [len(each.axes[0].child_axes) for each in figures] == [1, 0]
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_patch_has_a_picture_too(tmp_path, collected_from):
+    draw_distance(collected_from(range(3), 2, grid=(1, 1), value=0.0), tmp_path / "a.png", title="a")
+
+
 @pytest.mark.parametrize("grid", [(1, 1), (1, 5), (4, 6), (7, 3)])
 def test_mean_distance_of_equal_weights(grid):
     assert math.isclose(mean_distance(grid), TokenLayout(grid=grid).distances().mean().item(), abs_tol=1e-12)
