@@ -233,7 +233,8 @@ def _median(numbers: torch.Tensor) -> torch.Tensor:
 def patch_contrast(pixel_values: torch.Tensor, layout: TokenLayout) -> torch.Tensor | None:
     """Rank of each patch by the standard deviation of its pixels, from 0 to 1: (B, P); None for a single patch.
 
-    Patches of the same deviation have the mean of their ranks.
+    Patches of the same deviation have the mean of their ranks. Where the layout does not know the size of a patch, or the
+    image has no room for patches of that size, they are the largest that it has room for.
 
     Example:
 
@@ -245,7 +246,10 @@ def patch_contrast(pixel_values: torch.Tensor, layout: TokenLayout) -> torch.Ten
     ```
     """
     rows, columns = layout.grid
-    height, width = pixel_values.shape[-2] // rows, pixel_values.shape[-1] // columns
+    largest = pixel_values.shape[-2] // rows, pixel_values.shape[-1] // columns
+    height, width = layout.patch_size or largest
+    if height > largest[0] or width > largest[1]:
+        height, width = largest
     if layout.num_patches < 2 or min(height, width) < 1:
         return None
     cut = pixel_values[..., : rows * height, : columns * width].float()

@@ -23,8 +23,8 @@ class TokenLayout:
         has_class_token: Whether token 0 is a class token.
         has_distillation_token: Whether token 1 is a distillation token.
         num_register_tokens: Registers.
-        patch_size: Pixels of a patch as (height, width), where it is not square. `None`: it is; a square one becomes
-            `None`, for nothing depends on its size.
+        patch_size: Pixels of a patch as (height, width). `None`: it is square, of a size that is not known. Layouts of
+            other sizes are equal: their tokens are the same.
 
     Raises:
         ValueError: a number is negative, the grid or a patch is empty, or the counts contradict each other.
@@ -46,7 +46,7 @@ class TokenLayout:
     has_class_token: bool = False
     has_distillation_token: bool = False
     num_register_tokens: int = 0
-    patch_size: tuple[int, int] | None = field(default=None, kw_only=True)
+    patch_size: tuple[int, int] | None = field(default=None, kw_only=True, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.grid) != 2 or min(self.grid) < 1:
@@ -55,8 +55,7 @@ class TokenLayout:
         if self.patch_size is not None:
             if len(self.patch_size) != 2 or min(self.patch_size) < 1:
                 raise ValueError(f"patch_size={self.patch_size} is no (height, width) of pixels; pass two from 1 up")
-            height, width = self.patch_size
-            object.__setattr__(self, "patch_size", None if height == width else (height, width))
+            object.__setattr__(self, "patch_size", tuple(self.patch_size))
         for name in ("num_prefix_tokens", "num_register_tokens"):
             count = getattr(self, name)
             if count is not None and count < 0:
@@ -159,6 +158,11 @@ class TokenLayout:
         """`num_prefix_tokens`, which is a number once the layout is made."""
         assert self.num_prefix_tokens is not None
         return self.num_prefix_tokens
+
+    @property
+    def has_square_patches(self) -> bool:
+        """Whether a distance in patches is one in the image."""
+        return self.patch_size is None or self.patch_size[0] == self.patch_size[1]
 
     @property
     def class_token(self) -> int | None:

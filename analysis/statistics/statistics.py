@@ -87,7 +87,7 @@ class AttentionStatistics:
 
         `None` where patches are not square: a distance in patches is then no distance in the image.
         """
-        if self.distance is None or self.layout.patch_size is not None:
+        if self.distance is None or not self.layout.has_square_patches:
             return None
         return self.distance / max(self.layout.grid)
 

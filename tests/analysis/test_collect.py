@@ -147,6 +147,19 @@ def test_contrast_ranks_patches_of_every_shape():
     assert patch_contrast(image, TokenLayout(grid=(1, 1))) is None
 
 
+def test_contrast_is_of_the_patches_that_the_model_sees():
+    """Three rows of pixels are left over, and patches of 5 fit in: the model's are of 4."""
+    config = transformers.DINOv3ViTConfig(patch_size=4, image_size=16)
+    image = torch.zeros(1, 3, 15, 15)
+    image[..., 4:8, 4:8] = torch.rand(3, 4, 4)
+    layout = TokenLayout.from_config(config, (15, 15))
+    assert layout.grid == (3, 3)
+    assert patch_contrast(image, layout)[0].tolist() == [7 / 16] * 4 + [1] + [7 / 16] * 4
+    of_five = patch_contrast(image, TokenLayout(grid=(3, 3)))
+    assert of_five[0, 0] > 7 / 16
+    assert torch.equal(patch_contrast(image, TokenLayout(grid=(3, 3), patch_size=(6, 6))), of_five)
+
+
 def test_equal_patches_have_equal_contrast():
     image = torch.zeros(1, 1, 6, 6)
     assert patch_contrast(image, TokenLayout(grid=(3, 3))).unique().tolist() == [0.5]

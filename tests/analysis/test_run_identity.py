@@ -45,7 +45,7 @@ def test_settings_that_differ_in_a_none_alone_are_told():
     assert difference("transform", {"size": 1, "pad": None}, {"size": 1}) == "transform: other settings"
 
 
-def test_a_layout_of_square_patches_is_that_of_progress_which_did_not_know_others():
+def test_a_layout_without_a_patch_size_is_that_of_progress_which_knew_none():
     square, flat = (TokenLayout(grid=(2, 2), patch_size=size) for size in (None, (8, 4)))
     assert "patch_size" not in identity_of([], "", square, None)["layout"]
     assert identity_of([], "", flat, None)["layout"]["patch_size"] == (8, 4)

@@ -40,8 +40,12 @@ def test_the_layout_follows_the_size_of_the_input():
 
 def test_patches_that_are_not_square_are_known():
     assert TokenLayout.from_config(QKViTConfig(image_size=32, patch_size=(8, 4))).patch_size == (8, 4)
-    assert TokenLayout.from_config(QKViTConfig(image_size=32, patch_size=(8, 8))) == TokenLayout((4, 4), None, True)
-    assert TokenLayout(grid=(4, 4), patch_size=[8, 8]).patch_size is None
+    square = TokenLayout.from_config(QKViTConfig(image_size=32, patch_size=8))
+    assert square.patch_size == TokenLayout(grid=(4, 4), patch_size=[8, 8]).patch_size == (8, 8)
+    assert square == TokenLayout((4, 4), None, True)
+    assert hash(square) == hash(TokenLayout((4, 4), None, True))
+    squares = [TokenLayout(grid=(4, 4), patch_size=size).has_square_patches for size in (None, (8, 8), (8, 4))]
+    assert squares == [True, True, False]
 
 
 def test_a_count_of_tokens_of_unknown_kind_makes_no_class_token():
