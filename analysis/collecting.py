@@ -233,8 +233,8 @@ def _median(numbers: torch.Tensor) -> torch.Tensor:
 def patch_contrast(pixel_values: torch.Tensor, layout: TokenLayout) -> torch.Tensor | None:
     """Rank of each patch by the standard deviation of its pixels, from 0 to 1: (B, P); None for a single patch.
 
-    Patches of the same deviation have the mean of their ranks. Where the layout does not know the size of a patch, or the
-    image has no room for patches of that size, they are the largest that it has room for.
+    Patches of the same deviation have the mean of their ranks. Where the layout does not know the size of a patch, or
+    the image has no room for patches of that size, they are the largest that it has room for.
 
     Example:
 

@@ -1,7 +1,7 @@
-"""The simplest facts about an attention head, from its attention maps: how widely, how far and where it looks.
+"""The simplest facts about an attention head: how widely, how far and where it looks.
 
-All of them are means over images of exact values, in float64. For the map p of one head, where p_ij is the weight of
-key token j in the row of query token i, with N tokens, of which P are patches:
+All of them are means over images of what `attention_statistics` gives. For the map p of one head, where p_ij is the
+weight of key token j in the row of query token i, with N tokens, of which P are patches:
 
 | fact | of one row | averaged over |
 |---|---|---|
@@ -23,7 +23,12 @@ from typing import Any
 
 import torch
 
+from .attention_layers import see_images, unwrapped
+from .recording import LayerRecord, record
+from .statistics import attention_statistics
 from .token_layout import TokenLayout
+
+STATISTICS = ("entropy", "masses", "distance")
 
 
 @dataclass(frozen=True)
@@ -53,79 +58,21 @@ class HeadFacts:
     on_itself_error: float | None = None
 
 
-def row_entropy(weights: torch.Tensor) -> torch.Tensor:
-    """Entropy of each row in nats: (..., N) -> (...). A weight of 0 adds 0.
-
-    Example:
-
-    ```python
-    >>> row_entropy(torch.tensor([[1.0, 0.0], [0.5, 0.5]], dtype=torch.float64)).exp()
-    tensor([1., 2.], dtype=torch.float64)
-
-    ```
-    """
-    return torch.special.entr(weights).sum(dim=-1)
-
-
-def row_distance(weights: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
-    """Mean distance from each patch to the patches that it looks at, in patches: (..., N, N) -> (..., P).
-
-    Tokens that are not patches have no place, so the weights are normalised over the patches. NaN for a row with no
-    weight on any patch.
-
-    Example:
-
-    ```python
-    >>> weights = torch.tensor([[0.5, 0.0, 0.5], [0.0, 1.0, 0.0], [0.2, 0.0, 0.8]])
-    >>> row_distance(weights, TokenLayout(grid=(1, 3)))
-    tensor([1.0000, 0.0000, 0.4000], dtype=torch.float64)
-
-    ```
-    """
-    layout.check(weights.shape[-1])
-    on_patches = weights[..., layout.patches, layout.patches].double()  # (..., P, P)
-    distances = layout.distances().to(weights.device)
-    return (on_patches * distances).sum(dim=-1) / on_patches.sum(dim=-1)
-
-
-def facts_of_maps(weights: torch.Tensor, layout: TokenLayout) -> dict[str, torch.Tensor]:
-    """The facts of each image and head: name -> (B, H), from maps (B, H, N, N) of one layer.
-
-    Example:
-
-    ```python
-    >>> uniform = torch.full((1, 1, 5, 5), 1 / 5, dtype=torch.float64)
-    >>> facts = facts_of_maps(uniform, TokenLayout(grid=(2, 2), has_class_token=True))
-    >>> {name: round(value.item(), 3) for name, value in facts.items()}
-    {'entropy': 1.609, 'entropy_share': 1.0, 'distance': 0.854, 'on_itself': 0.2, 'on_class_token': 0.2}
-
-    ```
-    """
-    layout.check(weights.shape[-1])
-    weights = weights.double()
-    entropy = row_entropy(weights).mean(dim=-1)  # (B, H)
-    facts = {
-        "entropy": entropy,
-        "entropy_share": entropy / math.log(layout.num_tokens) if layout.num_tokens > 1 else torch.zeros_like(entropy),
-        "distance": row_distance(weights, layout).nanmean(dim=-1),
-        "on_itself": weights.diagonal(dim1=-2, dim2=-1)[..., layout.patches].mean(dim=-1),
-    }
-    if layout.class_token is not None:
-        facts["on_class_token"] = weights[..., layout.patches, layout.class_token].mean(dim=-1)
-    return facts
-
-
 @torch.no_grad()
 def head_facts(model: Any, batches: Iterable[torch.Tensor], layout: TokenLayout | None = None) -> list[HeadFacts]:
     """Run a model over images and give the facts of every head of every layer.
 
+    Inside `intervene` they are those of the edited queries and keys.
+
     Args:
-        model: A QKViT model.
-        batches: Batches of `pixel_values`, (B, channels, height, width), all of one size.
-        layout: What the tokens are. `None`: from the model's configuration, for images of its own size.
+        model: As `record` takes it.
+        batches: Batches of `pixel_values`, (B, channels, height, width).
+        layout: What the tokens are. `None`: from the model's configuration and the size of the images.
 
     Raises:
-        ValueError: there are no images, or the layout does not fit the model's tokens.
+        ValueError: there are no images, the layout does not fit the model's tokens, the model's attention cannot be
+            seen, or is not that of query and key (inside `intervene`, edited scores or maps; softcap, sinks or a
+            window).
 
     Example:
 
@@ -138,15 +85,17 @@ def head_facts(model: Any, batches: Iterable[torch.Tensor], layout: TokenLayout 
 
     ```
     """
-    layout = layout or TokenLayout.from_config(model.config)
-    seen: list[list[dict[str, torch.Tensor]]] = []  # per batch, per layer
+    seen: dict[int, list[dict[str, torch.Tensor]]] = {}  # of each layer, a dictionary for each batch
     for pixel_values in batches:
-        attentions = model(pixel_values, output_attentions=True).attentions
-        seen.append([facts_of_maps(weights, layout) for weights in attentions])
+        fits = layout or TokenLayout.from_model(model, (pixel_values.shape[-2], pixel_values.shape[-1]))
+        with record(model, tensors=("query", "key")) as recording:
+            see_images(unwrapped(model), pixel_values)
+        for layer in recording:
+            seen.setdefault(layer, []).append(_facts_of(recording[layer], fits))
     if not seen:
         raise ValueError("there are no images to take facts from; pass at least one batch")
     facts = []
-    for layer, of_batches in enumerate(zip(*seen, strict=True)):
+    for layer, of_batches in seen.items():
         joined = {name: torch.cat([batch[name] for batch in of_batches]) for name in of_batches[0]}  # (images, H)
         facts += [_summary(layer, head, joined) for head in range(joined["entropy"].shape[1])]
     return facts
@@ -163,9 +112,38 @@ def uniform_facts(layout: TokenLayout) -> dict[str, float]:
 
     ```
     """
-    size = layout.num_tokens
-    weights = torch.full((1, 1, size, size), 1 / size, dtype=torch.float64)
-    return {name: value.item() for name, value in facts_of_maps(weights, layout).items()}
+    alike = torch.zeros(1, 1, layout.num_tokens, 1, dtype=torch.float64)
+    means = attention_statistics(alike, alike, layout, scaling=1, statistics=STATISTICS).per_head()
+    return {name: value.item() for name, value in _named(means, layout).items()}
+
+
+def _facts_of(layer: LayerRecord, layout: TokenLayout) -> dict[str, torch.Tensor]:
+    """The facts of each image and head of a layer: name -> (B, H), in float64 on the CPU."""
+    if layer.other_map is not None:
+        raise ValueError(f"layer {layer.layer}: {layer.other_map}")
+    means = attention_statistics(
+        layer.query,
+        layer.key,
+        layout,
+        scaling=layer.scaling,
+        attention_mask=layer.attention_mask,
+        statistics=STATISTICS,
+    ).per_head()
+    return {name: numbers.cpu().double() for name, numbers in _named(means, layout).items()}
+
+
+def _named(means: dict[str, torch.Tensor], layout: TokenLayout) -> dict[str, torch.Tensor]:
+    """Facts by their names here, from statistics by theirs."""
+    entropy = means["entropy"]
+    facts = {
+        "entropy": entropy,
+        "entropy_share": entropy / math.log(layout.num_tokens) if layout.num_tokens > 1 else torch.zeros_like(entropy),
+        "distance": means["distance"],
+        "on_itself": means["on_self"],
+    }
+    if layout.class_token is not None:
+        facts["on_class_token"] = means["on_class_token"]
+    return facts
 
 
 def _summary(layer: int, head: int, values: dict[str, torch.Tensor]) -> HeadFacts:

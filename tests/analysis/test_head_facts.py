@@ -6,15 +6,18 @@ import pytest
 import torch
 
 from qkvit import QKViTConfig, QKViTForImageClassification
-from qkvit.analysis.head_facts import HeadFacts, facts_of_maps, head_facts, uniform_facts
+from qkvit.analysis import Zero, intervene, record
+from qkvit.analysis.head_facts import HeadFacts, head_facts, uniform_facts
 from qkvit.analysis.token_layout import TokenLayout
 
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "patch_size": 8,
+    "initializer_range": 0.5,
+}
 LAYOUT = TokenLayout(grid=(2, 3), has_class_token=True, num_register_tokens=1)
-
-
-def random_maps(seed=0, dtype=torch.float32):
-    scores = 3 * torch.randn(4, 2, LAYOUT.num_tokens, LAYOUT.num_tokens, generator=torch.Generator().manual_seed(seed))
-    return scores.softmax(dim=-1).to(dtype)
 
 
 def facts_by_hand(weights):
@@ -37,69 +40,56 @@ def facts_by_hand(weights):
     }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_facts_of_a_map_equal_their_formulas(dtype):
-    weights = random_maps(dtype=dtype)
-    facts = facts_of_maps(weights, LAYOUT)
-    for image in range(4):
-        for head in range(2):
-            expected = facts_by_hand(weights[image, head])
-            found = {name: value[image, head].item() for name, value in facts.items()}
-            assert found == pytest.approx(expected, abs=1e-12)
-
-
-def test_a_head_that_looks_at_one_token_has_no_entropy():
-    facts = facts_of_maps(torch.eye(LAYOUT.num_tokens)[None, None], LAYOUT)
-    assert {name: value.item() for name, value in facts.items()} == {
-        "entropy": 0,
-        "entropy_share": 0,
-        "distance": 0,
-        "on_itself": 1,
-        "on_class_token": 0,
-    }
-
-
-def test_a_row_without_weight_on_patches_does_not_spoil_the_distance():
-    weights = random_maps()
-    expected = facts_of_maps(weights, LAYOUT)["distance"]
-    weights[0, 0, LAYOUT.num_prefix] = torch.eye(LAYOUT.num_tokens)[0]
-    distance = facts_of_maps(weights, LAYOUT)["distance"]
-    assert distance.isfinite().all()
-    assert (distance != expected).nonzero().tolist() == [[0, 0]]
-
-
 def test_a_uniform_head_has_the_facts_of_one():
     facts = uniform_facts(LAYOUT)
     assert facts["entropy_share"] == pytest.approx(1)
-    assert facts["on_class_token"] == facts["on_itself"] == pytest.approx(1 / LAYOUT.num_tokens)
+    assert [facts["on_class_token"], facts["on_itself"]] == pytest.approx([1 / LAYOUT.num_tokens] * 2)
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    config = QKViTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=8,
-        initializer_range=0.5,
-    )
+    config = QKViTConfig(**SIZES, image_size=16)
     return QKViTForImageClassification(config).eval()
 
 
-def test_the_facts_of_a_model_are_the_means_over_its_images(model):
-    images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    layout = TokenLayout.from_config(model.config)
+def test_the_facts_of_a_model_are_the_means_over_its_images():
+    images = torch.rand(5, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    config = QKViTConfig(**SIZES, image_size=(16, 24), num_register_tokens=1)
+    model = QKViTForImageClassification(config).eval()
     facts = head_facts(model, images.split(2))
     assert [(fact.layer, fact.head) for fact in facts] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     with torch.no_grad():
         attentions = model(images, output_attentions=True).attentions
     for fact in facts:
-        entropy = facts_of_maps(attentions[fact.layer], layout)["entropy"][:, fact.head]
+        of_images = [facts_by_hand(weights) for weights in attentions[fact.layer][:, fact.head]]
         assert fact.images == 5
-        assert fact.entropy == pytest.approx(entropy.mean().item(), abs=1e-6)
-        assert fact.entropy_error == pytest.approx((entropy.std() / math.sqrt(5)).item(), abs=1e-6)
+        for name in of_images[0]:
+            numbers = torch.tensor([of_image[name] for of_image in of_images])
+            assert getattr(fact, name) == pytest.approx(numbers.mean().item(), rel=1e-4)
+            assert getattr(fact, f"{name}_error") == pytest.approx(numbers.std().item() / math.sqrt(5), rel=2e-2)
+
+
+def test_the_facts_of_another_family(family, family_model):
+    images = torch.rand(2, 3, 16, 16)
+    model = family_model(family)
+    facts = head_facts(model, [images])
+    with torch.no_grad(), record(model, 2, "attention") as recording:
+        model(pixel_values=images)
+    entropy = torch.special.entr(recording[2].attention).sum(-1).mean(dim=(0, 2))
+    found = [fact.entropy for fact in facts if fact.layer == 2]
+    assert found == pytest.approx(entropy.tolist(), rel=1e-4)
+
+
+def test_the_facts_of_an_edited_model_are_those_of_its_edits(model, raises_sentence):
+    images = torch.rand(2, 3, 16, 16)
+    with intervene(model, {(0, "query"): Zero()}):
+        facts = head_facts(model, [images])
+    assert [fact.entropy for fact in facts[:2]] == pytest.approx([math.log(5)] * 2)
+    assert facts[0].entropy_share == pytest.approx(1)
+    edited = {(0, "attention"): Zero(key_tokens=0)}
+    with raises_sentence(ValueError, "layer 0", "replaces the attention"), intervene(model, edited):
+        head_facts(model, [images])
 
 
 def test_how_images_are_batched_changes_nothing(model):
@@ -115,16 +105,8 @@ def test_one_image_has_no_standard_error(model):
 
 
 def test_without_a_class_token_there_is_no_weight_on_it():
-    config = QKViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=8,
-        use_class_token=False,
-        pooling="mean",
-    )
-    (fact, _) = head_facts(QKViTForImageClassification(config).eval(), [torch.rand(2, 3, 16, 16)])
+    config = QKViTConfig(**SIZES, image_size=16, use_class_token=False, pooling="mean")
+    (fact, *_) = head_facts(QKViTForImageClassification(config).eval(), [torch.rand(2, 3, 16, 16)])
     assert fact.on_class_token is None
 
 

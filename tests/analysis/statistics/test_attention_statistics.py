@@ -16,7 +16,6 @@ from qkvit.analysis import (
     head_facts,
     record,
 )
-from qkvit.analysis.head_facts import facts_of_maps
 from qkvit.analysis.statistics.groups import GROUPS, ON_REQUEST
 
 LAYOUT = TokenLayout(grid=(3, 4), has_class_token=True, num_register_tokens=2)
@@ -189,11 +188,19 @@ def test_works_inside_and_after_inference_mode(random_attention):
 
 def test_numbers_of_heads_are_means_over_tokens(random_attention):
     inputs = random_attention(LAYOUT)
-    maps = (inputs.query @ inputs.key.transpose(-1, -2) * inputs.scaling).softmax(dim=-1)
-    facts, means = facts_of_maps(maps, LAYOUT), ask(inputs).per_head()
-    for name, fact in {"on_self": "on_itself", "on_class_token": "on_class_token", "distance": "distance"}.items():
-        torch.testing.assert_close(means[name].double(), facts[fact], rtol=1e-4, atol=0)
-    torch.testing.assert_close(means["entropy"].double(), facts["entropy"], rtol=1e-4, atol=0)
+    maps = (inputs.query @ inputs.key.transpose(-1, -2) * inputs.scaling).double().softmax(dim=-1)
+    of_patches = maps[:, :, LAYOUT.patches]
+    places = LAYOUT.distances()
+    among = of_patches[..., LAYOUT.patches]
+    expected = {
+        "on_self": among.diagonal(dim1=-2, dim2=-1).mean(-1),
+        "on_class_token": of_patches[..., 0].mean(-1),
+        "distance": ((among * places).sum(-1) / among.sum(-1)).mean(-1),
+        "entropy": torch.special.entr(maps).sum(-1).mean(-1),
+    }
+    means = ask(inputs).per_head()
+    for name, numbers in expected.items():
+        torch.testing.assert_close(means[name].double(), numbers, rtol=1e-4, atol=0)
     torch.testing.assert_close(means["distance_fraction"], means["distance"] / 4)
     cosines = ask(inputs).head_similarity
     torch.testing.assert_close(means["head_similarity"][:, 0], cosines[:, 0, 1:].mean(dim=-1))
