@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
+from transformers import PrinterCallback, ProgressCallback, TrainerState, set_seed
 
 from ..modeling.checksums_qkvit import SUMS
+from .arguments import training_arguments
 from .augmentation.pipeline import Augmenter
 from .checkpoints import ASIDE, checkpoints, step_of
 from .disk_errors import check_space
@@ -31,7 +32,7 @@ from .optimisation.parameter_groups import set_trainable
 from .optimisation.schedule import check_schedule
 from .plan import Plan, make_plan
 from .processes.sharded_trainer import said_of_sharing
-from .processes.world import as_launched, check_world, device_arguments
+from .processes.world import check_world
 from .pushing import push, repository_for
 from .quiet import quiet_libraries
 from .recipe import Recipe
@@ -52,36 +53,6 @@ from .run_folder import (
 from .trainer import RecipeTrainer
 from .watching.best import check_best
 from .watching.progress import TrainingProgress
-from .watching.reporters import check_reporters
-
-# In the place of transformers' own; a recipe's `arguments` go before.
-DEFAULTS: dict[str, Any] = {
-    "eval_strategy": "epoch",
-    "save_strategy": "epoch",
-    "save_total_limit": 2,
-    "logging_steps": 10,
-    "report_to": "none",
-    "optim": "adamw_torch_fused",
-    "per_device_eval_batch_size": 64,
-    "ddp_find_unused_parameters": False,
-    "ddp_timeout": 600,  # seconds that a process waits for another one
-}
-
-
-def training_arguments(recipe: Recipe) -> TrainingArguments:
-    """transformers' arguments for a recipe; `TrainingRefusedError` where it does not accept them."""
-    values = {"output_dir": f"runs/{recipe.name}", "project": recipe.name, **DEFAULTS, **recipe.arguments}
-    values |= device_arguments(values) | {"remove_unused_columns": False}
-    values.setdefault("disable_tqdm", True)
-    with as_launched(values):
-        try:
-            with quiet_libraries():
-                args = TrainingArguments(**values)
-        except (ValueError, TypeError, ImportError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise TrainingRefusedError(f"TrainingArguments does not accept the recipe: {reason.rstrip('.')}") from error
-    check_reporters(list(args.report_to or ()))
-    return args
 
 
 class Run:

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from qkvit.training import Recipe, TrainingRefusedError, train
+from qkvit.training.arguments import training_arguments
 from qkvit.training.command import main
 from qkvit.training.processes import last_words
 from qkvit.training.processes.sharded_trainer import layer_classes, settle_fsdp
 from qkvit.training.processes.world import as_launched, check_world
-from qkvit.training.run import training_arguments
 from qkvit.training.trainer import RecipeTrainer
 from qkvit.training.watching.stops import StopOnRequest
 

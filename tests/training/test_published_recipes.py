@@ -17,10 +17,10 @@ import torch
 from transformers import get_scheduler
 
 from qkvit.training import Recipe, train
+from qkvit.training.arguments import training_arguments
 from qkvit.training.optimisation.lamb import Lamb
 from qkvit.training.optimisation.schedule import schedule_steps
 from qkvit.training.recipe import SHIPPED
-from qkvit.training.run import training_arguments
 
 # steps an epoch, epochs, global batch, base rate, warm-up steps, lowest rate, weight decay, clipping, images
 PUBLISHED = {

@@ -161,6 +161,14 @@ def test_activations_grow_with_depth(tiny_model):
         (["mixup=0.8", "mixed_labels=present"], ["mixed_labels=present", "binary_cross_entropy"]),
         (["optimizer=muon", "optim=adamw_torch"], ["optimizer=muon", "optim=adamw_torch", "--set optimizer=null"]),
         (["warmup_epochs=1", "warmup_steps=5"], ["warmup_epochs=1", "warmup_steps=5", "twice"]),
+        (["adam_beta2=2"], ["arguments.adam_beta2=2.0", "less than 1"]),
+        (["adam_epsilon=-1"], ["arguments.adam_epsilon=-1.0", "0 or more"]),
+        (["dataloader_num_workers=-1"], ["arguments.dataloader_num_workers=-1", "0 or more"]),
+        (["dataloader_num_workers=1", "dataloader_prefetch_factor=0"], ["dataloader_prefetch_factor=0", "1 or more"]),
+        (
+            ["accelerator_config={gradient_accumulation_kwargs: {num_steps: 2}}"],
+            ["num_steps", "use gradient_accumulation_steps"],
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence_before_anything_is_written(tiny, tmp_path, settings, words):
