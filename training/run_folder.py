@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from .checkpoints import ASIDE, checkpoints, newest_whole, publish_sealed
+from .checkpoints import ASIDE, SEAL, checkpoints, newest_whole, publish_sealed
 from .errors import TrainingRefusedError
 from .recipe import Recipe, is_key
 from .recipe_types import nearest
@@ -212,10 +212,11 @@ def find_checkpoint(output: Path) -> Path | None:
     publish_sealed(output)
     shutil.rmtree(output / ASIDE, ignore_errors=True)
     found, broken = newest_whole(output)
-    for path in broken:
-        print(f"{path.name} is not whole and is passed over.", file=sys.stderr)
     if found is None and checkpoints(output):
         raise TrainingRefusedError(f"none of the checkpoints in {output} is whole; train anew in another output_dir")
+    for path in broken:
+        print(f"{path.name} is not whole and is passed over.", file=sys.stderr)
+        (path / SEAL).unlink(missing_ok=True)  # or `prune` would keep it in the place of those that are to come
     return found
 
 

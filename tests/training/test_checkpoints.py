@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from qkvit.training import train
-from qkvit.training.checkpoints import ASIDE, checkpoints, newest_whole, publish, seal, sealed_facts, step_of
+from qkvit.training.checkpoints import ASIDE, checkpoints, newest_whole, prune, publish, seal, sealed_facts, step_of
 from qkvit.training.errors import TrainingStoppedError, TrainingTerminatedError
 from qkvit.training.images.bad_images import BadImageList
 from qkvit.training.optimisation.weight_average import WeightAverage
@@ -72,6 +72,17 @@ def test_what_was_not_sealed_is_removed(tmp_path):
     (tmp_path / ASIDE / "checkpoint-4" / "model.bin").write_text("half")
     assert (find_checkpoint(tmp_path) / "model.bin").read_text() == "old"
     assert not (tmp_path / ASIDE).exists()
+
+
+def test_what_is_passed_over_is_not_kept_in_the_place_of_what_comes_after(tmp_path, capsys):
+    checkpoint(tmp_path / "checkpoint-4", "old")
+    checkpoint(tmp_path / "checkpoint-8", "whole")
+    (tmp_path / "checkpoint-8" / "model.bin").write_text("damaged")
+    assert find_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    assert "checkpoint-8 is not whole and is passed over" in capsys.readouterr().err
+    checkpoint(tmp_path / "checkpoint-6", "new")
+    prune(tmp_path, 1)
+    assert checkpoints(tmp_path) == [tmp_path / "checkpoint-6"]
 
 
 @pytest.fixture
