@@ -90,6 +90,7 @@ class RecipeTrainer(FiniteTrainer):
         self.checkpoints_kept = args.save_total_limit
         self.stop = StopOnRequest()
         self._saved = -1  # the step that was saved last
+        self._waits = False  # a checkpoint, for the evaluation at the end of the epoch
         self._folder: str | None = None
         self._micro_batch = (-1, 0)  # step, number in it
         super().__init__(
@@ -253,9 +254,14 @@ class RecipeTrainer(FiniteTrainer):
     ) -> None:
         """As in transformers; a run that is to stop is saved before a long evaluation, and if that is not the best.
 
-        Not before one that decides something: the run that goes on from there would not have it.
+        Not before one that decides something: the run that goes on from there would not have it. Where that one comes
+        at the end of the epoch whose last step this is, what is to be saved waits for it.
         """
         evaluates = self.control.should_evaluate
+        if not evaluates and self._evaluations_decide and self._epoch_ends_with_evaluation:
+            self._waits, self.control.should_save = self.control.should_save, False
+            return super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        self._waits, self.control.should_save = False, self.control.should_save or self._waits
         if self.stop.stopped and evaluates and not self._evaluations_decide:
             self._save_once(model, trial)
         if evaluates:
@@ -263,6 +269,14 @@ class RecipeTrainer(FiniteTrainer):
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         if self.stop.stopped:
             self._save_once(model, trial)
+        return None
+
+    @property
+    def _epoch_ends_with_evaluation(self) -> bool:
+        """Whether this step is the last of its epoch or of the run, and is evaluated as such."""
+        by_epoch = self.args.eval_strategy == "epoch" and self.args.eval_delay <= (self.state.epoch or 0)
+        step = self.state.global_step
+        return by_epoch and (step % self.batches.steps == 0 or step >= self.state.max_steps)
 
     @property
     def _evaluations_decide(self) -> bool:
