@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback, TrainerState, set_seed
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState, set_seed
 
 from ..modeling.checksums_qkvit import SUMS
 from .arguments import training_arguments
@@ -41,6 +41,7 @@ from .run_folder import (
     METRICS,
     changes_since,
     check_changes,
+    check_fixed,
     check_new,
     claimed,
     find_checkpoint,
@@ -138,6 +139,7 @@ class Run:
                     f" ({', '.join(changes)}); train its model in a run of its own: --set start={self.output}"
                     " --set output_dir=ANOTHER"
                 )
+            check_fixed(self.output, self.recipe, changes)
             for change in check_changes(changes, allow):
                 self._say(f"Changed since the run began: {change}.")
             if finished is not None:
@@ -159,15 +161,18 @@ class Run:
             self._barrier()
             if self.args.should_save:
                 held.enter_context(claimed(self.output))
-                if not fresh:
+                if fresh:
+                    check_new(self.output)  # another run may have begun while the data were opened
+                else:
                     checkpoint = find_checkpoint(self.output)
-                write_record(self.output, self.recipe, data, self.args.world_size, dataclasses.asdict(plan))
             checkpoint = self._agree(checkpoint)
+            of_start = (self.output, self.recipe, data, self.args.world_size, dataclasses.asdict(plan))
+            record = _Record(partial(write_record, *of_start), wanted=self.args.should_save)
             start = time.perf_counter()
             stop = trainer.stop
             held.callback(stop.restore)
             with self._interruptible():
-                self._fit(trainer, checkpoint, plan, resumed=not fresh)
+                self._fit(trainer, checkpoint, plan, record, resumed=not fresh)
                 if stop.stopped and stop.asked == signal.SIGINT:
                     raise KeyboardInterrupt
                 if stop.stopped:
@@ -248,7 +253,10 @@ class Run:
         trainer.remove_callback(ProgressCallback)
         return trainer
 
-    def _fit(self, trainer: RecipeTrainer, checkpoint: Path | None, plan: Plan, *, resumed: bool) -> None:
+    def _fit(
+        self, trainer: RecipeTrainer, checkpoint: Path | None, plan: Plan, record: "_Record", *, resumed: bool
+    ) -> None:
+        trainer.callback_handler.callbacks.insert(0, record)  # before others write into the folder
         if checkpoint is None and resumed:
             self._say(f"There is no checkpoint in {self.output}; the run begins anew.")
         if checkpoint is not None:
@@ -260,6 +268,7 @@ class Run:
                 trainer.bare_model.to(self.args.device)
                 trainer._load_from_checkpoint(str(checkpoint))
                 trainer.state = state
+                record.write()
                 if self.args.load_best_model_at_end and trainer.best_checkpoint is not None:
                     trainer._load_best_model()
                 return
@@ -356,6 +365,16 @@ class Run:
     def _say(self, text: str) -> None:
         if self.args.process_index == 0:
             self.say(text)
+
+
+class _Record(TrainerCallback):
+    """Written when what a run goes on from has been loaded: a run that cannot go on so is left as it was."""
+
+    def __init__(self, write: Callable[[], None], *, wanted: bool) -> None:
+        self.write: Callable[[], None] = write if wanted else lambda: None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.write()
 
 
 def _moves_late(path: Path) -> tuple[bool, bool]:

@@ -57,6 +57,18 @@ BY_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")  # schedules
 SAVING = frozenset(f"arguments.{name}" for name in ("save_strategy", "save_steps"))
 
 
+# What no checkpoint is gone on from with: its optimiser has the groups and numbers of these.
+FIXED = frozenset(
+    (
+        "model.type",
+        *(f"optimisation.{name}" for name in ("trainable", "no_decay", "layer_decay", "optimizer")),
+        *("arguments.optim", "arguments.optim_args"),
+    )
+)
+# Nor these, where the rate is what evaluations have made of it.
+RATE = frozenset(f"arguments.{name}" for name in ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"))
+
+
 def is_new(output: Path) -> bool:
     """Whether a folder is not there, or holds no more than a run leaves that is killed before it has begun."""
     return not output.exists() or (output.is_dir() and all(path.name in _BEFORE for path in output.iterdir()))
@@ -181,6 +193,23 @@ def changes_since(output: Path, recipe: Recipe, data: dict[str, Any], world: int
     if record.get("processes") != world:
         changes["processes"] = (record.get("processes"), world)
     return changes
+
+
+def check_fixed(output: Path, recipe: Recipe, changes: dict[str, tuple[Any, Any]]) -> None:
+    """Refuse of what `changes_since` found what cannot change in the middle of a run, allowed or not."""
+    found = checkpoints(output)
+    if not found:
+        return  # the run begins anew
+    schedules = changes.get("arguments.lr_scheduler_type", (recipe.arguments.get("lr_scheduler_type"),))
+    fixed = FIXED | RATE if set(schedules) & set(BY_EVALUATIONS) else FIXED
+    for name, (was, now) in changes.items():
+        begins_average = name == "optimisation.average_decay" and was is None
+        if begins_average or ".".join(name.split(".")[:2]) in fixed:
+            raise TrainingRefusedError(
+                f"{name} was {_said(was)} when the run began and is {_said(now)} now, and cannot change in the middle"
+                f" of a run: make it the same, or train its model in a run of its own: --set start={found[0]} --set"
+                " output_dir=ANOTHER"
+            )
 
 
 def check_changes(changes: dict[str, tuple[Any, Any]], allowed: tuple[str, ...]) -> list[str]:

@@ -5,6 +5,7 @@ before. So a checkpoint holds weights, optimiser, schedule and average, and no r
 """
 
 import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from ..modeling.losses_qkvit import classification_loss
 from .augmentation.counter_random import Purpose, seed_of
 from .augmentation.pipeline import Augmenter
 from .checkpoints import ASIDE, prune, publish, seal, sealed_facts, tensor_digest
+from .epochs import Epochs
 from .errors import TrainingRefusedError
 from .evaluation import evaluate
 from .images.bad_images import BadImageList, check_usable
 from .images.batches import EpochBatches, EvaluationImages, TrainingImages, as_it_is
 from .models import LossSettings
+from .optimisation.asked_settings import asked_settings, put_back
 from .optimisation.distillation import Teacher
 from .optimisation.dropout_by_image import DropoutByImage
 from .optimisation.optimizers import make_optimizer
@@ -100,7 +103,7 @@ class RecipeTrainer(FiniteTrainer):
             eval_dataset=validation_images,
             data_collator=as_it_is,
             processing_class=processor,
-            callbacks=[_Epochs(self), self.meter, self.health, BadImageList(self.bad_images), self.stop]
+            callbacks=[Epochs(self.batches), self.meter, self.health, BadImageList(self.bad_images), self.stop]
             + (callbacks or []),
         )
         # `compute_loss` gives the mean of a micro-batch, of whatever model: Trainer has to divide by their number.
@@ -216,6 +219,7 @@ class RecipeTrainer(FiniteTrainer):
                 scheduled, self.args, self.optimisation, num_training_steps, self.batches.steps
             )
             self._created_lr_scheduler = True
+            self._asked = asked_settings(scheduled)
         return self.lr_scheduler
 
     # ---- evaluation
@@ -341,6 +345,11 @@ class RecipeTrainer(FiniteTrainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         pass
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            put_back(self._asked, self.optimizer, self.lr_scheduler)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the weights, and check that they are those that were saved, to the bit."""
         folder = Path(resume_from_checkpoint)
@@ -356,7 +365,16 @@ class RecipeTrainer(FiniteTrainer):
             raise TrainingRefusedError(
                 f"{folder} is not whole: a file is missing or damaged; remove it and resume again"
             )
-        load_weights(self.bare_model, folder)
+        try:
+            load_weights(self.bare_model, folder)
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            reason = textwrap.shorten(str(error).splitlines()[1].rstrip("."), 200, placeholder=" ...")
+            raise TrainingRefusedError(
+                f"the model of this recipe does not take the weights of {folder} ({reason}): make what was changed the"
+                " same, or train it in another output_dir"
+            ) from error
         self._check_weights(folder)
 
     @property
@@ -368,20 +386,6 @@ class RecipeTrainer(FiniteTrainer):
     def _barrier(self) -> None:
         if self.args.world_size > 1:
             torch.distributed.barrier()
-
-
-class _Epochs(TrainerCallback):
-    """Tells the sampler which epoch it is, also after a resume."""
-
-    def __init__(self, trainer: RecipeTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.next = state.global_step // self.trainer.batches.steps
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.batches.set_epoch(self.next)
-        self.next += 1
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

@@ -4,10 +4,13 @@ import json
 import shutil
 
 import pytest
+import torch
 
-from qkvit.training import TrainingRefusedError, train
+from qkvit.training import TrainingRefusedError, TrainingStoppedError, train
 from qkvit.training import run as training_run
+from qkvit.training.checkpoints import checkpoints
 from qkvit.training.run_folder import check_changes
+from qkvit.training.trainer import RecipeTrainer
 
 
 class TestChanges:
@@ -95,3 +98,91 @@ def test_what_is_allowed_may_be_bare_or_dotted():
     changes = {"arguments.lr_scheduler_kwargs.min_lr": (1, 2), "model.config.qkv_bias": (True, False)}
     for names in (("min_lr", "qkv_bias"), tuple(changes)):
         assert len(check_changes(changes, names)) == 2
+
+
+@pytest.fixture
+def after_step_4(tiny, tmp_path):
+    """`after_step_4({...}, ...)`: a run of 9 steps with these recipe parts that was killed after its fourth."""
+
+    def make(*parts):
+        kept = {"arguments": {"save_total_limit": 9, "output_dir": str(tmp_path / "run")}}
+        recipe = tiny(kept, *parts)
+        train(recipe)
+        (tmp_path / "run" / "metrics.json").unlink()
+        for path in checkpoints(tmp_path / "run")[:-2]:
+            shutil.rmtree(path)
+        assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-4", "checkpoint-2"]
+        return recipe
+
+    return make
+
+
+def log_of(folder):
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+def settings_of(folder):
+    """Of each group, with its rate."""
+    groups = torch.load(folder / "optimizer.pt", weights_only=True)["param_groups"]
+    names = {"initial_lr", "lr", "weight_decay", "betas", "eps"}
+    return [{name: group[name] for name in names & group.keys()} for group in groups]
+
+
+@pytest.mark.parametrize("own", [{}, {"optimisation": {"optimizer": "muon"}}])
+def test_settings_of_the_optimizer_that_are_allowed_are_followed_from_the_next_step_on(
+    after_step_4, busy, tmp_path, monkeypatch, own
+):
+    """Also where the run that they were allowed for is killed before it saves."""
+    recipe = after_step_4(busy, {"arguments": {"weight_decay": 0.1}}, own)
+    new = ["learning_rate=4e-3", "weight_decay=0.3", "warmup_epochs=0.25", "lr_scheduler_type=linear", "max_steps=11"]
+    new += [] if own else ["adam_beta2=0.99", "adam_epsilon=1e-6"]
+    seed = RecipeTrainer._seed_step
+
+    def stops(self):
+        if self.state.global_step == 5:
+            raise TrainingStoppedError("killed")
+        return seed(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecipeTrainer, "_seed_step", stops)
+        with pytest.raises(TrainingStoppedError, match="killed"):
+            train(recipe, new, resume=True, allow=[setting.partition("=")[0] for setting in new])
+    train(recipe, new, resume=True)
+    train(recipe, [*new, f"output_dir={tmp_path / 'always'}"])
+    ours, theirs = (tmp_path / folder / "checkpoint-11" for folder in ("run", "always"))
+    rates = [[entry["learning_rate"] for entry in log_of(each) if "loss" in entry] for each in (ours, theirs)]
+    assert len(rates[1]) == 11
+    assert rates[0][4:] == rates[1][4:]
+    assert rates[0][:4] != rates[1][:4]
+    assert settings_of(ours) == settings_of(theirs)
+    assert max(group["weight_decay"] for group in settings_of(ours)) == 0.3
+
+
+def test_a_rate_that_evaluations_have_made_does_not_change(after_step_4, raises_sentence):
+    plateau = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 2}
+    recipe = after_step_4({"arguments": {**plateau, "weight_decay": 0.1}})
+    for setting in ("learning_rate=1e-4", "lr_scheduler_type=cosine", "lr_scheduler_kwargs={patience: 0}"):
+        name = setting.partition("=")[0]
+        with raises_sentence(TrainingRefusedError, f"arguments.{name}", "cannot change in the middle of a run"):
+            train(recipe, [setting], resume=True, allow=[name, "patience"])
+    assert train(recipe, ["weight_decay=0.3"], resume=True, allow=["weight_decay"])["steps"] == 9
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("average_decay=0.9", "trainable=only head", "no_decay=[norm]", "layer_decay=0.5", "optimizer=muon"),
+        *("optim=sgd", "type=vit", "hidden_size=32", "num_hidden_layers=1", "data.image_size=16"),
+    ],
+)
+def test_what_cannot_change_in_the_middle_of_a_run_leaves_it_as_it_was(
+    after_step_4, tmp_path, raises_sentence, setting
+):
+    recipe = after_step_4()
+    recipe["model"]["config"].pop("image_size")
+    name = setting.partition("=")[0]
+    words = "does not take" if "size" in name or "layers" in name else "cannot change in the middle of a run"
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    with raises_sentence(TrainingRefusedError, words):
+        train(recipe, [setting], resume=True, allow=[name, "model.type", "image_size"])
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == before

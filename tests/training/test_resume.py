@@ -1,7 +1,9 @@
 """A run that is stopped anywhere ends as if it had not been: every weight is the same to the bit."""
 
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from qkvit.training import TrainingRefusedError, checkpoints, train, trainer
+from qkvit.training import run as training_run
 from qkvit.training.optimisation.weight_average import WeightAverage
 from qkvit.training.trainer import RecipeTrainer
 from qkvit.training.watching.stops import outlast_a_request
@@ -179,6 +182,61 @@ def test_a_damaged_checkpoint_is_passed_over(tiny, tmp_path, weights, capsys, da
     train(recipe("run"), resume=True)
     assert f"{newest.name} is not whole" in capsys.readouterr().err
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_a_checkpoint_of_the_last_step_of_an_epoch_has_the_evaluation_that_decides(tiny, tmp_path, weights):
+    """Here the rate: each evaluation makes it a tenth. An epoch has 12 steps."""
+    rate = {"lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "loss"}
+    rate["lr_scheduler_kwargs"] = {"patience": 0, "factor": 0.1, "threshold": 0.9, "mode": "min"}
+    times = {"max_steps": -1, "num_train_epochs": 2.5, "eval_strategy": "epoch", "save_steps": 6, "save_total_limit": 9}
+    recipe = tiny({"arguments": {"output_dir": str(tmp_path / "whole"), **rate, **times}})
+    train(recipe)
+    assert [checkpoints.step_of(path) for path in checkpoints.checkpoints(tmp_path / "whole")] == [30, 24, 18, 12, 6]
+    log = (tmp_path / "whole" / "checkpoint-30" / "trainer_state.json").read_text()
+    for step in (12, 30):
+        run = tmp_path / f"killed-{step}"
+        shutil.copytree(tmp_path / "whole", run)
+        for name in ("metrics.json", "model.safetensors"):
+            (run / name).unlink()
+        for path in checkpoints.checkpoints(run):
+            if checkpoints.step_of(path) > step:
+                shutil.rmtree(path)
+        train(recipe, [f"output_dir={run}"], resume=True)
+        assert weights(run) == weights(tmp_path / "whole")
+        mine = (run / "checkpoint-30" / "trainer_state.json").read_text()
+        assert mine.count('"eval_loss"') == log.count('"eval_loss"') == 3
+
+
+def test_a_run_goes_on_with_other_steps_between_its_checkpoints_evaluations_and_lines(tiny, tmp_path):
+    def steps(name):
+        return {f"{each}_steps": count for each, count in zip(("save", "eval", "logging"), name, strict=True)}
+
+    recipe = tiny({"arguments": {"output_dir": str(tmp_path / "run"), "eval_strategy": "steps", "max_steps": 8}})
+    recipe["arguments"] |= {"save_total_limit": 9, **steps((4, 4, 4))}
+    train(recipe)
+    (tmp_path / "run" / "metrics.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-8")
+    train(recipe, [f"{name}={count}" for name, count in steps((0.25, 1, 3)).items()], resume=True)
+    assert [checkpoints.step_of(path) for path in checkpoints.checkpoints(tmp_path / "run")] == [8, 6, 4]
+    log = json.loads((tmp_path / "run" / "checkpoint-8" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in log if "eval_loss" in entry] == [4, 5, 6, 7, 8]
+    assert [entry["step"] for entry in log if "loss" in entry] == [4, 6]
+
+
+def test_a_run_that_came_first_while_the_data_were_opened_is_left_alone(tiny, tmp_path, monkeypatch, raises_sentence):
+    opened, arrived = training_run.open_splits, []
+
+    def another_comes_first(data):
+        if not arrived:
+            arrived.append(True)
+            train(recipe)
+        return opened(data)
+
+    recipe = tiny({"arguments": {"output_dir": str(tmp_path / "run"), "save_total_limit": 9}})
+    monkeypatch.setattr(training_run, "open_splits", another_comes_first)
+    with raises_sentence(TrainingRefusedError, "holds a finished run already"):
+        train(recipe, ["seed=7"])
+    assert "seed: 5" in (tmp_path / "run" / "recipe.yaml").read_text()
 
 
 def test_weights_that_are_not_those_that_were_saved_are_refused(tiny, tmp_path, monkeypatch, raises_sentence):
