@@ -66,7 +66,8 @@ class Meter(TrainerCallback):
         """
         best = logits.argmax(-1)
         if targets.is_floating_point():
-            right = targets.gather(1, best.unsqueeze(1)).squeeze(1) == targets.amax(1)
+            share = targets.gather(1, best.unsqueeze(1)).squeeze(1)
+            right = (share == targets.amax(1)) & (share > 0)  # an image may have no label at all
         else:
             right = best == targets
         self._right = self._right + right.sum()

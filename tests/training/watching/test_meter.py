@@ -54,6 +54,10 @@ class TestAccuracy:
         meter.count(torch.eye(3), torch.tensor([1.0, 1.0, 0.0]).expand(3, 3))
         assert meter.numbers()["accuracy"] == pytest.approx(2 / 3, abs=1e-3)
 
+    def test_an_image_without_a_label_is_not_right(self, meter):
+        meter.count(torch.eye(2), torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
+        assert meter.numbers()["accuracy"] == 0.5
+
     def test_each_interval_starts_anew(self, meter):
         meter.count(torch.eye(2), torch.tensor([0, 1]))
         meter.numbers()
