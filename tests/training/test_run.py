@@ -313,8 +313,11 @@ def test_class_folders_with_a_bad_image(tiny, tmp_path, raises_sentence):
         "images": None,
     }
     recipe = tiny({"data": data, "arguments": {"output_dir": str(tmp_path / "run"), "max_steps": 4}})
-    with raises_sentence(TrainingStoppedError, "red/3.png", "on_bad_image=skip"):
+    with raises_sentence(TrainingStoppedError, "red/3.png", "--resume --allow data", "on_bad_image=skip"):
         train(recipe)
+    Image.new("RGB", (15, 10), "red").save(tmp_path / "photos" / "train" / "red" / "3.png")
+    assert train(recipe, resume=True, allow=["data"])["bad_images"] == {}
+    (tmp_path / "photos" / "train" / "red" / "3.png").write_bytes(b"not an image")
     metrics = train(recipe, ["on_bad_image=skip", f"output_dir={tmp_path / 'skipped'}"])
     assert list(metrics["bad_images"]) == ["train/red/3.png"]
     assert metrics["validation"]["images"] == 4

@@ -39,8 +39,8 @@ class BadImageStopError(TrainingStoppedError):
 
     def __init__(self, bad: Unusable) -> None:
         super().__init__(
-            f"{bad.reason}; repair it and go on with --resume, or leave such images out with --set on_bad_image=skip"
-            " --allow on_bad_image --resume"
+            f"{bad.reason}; repair it and go on with --resume --allow data, or leave such images out with --set"
+            " on_bad_image=skip --allow on_bad_image --resume"
         )
 
 
