@@ -32,6 +32,7 @@ from .optimisation.parameter_groups import set_trainable
 from .optimisation.schedule import check_schedule
 from .plan import Plan, make_plan
 from .processes.sharded_trainer import said_of_sharing
+from .processes.unused_parameters import unused_parameters
 from .processes.world import check_world
 from .pushing import push, repository_for
 from .quiet import quiet_libraries
@@ -276,6 +277,11 @@ class Run:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except torch.OutOfMemoryError as error:
             raise TrainingStoppedError(out_of_memory(self.args)) from error
+        except RuntimeError as error:
+            refusal = unused_parameters(error, trainer.bare_model)
+            if refusal is None:
+                raise
+            raise refusal from error
         finally:
             self.progress.close()  # what is said next begins a line
         trainer.check_weights_finite()  # after the last step no loss shows it
