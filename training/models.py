@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -201,9 +203,21 @@ def build_processor(data: Data, model: nn.Module, start: str | None) -> Any:
     """What makes of an image file what the model wants, in evaluation and once it is saved.
 
     It is the one of the weights that the model starts from, or resizes to the model's size and scales to [-1, 1]; the
-    recipe's size, mean, standard deviation and crop go before.
+    recipe's size, mean, standard deviation and crop go before. Training sees the same pixels.
+
+    Raises:
+        TrainingRefusedError: the processor of the start does something else to pixels than training can.
     """
     height, width = image_size(data, model.config)
+    kept = _processor_of(model.config, start)
+    if kept is not None and not is_plain(kept):
+        if data.mean is None or data.std is None:
+            raise TrainingRefusedError(
+                f"the image processor of {start} does not make (x / 255 - mean) / std of each pixel, in RGB, as"
+                " training does; set data.mean and data.std to train and evaluate with these"
+            )
+        kept = None
+    mean, std = ((0.5,) * 3,) * 2 if kept is None else normalisation(kept)
     if data.evaluation_crop is not None:
         from transformers import BitImageProcessorPil
 
@@ -214,15 +228,38 @@ def build_processor(data: Data, model: nn.Module, start: str | None) -> Any:
             crop_size={"height": height, "width": width},
             resample=3,
         )
+    elif kept is not None and data.image_size is None and _gives(kept, height, width):
+        processor = kept
     else:
-        processor = _processor_of(model.config, start)
-        if processor is None or data.image_size is not None or not _gives(processor, height, width):
-            processor = _resizing(processor, height, width)
-    processor.do_convert_rgb = True
-    mean = data.mean or getattr(processor, "image_mean", None) or [0.5] * 3
-    std = data.std or getattr(processor, "image_std", None) or [0.5] * 3
-    processor.image_mean, processor.image_std = list(mean), list(std)
+        from transformers import ViTImageProcessorPil
+
+        processor = ViTImageProcessorPil(size={"height": height, "width": width}, resample=3)
+    processor.do_convert_rgb = processor.do_normalize = True
+    processor.image_mean, processor.image_std = list(data.mean or mean), list(data.std or std)
     return processor
+
+
+def normalisation(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by which a processor normalises pixels in [0, 1]: 0 and 1 if it does not."""
+    if not getattr(processor, "do_normalize", True):
+        return (0.0,) * 3, (1.0,) * 3
+    half = [0.5] * 3
+    return (
+        tuple(getattr(processor, "image_mean", None) or half),
+        tuple(getattr(processor, "image_std", None) or half),
+    )
+
+
+def is_plain(processor: Any) -> bool:
+    """Whether a processor makes (x / 255 - mean) / std of each pixel, in RGB: seen on a picture of one colour, because
+    each family has other switches (another factor, BGR, a second normalisation)."""
+    colour = (255, 0, 64)
+    pixels = np.asarray(processor(images=Image.new("RGB", (64, 64), colour))["pixel_values"][0])
+    mean, std = (np.array(values) for values in normalisation(processor))
+    if pixels.ndim != 3 or pixels.shape[0] != 3:
+        return False
+    middle = pixels[:, pixels.shape[1] // 2, pixels.shape[2] // 2]  # around it may be padding
+    return np.allclose(middle, (np.array(colour) / 255 - mean) / std, atol=1e-4)
 
 
 def _processor_of(config: Any, start: str | None) -> Any:
@@ -251,13 +288,3 @@ def _from_settings(settings: dict[str, Any]) -> Any:
 def _gives(processor: Any, height: int, width: int) -> bool:
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
     return size is not None and (size.get("height"), size.get("width")) == (height, width)
-
-
-def _resizing(like: Any, height: int, width: int) -> Any:
-    from transformers import ViTImageProcessorPil
-
-    mean = getattr(like, "image_mean", None) or [0.5] * 3
-    std = getattr(like, "image_std", None) or [0.5] * 3
-    return ViTImageProcessorPil(
-        size={"height": height, "width": width}, image_mean=list(mean), image_std=list(std), resample=3
-    )

@@ -18,6 +18,7 @@ from ...data.hub_names import look_for
 from ...modeling.losses_qkvit import classification_loss
 from ..checkpoints import tensor_digest
 from ..errors import TrainingRefusedError
+from ..models import is_plain, normalisation
 from ..recipe_distillation import Distillation
 
 
@@ -76,13 +77,13 @@ class Teacher:
         self.settings = settings
         self.order = order
         self.size = _size(model.config, processor)
-        self.theirs = _normalisation(processor)
+        self.theirs = normalisation(processor)
         self.ours = self.theirs
         self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def prepare(self, processor: Any, autocast: Callable[[], AbstractContextManager[Any]]) -> "Teacher":
         """Learn how the student's pixels are normalised, and in which precision to compute."""
-        self.ours, self.autocast = _normalisation(processor), autocast
+        self.ours, self.autocast = normalisation(processor), autocast
         return self
 
     @torch.no_grad()
@@ -155,6 +156,11 @@ def open_teacher(settings: Distillation, class_names: list[str], *, multi_label:
         raise TrainingRefusedError(
             f"the teacher {settings.teacher} lacks {min(info['missing_keys'])}: give one that was trained to classify"
         )
+    if not is_plain(processor):
+        raise TrainingRefusedError(
+            f"the image processor of the teacher {settings.teacher} does not make (x / 255 - mean) / std of each pixel,"
+            " in RGB, as training does; give another teacher"
+        )
     return Teacher(model, processor, settings, _order(settings, model.config, class_names))
 
 
@@ -179,12 +185,6 @@ def _order(settings: Distillation, config: Any, class_names: list[str]) -> list[
             " teacher of the same classes, or set distillation.match_labels to by_order if its classes have our order"
         )
     return [theirs.index(name) for name in class_names]
-
-
-def _normalisation(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if not getattr(processor, "do_normalize", True):
-        return (0.0,) * 3, (1.0,) * 3
-    return tuple(processor.image_mean), tuple(processor.image_std)
 
 
 def _size(config: Any, processor: Any) -> tuple[int, int]:

@@ -179,3 +179,10 @@ def test_a_teacher_never_trains(tiny_model):
     teacher = Teacher(tiny_model(num_labels=10).train(), processor, Distillation())
     assert not teacher.model.training
     assert not teacher(torch.rand(1, 3, 16, 16)).requires_grad
+
+
+def test_a_teacher_with_pixels_of_another_kind_is_refused(teacher_folder, raises_sentence):
+    folder = teacher_folder(DIGITS)
+    ViTImageProcessorPil(size={"height": 12, "width": 12}, rescale_factor=1 / 127.5).save_pretrained(folder)
+    with raises_sentence(TrainingRefusedError, "the image processor of the teacher", "another teacher"):
+        open_teacher(Distillation(folder), DIGITS)
