@@ -1,12 +1,14 @@
 """The model of a recipe, and the image processor that is saved with it."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
@@ -142,7 +144,7 @@ def _started(recipe: Recipe, fields: dict[str, Any], labels: dict[str, Any]) -> 
         )
     for name, value in of_loss.items():
         setattr(model.config, name, value)
-    # A head of other classes is new; nothing else may be.
+    _check_whole(model, found, start, has_head=any("For" in name for name in config.architectures or ()))
     odd = sorted(
         name
         for name, before, now in found["mismatched_keys"]
@@ -150,11 +152,60 @@ def _started(recipe: Recipe, fields: dict[str, Any], labels: dict[str, Any]) -> 
     )
     if odd:
         raise TrainingRefusedError(f"model.config does not fit the weights of {start}: {', '.join(odd[:5])}; change it")
+    if config.id2label != labels["id2label"]:  # as many classes, but others
+        _forget_classes(model, {*found["missing_keys"], *(name for name, _, _ in found["mismatched_keys"])})
     return model
 
 
+def _check_whole(model: Any, found: dict[str, Any], start: str, *, has_head: bool) -> None:
+    """Refuse weights that lack a part before the classifier, which would be new, or have one that would be left out."""
+    for what, names, why in (
+        ("lack", found["missing_keys"], "the model has before its classifier"),
+        ("have", found["unexpected_keys"], "the model has no place for"),
+    ):
+        headless = what == "have" and not has_head
+        odd = sorted(name for name in names if _in_trunk(model, name, headless) and not _MAY_DIFFER.search(name))
+        if odd:
+            raise TrainingRefusedError(
+                f"the weights of {start} {what} {odd[0]}, one of {len(odd)} tensors that {why}: leave out of"
+                " model.config what differs from theirs, or start from other weights"
+            )
+
+
+# What a classifier may have anew or do without: a pooler, a mask token, and numbers that are no weights.
+_MAY_DIFFER = re.compile(
+    r"(^|\.)(pooler|mask_token|position_ids|relative_position_index|relative_coords_table|num_batches_tracked)(\.|$)"
+)
+_HEADS = ("classifier", "fc", "head")
+
+
+def _in_trunk(model: Any, name: str, headless: bool = False) -> bool:
+    """Whether a tensor stands before the classifier.
+
+    Args:
+        name: In the model, or in the file of a model.
+        headless: The file is of a model without a head: its names lack the first part.
+    """
+    first, prefix = name.partition(".")[0], model.base_model_prefix
+    base = getattr(model, prefix, None)
+    if base is None:  # CLIP and others have their parts beside the classifier
+        return hasattr(model, first) and first not in _HEADS
+    return first == prefix or (headless and hasattr(base, first))
+
+
+@torch.no_grad()
+def _forget_classes(model: Any, new: set[str]) -> None:
+    """Give the layers that answer with classes their first values, but for those that are `new` already."""
+    for name, module in model.named_modules():
+        answers = isinstance(module, nn.Linear) and module.out_features == model.config.num_labels
+        if answers and not _in_trunk(model, name) and f"{name}.weight" not in new:
+            for parameter in module.parameters():
+                parameter._is_hf_initialized = False  # transformers spares what it has loaded
+            model._init_weights(module)
+
+
 def _converted(start: str, fields: dict[str, Any], labels: dict[str, Any]) -> nn.Module:
-    """Weights of another family in a classifier of ours; its classifier comes along if it fits."""
+    """Weights of another family in a classifier of ours; its classifier comes along for the classes that it learnt."""
     from ..modeling.conversion import convert
 
     source = convert(start, dtype="float32")

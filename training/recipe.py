@@ -93,7 +93,8 @@ class Model:
     """Which model.
 
     Args:
-        start: A folder or Hub id whose weights it starts from; the classifier is new unless it fits. `None`: new ones.
+        start: A folder or Hub id whose weights it starts from; the classifier is new unless it has learnt
+            these classes in this order. `None`: new ones.
         type: "qkvit" (other families are converted), or a model type of transformers such as "vit".
         size: A named size (`QKViTConfig.from_size`), for new weights and for --dry-run. `None`: what `config` says.
         config: Fields of the model's configuration.
