@@ -10,7 +10,7 @@ from ..errors import TrainingRefusedError
 from ..recipe import Optimisation
 from .lamb import Lamb
 from .muon import MuonWithAdamW
-from .parameter_groups import parameter_groups
+from .parameter_groups import check_layers, parameter_groups
 
 
 def make_optimizer(model: nn.Module, settings: Optimisation, args: TrainingArguments) -> torch.optim.Optimizer:
@@ -28,8 +28,10 @@ def optimizer_class(model: nn.Module, settings: Optimisation, args: TrainingArgu
     "lion_32bit" and other names of bitsandbytes need that package.
 
     Raises:
-        TrainingRefusedError: its package is missing, or it makes groups of its own.
+        TrainingRefusedError: its package is missing, it makes groups of its own, or see `check_layers`.
     """
+    if settings.layer_decay is not None:
+        check_layers(model)
     adam = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
     if settings.optimizer == "lamb":
         return Lamb, adam

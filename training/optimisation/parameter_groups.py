@@ -10,6 +10,8 @@ from ..errors import TrainingRefusedError
 from ..recipe import Optimisation
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks)\.(\d+)\.")
+_BEFORE = re.compile(r"(?:^|\.)(?:pre_norm|pre_layrnorm|conv_stem)\.")  # with the embeddings, whatever else they are
+_POOLER = re.compile(r"(?:^|\.)pooler\.")  # after the layers, though it may have a token of its own
 
 # Role -> parts of a parameter's name, in QKViT and in transformers' vision models.
 _PARTS = {
@@ -18,14 +20,17 @@ _PARTS = {
     "v": ("v_proj", "value", "value_proj"),
     "o": ("o_proj", "out_proj", "attention.output"),
     "mlp": ("mlp", "intermediate", "fc1", "fc2"),
-    "token": ("class_token", "distillation_token", "register_tokens", "mask_token", "cls_token", "probe"),
+    "token": (
+        *("class_token", "cls_token", "class_embedding", "distillation_token", "register_tokens", "mask_token"),
+        "probe",
+    ),
     "position": (
         *("position_embeddings", "position_embedding", "pos_embed"),
         *("relative_position_bias_table", "continuous_position_bias_mlp"),
     ),
     "scale": (
-        *("layer_scale", "layer_scale1", "layer_scale2", "lambda1", "lambda_1", "lambda_2"),
-        *("layer_scale_parameter", "logit_scale"),
+        *("layer_scale", "layer_scale1", "layer_scale2", "layer_scale_1", "layer_scale_2", "layer_scale_parameter"),
+        *("lambda1", "lambda_1", "lambda_2", "logit_scale"),
     ),
     "head": ("classifier", "distillation_classifier", "cls_classifier", "head", "fc_norm"),
     "embeddings": ("embeddings",),
@@ -143,6 +148,23 @@ def parameter_groups(
     return groups
 
 
+def check_layers(model: Any) -> None:
+    """Refuse a model for `layer_decay` whose layers, by their names, do not come one after the other: with layers in
+    stages, a number says nothing of the depth."""
+    layers = {name: found for name, _ in model.named_parameters() if (found := _LAYER.search(name))}
+    nested = [
+        name
+        for name, found in layers.items()
+        if re.search(r"\.\d+\.", name[: found.start() + 1]) or _LAYER.search(name, found.end() - 1)
+    ]
+    if nested or not layers:
+        has = f"layers within layers or stages ({nested[0]})" if nested else "no layers that can be told by their names"
+        raise TrainingRefusedError(
+            f"optimisation.layer_decay needs layers that are numbered from first to last, and {model.config.model_type}"
+            f" has {has}; leave it out (--set layer_decay=null)"
+        )
+
+
 def check_groups(model: nn.Module, groups: list[dict[str, Any]]) -> None:
     """Assert that every trained parameter is in exactly one group, and no other is in any."""
     seen: dict[int, int] = {}
@@ -168,7 +190,9 @@ def _depth(name: str, tags: set[str]) -> int:
     for tag in tags:
         if tag.startswith("layer."):
             return int(tag.removeprefix("layer.")) + 1
-    return 0 if tags & {"embeddings", "token", "position"} and "head" not in tags else _AFTER
+    if _POOLER.search(name) or "head" in tags:
+        return _AFTER
+    return 0 if tags & {"embeddings", "token", "position"} or _BEFORE.search(name) else _AFTER
 
 
 _AFTER = 10**6

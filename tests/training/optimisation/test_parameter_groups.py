@@ -8,6 +8,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from qkvit import QKViTForImageClassification
 from qkvit.training import TrainingRefusedError
 from qkvit.training.optimisation.lamb import Lamb
+from qkvit.training.optimisation.optimizers import optimizer_class
 from qkvit.training.optimisation.parameter_groups import check_groups, parameter_groups, roles, set_trainable
 from qkvit.training.recipe import Optimisation
 
@@ -57,6 +58,7 @@ FAMILIES = {
     "Swin": WINDOWS,
     "Swinv2": WINDOWS,
     "ConvNext": {"hidden_sizes": [8] * 4, "depths": [1] * 4, "layer_scale_init_value": 0.1},
+    "PoolFormer": {"hidden_sizes": [8] * 4, "depths": [1] * 4},
 }
 
 
@@ -100,6 +102,29 @@ def test_layer_wise_rates(tiny_model):
     assert [rates[f"qkvit.layers.{i}.mlp.up_proj.weight"] for i in range(3)] == [0.125, 0.25, 0.5]
     assert rates["qkvit.embeddings.class_token"] == rates["qkvit.embeddings.patch_projection.bias"] == 0.0625
     assert groups[0]["lr"] == 1, "what is shown as the learning rate is the head's"
+
+
+def test_what_is_before_the_layers_and_what_is_after_them(tiny_model):
+    model = tiny_model(QKViTForImageClassification, use_pre_norm=True, pooling="attention", pooler_act="tanh")
+    groups = parameter_groups(model, Optimisation(layer_decay=0.5), 1.0, 0.1)
+    rates = {name: group["lr"] for group in groups for name in group["names"]}
+    assert rates["qkvit.pre_norm.weight"] == rates["qkvit.embeddings.class_token"] == 0.0625
+    assert {rate for name, rate in rates.items() if ".pooler." in name} == {1}
+    assert "qkvit.pooler.attention.probe" in rates
+
+
+FOUR = {"depths": [1] * 4}
+LAYERS_IN_STAGES = {"Swin": WINDOWS, "ConvNext": FOUR, "PoolFormer": FOUR, "ResNet": FOUR}
+
+
+@pytest.mark.parametrize("family", LAYERS_IN_STAGES)
+def test_layers_that_are_not_numbered_from_first_to_last_have_no_rates(family, raises_sentence):
+    config = getattr(transformers, f"{family}Config")(num_labels=3, **LAYERS_IN_STAGES[family])
+    model = getattr(transformers, f"{family}ForImageClassification")(config)
+    args = transformers.TrainingArguments(output_dir="unused", use_cpu=True)
+    optimizer_class(model, Optimisation(), args)
+    with raises_sentence(TrainingRefusedError, "layer_decay", config.model_type, "--set layer_decay=null"):
+        optimizer_class(model, Optimisation(layer_decay=0.5), args)
 
 
 @pytest.mark.parametrize(
