@@ -149,9 +149,31 @@ def _check_progressive(stages: list[list[float]] | None) -> None:
         raise TrainingRefusedError(f"data.progressive={stages} has a size that is no whole number above 0; {shape}")
 
 
+_WITHOUT_WARMUP = {  # transformers gives them none, whatever is asked for
+    "constant": "write constant_with_warmup, or leave it out",
+    "reduce_lr_on_plateau": "leave it out",
+    "greedy": "leave it out",
+}
+
+
 def _check_schedule(optimisation: Any, arguments: dict[str, Any]) -> None:
-    """What is said in epochs; the rest is checked when the steps are known."""
-    if arguments.get("lr_scheduler_type") != "warmup_stable_decay" or arguments.get("max_steps", -1) > 0:
+    """What the schedule does not do, and what is said in epochs; the rest is checked when the steps are known."""
+    kind = arguments.get("lr_scheduler_type", "linear")
+    warmups = [("optimisation.warmup_epochs", optimisation.warmup_epochs)]
+    warmups += [(f"arguments.{name}", arguments.get(name)) for name in ("warmup_steps", "warmup_ratio")]
+    for name, value in warmups:
+        if value and kind in _WITHOUT_WARMUP:
+            raise TrainingRefusedError(
+                f"{name}={value:g} asks for a warm-up, and lr_scheduler_type={kind} has none; {_WITHOUT_WARMUP[kind]}"
+                f" (--set {name}=0)"
+            )
+    if kind != "warmup_stable_decay" and optimisation.cooldown_epochs:
+        raise TrainingRefusedError(
+            f"optimisation.cooldown_epochs={optimisation.cooldown_epochs:g} is for"
+            f" lr_scheduler_type=warmup_stable_decay, and this is {kind}; write that, or leave it out (--set"
+            " cooldown_epochs=null)"
+        )
+    if kind != "warmup_stable_decay" or arguments.get("max_steps", -1) > 0:
         return
     warmup, cooldown = optimisation.warmup_epochs or 0, optimisation.cooldown_epochs or 0
     epochs = arguments.get("num_train_epochs", 3)

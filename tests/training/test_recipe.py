@@ -4,10 +4,11 @@ import contextlib
 import dataclasses
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 
 from qkvit.training import Recipe, TrainingRefusedError
 from qkvit.training.recipe import SHIPPED
@@ -58,6 +59,16 @@ def test_shipped_recipes_are_whole_and_come_back(name):
             },
             ["warmup_epochs=1", "cooldown_epochs=5", "num_train_epochs=4"],
         ),
+        (
+            {"optimisation": {"warmup_epochs": 4}, "arguments": {"lr_scheduler_type": "constant"}},
+            ["optimisation.warmup_epochs=4", "constant_with_warmup", "--set optimisation.warmup_epochs=0"],
+        ),
+        (
+            {"arguments": {"lr_scheduler_type": "reduce_lr_on_plateau", "warmup_steps": 0.1}},
+            ["arguments.warmup_steps=0.1", "reduce_lr_on_plateau has none"],
+        ),
+        ({"arguments": {"lr_scheduler_type": "greedy", "warmup_steps": 5}}, ["arguments.warmup_steps=5", "greedy"]),
+        ({"optimisation": {"cooldown_epochs": 2}}, ["optimisation.cooldown_epochs=2", "warmup_stable_decay", "linear"]),
         ({"arguments": {"learning_rate": -1e-3}}, ["arguments.learning_rate=-0.001"]),
         ({"arguments": {"gradient_accumulation_steps": 0}}, ["arguments.gradient_accumulation_steps=0"]),
         ({"arguments": {"max_steps": 0}}, ["arguments.max_steps=0"]),
@@ -109,6 +120,20 @@ def test_a_wrong_setting_is_one_sentence(setting, words):
         load({}, setting)
     assert "\n" not in str(caught.value)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("kind", list(SchedulerType))
+def test_a_schedule_without_warm_up_is_one_that_transformers_gives_none(kind):
+    """Another one that ignores the warm-up would be promised it."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    options = {"num_decay_steps": 5} if kind == "warmup_stable_decay" else {}
+    options |= {"min_lr": 0.1} if "min_lr" in kind.value else {}
+    get_scheduler(kind, optimizer, 10, 100, scheduler_specific_kwargs=options)
+    warms_up = optimizer.param_groups[0]["lr"] < 1
+    settings = {"optimisation": {"warmup_epochs": 1}, "arguments": {"lr_scheduler_type": kind.value}}
+    with contextlib.nullcontext() if warms_up else pytest.raises(TrainingRefusedError):
+        load(settings)
+    load(settings, "warmup_epochs=0")
 
 
 def test_a_missing_file_names_the_shipped_recipes(raises_sentence):
