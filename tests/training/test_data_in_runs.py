@@ -4,7 +4,9 @@ import io
 import json
 import os
 import signal
+import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,6 +226,20 @@ def test_bad_images_are_counted_and_listed_also_after_going_on(recipe, folders, 
     (tmp_path / "run" / "metrics.json").unlink()  # as if it had been stopped between its last step and its end
     again = train(recipe(folders, "run", skip, {"arguments": {"max_steps": 5, "save_steps": 5}}), resume=True)
     assert list(again["bad_images"]) == names
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file systems take no such names")
+def test_names_that_are_not_utf_8_stop_no_run(recipe, folders, tmp_path):
+    red = os.fsencode(folders / "train" / "red")
+    Path(os.fsdecode(red + b"/caf\xe9.png")).write_bytes(b"not an image")
+    for split in ("train", "validation"):
+        (folders / split / "red").rename(os.fsdecode(os.fsencode(folders / split) + b"/rouge\xe9"))
+    skip = {"data": {"on_bad_image": "skip"}, "arguments": {"save_steps": 3}}
+    metrics = train(recipe(folders, "run", skip))
+    (name,) = metrics["bad_images"]
+    assert os.fsencode(name) == b"train/rouge\xe9/caf\xe9.png"
+    (tmp_path / "run" / "metrics.json").unlink()
+    assert list(train(recipe(folders, "run", skip), resume=True)["bad_images"]) == [name]
 
 
 # ---- labels

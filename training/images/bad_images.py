@@ -105,5 +105,6 @@ class BadImageList(TrainerCallback):
         bad = gathered(self.bad)
         if bad and args.should_save:
             part = Path(args.output_dir) / f".{LIST}.part"
-            part.write_text(json.dumps(bad, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            # In ASCII, as json has it: a file's name need not be UTF-8, and such a one cannot be written otherwise.
+            part.write_text(json.dumps(bad, indent=2) + "\n", encoding="utf-8")
             part.replace(part.with_name(LIST))

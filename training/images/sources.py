@@ -139,9 +139,10 @@ class Splits:
     def fingerprint(self) -> dict[str, Any]:
         """What has to be the same when a run goes on: the classes, how many images, their labels in order, and what
         `Split.digest` sees of the images."""
+        names = "\n".join(self.class_names).encode(errors="surrogateescape")  # a folder's name need not be UTF-8
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         return {
-            "classes": _digest("\n".join(self.class_names).encode()),
+            "classes": _digest(names),
             **{
                 name: f"{len(part)} images, {_digest(_bytes_of(part.labels))}, {part.digest()}"
                 for name, part in parts.items()
