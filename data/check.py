@@ -181,7 +181,8 @@ def _labels(found: dict[str, Inspection]) -> Iterable[Finding]:
             odd = sorted(set(expected) ^ set(given)) or ["their order"]
             yield Finding(
                 f"{split} has other classes than {first}: {', '.join(odd[:EXAMPLES])}",
-                "training refuses it before it starts: give all splits the same classes",
+                "training refuses it before it starts: give all splits the same classes ("
+                f"{sources[split].naming_classes})",
                 True,
             )
         elif sources[split].multi_label != sources[first].multi_label:

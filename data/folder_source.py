@@ -22,6 +22,8 @@ class FolderSource(ImageSource):
     the folder itself have no label. Hidden files and files without an image's extension are passed over.
     """
 
+    naming_classes = "make a folder for each class, if need be an empty one"
+
     def __init__(self, folder: Path, *, name: str, split: str | None = None, **options: Any) -> None:
         split = _split_of_folder(folder, name, split)
         self._folder = folder = folder if split is None else folder / split

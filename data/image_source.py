@@ -59,7 +59,10 @@ class ImageSource(ABC):
         bad_images: Those that were left out so far, each once.
         max_pixels: Larger images cannot be used.
         multi_label: An image may have several labels, or none.
+        naming_classes: How a split gets a class of which it has no image.
     """
+
+    naming_classes = "store the labels as a ClassLabel of the package datasets, which names all classes"
 
     def __init__(
         self,

@@ -27,6 +27,8 @@ class ShardSource(ImageSource):
         multi_label: The labels may be lists.
     """
 
+    naming_classes = f"write the names of all classes into {CLASSES} beside the shards"
+
     def __init__(
         self, shards: list[Path], *, name: str, label: str | None, multi_label: bool = False, **options: Any
     ) -> None:

@@ -270,7 +270,12 @@ def _opened(data: Data) -> Splits:
                 odd = sorted(set(names) ^ set(others[part].class_names)) or ["in another order"]
                 raise TrainingRefusedError(
                     f"the {part} split {split!r} has other classes than the training split ({', '.join(odd[:5])}); give"
-                    " both the same"
+                    f" both the same: {train.naming_classes}"
+                )
+            if train.split is not None and others[part].split == train.split:  # whatever they are called in the recipe
+                raise TrainingRefusedError(
+                    f"data.{part}_split={split} is the split {train.split} of {data.source}, which the recipe trains"
+                    f" on; name another one, or leave it out (--set {part}_split=null)"
                 )
             if others[part].multi_label != train.multi_label:
                 raise TrainingRefusedError(
@@ -288,7 +293,7 @@ def _opened(data: Data) -> Splits:
 
 
 def held_out_indices(labels: Any, share: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Indices to train on and held out: the same share of every class, at least one image of each.
+    """Indices to train on and held out: the same share of every class, of each at least one image, but never all.
 
     Example:
 
@@ -304,7 +309,8 @@ def held_out_indices(labels: Any, share: float) -> tuple[np.ndarray[Any, Any], n
     held: list[int] = []
     for label in np.unique(labels):
         members = random.permutation(np.flatnonzero(labels == label))
-        held.extend(members[: max(1, round(share * len(members)))] if share else [])
+        most = len(members) - 1 if share < 1 else len(members)
+        held.extend(members[: min(most, max(1, round(share * len(members))))] if share else [])
     chosen = np.zeros(len(labels), dtype=bool)
     chosen[np.asarray(held, dtype=np.int64)] = True
     if not chosen.any() or chosen.all():

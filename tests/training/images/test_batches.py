@@ -129,6 +129,17 @@ def test_held_out_images_are_the_same_share_of_each_class_and_never_change():
     assert held.tolist() == held_out_indices(labels, 0.2)[1].tolist()
 
 
+def test_no_class_is_held_out_whole(raises_sentence):
+    labels = torch.tensor([0] * 10 + [1] + [2] * 2).numpy()
+    for share, held_of_each in ((0.2, [2, 0, 1]), (0.9, [9, 0, 1])):
+        _, held = held_out_indices(labels, share)
+        assert [int((labels[held] == label).sum()) for label in range(3)] == held_of_each
+    with raises_sentence(TrainingRefusedError, "data.held_out=1", "train on"):
+        held_out_indices(labels, 1.0)
+    with raises_sentence(TrainingRefusedError, "data.held_out=0.2", "validate on"):
+        held_out_indices(labels[10:11], 0.2)
+
+
 def test_fewer_images_are_as_many_of_each_class():
     pytest.importorskip("sklearn")
     splits = open_splits(Data("digits", images=30))
