@@ -1,6 +1,7 @@
 """The images of a recipe: its splits, each an indexed list of PIL images and labels."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -216,6 +217,15 @@ def _is_distant(source: str) -> bool:
 
 
 def _built_in(data: Data) -> Splits:
+    fixed = ["train_split", "validation_split", "test_split", "label", "streaming"]
+    fixed += ["held_out"] if data.source == "mnist5k" else []
+    usual = Data(data.source)
+    ignored = [name for name in fixed if getattr(data, name) != getattr(usual, name)]
+    if ignored:
+        ways = " ".join(f"--set {name}={json.dumps(getattr(usual, name))}" for name in ignored)
+        raise TrainingRefusedError(
+            f"data.{ignored[0]} is not for {data.source}, whose labels and splits are its own; leave it out ({ways})"
+        )
     try:
         if data.source == "mnist5k":
             from .mnist5k import load_digits

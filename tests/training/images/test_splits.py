@@ -98,3 +98,17 @@ def test_no_run_is_measured_on_the_images_that_it_trains_on(folders, raises_sent
     (folders / "validation" / "red").mkdir()
     with raises_sentence(TrainingRefusedError, f"data.{part}_split={split}", "trains on", f"--set {part}_split=null"):
         opened(folders, **{f"{part}_split": split})
+
+
+@pytest.mark.parametrize(
+    ("fields", "ways"),
+    [
+        ({"source": "digits", "validation_split": "test"}, "--set validation_split=null"),
+        ({"source": "digits", "train_split": "a", "label": "b"}, "--set train_split=null --set label=null"),
+        ({"source": "mnist5k", "held_out": 0.1}, "--set held_out=0.2"),
+        ({"source": "mnist5k", "streaming": True}, "--set streaming=false"),
+    ],
+)
+def test_what_a_packages_data_would_not_follow_is_refused(raises_sentence, fields, ways):
+    with raises_sentence(TrainingRefusedError, f"is not for {fields['source']}", ways):
+        open_splits(Data(**fields))
