@@ -7,13 +7,15 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..augmentation.counter_random import Purpose, uniform
+from ..errors import TrainingRefusedError
 
 
 class DropoutByImage(TorchFunctionMode):
     """Inside, `dropout`, `bernoulli_` and `rand` of a batch take their numbers from (seed, key of the image, place).
 
     The place is which of these calls it is in the pass, so a pass must make them in one order: no recomputation
-    (activation checkpointing) and no compiled graph. Dropout inside a fused attention kernel is out of reach.
+    (activation checkpointing) and no compiled graph. Dropout inside a fused attention kernel is out of reach. Where a
+    tensor has several rows of each image, such as Swin's windows, those of an image come one after the other.
 
     Args:
         seed: Of the run.
@@ -63,5 +65,10 @@ class DropoutByImage(TorchFunctionMode):
     def _numbers(self, like: torch.Tensor) -> torch.Tensor:
         purpose = Purpose.DROPOUT + (self.calls << 8)
         self.calls += 1
-        numbers = uniform(self.seed, purpose, self.keys.to(like.device), like[0].numel())
+        if len(like) % len(self.keys):
+            raise TrainingRefusedError(
+                f"dropout_by_image cannot tell the {len(self.keys)} images of a batch apart in a tensor of shape"
+                f" {tuple(like.shape)}; leave it out for this model (--set dropout_by_image=false)"
+            )
+        numbers = uniform(self.seed, purpose, self.keys.to(like.device), like.numel() // len(self.keys))
         return numbers.view(like.shape)

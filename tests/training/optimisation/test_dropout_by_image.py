@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 
+from qkvit.training import TrainingRefusedError
 from qkvit.training.optimisation.dropout_by_image import DropoutByImage
 
 KEYS = torch.tensor([[0, index, 0] for index in (4, 9, 2, 7)])
@@ -37,12 +38,18 @@ def test_numbers_that_are_not_of_images_are_left_alone():
         assert torch.rand((5, 3)).equal(wanted)
 
 
+def test_rows_that_are_of_no_image_are_refused(raises_sentence):
+    with DropoutByImage(3, KEYS), raises_sentence(TrainingRefusedError, "4 images", "(6, 3)", "dropout_by_image=false"):
+        torch.nn.functional.dropout(torch.ones(6, 3), 0.5)
+
+
 @pytest.mark.parametrize("family", ["Beit", "Swin", "Dinov2", "ConvNextV2"])
-def test_stochastic_depth_of_other_families(family):
+def test_dropout_and_stochastic_depth_of_other_families(family):
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
     if family == "Swin":
         sizes = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2], "window_size": 2}
+        sizes |= {"hidden_dropout_prob": 0.1}  # of windows
     if family == "ConvNextV2":
         sizes = {"hidden_sizes": [8, 16], "depths": [2, 2], "num_stages": 2}
     config = getattr(transformers, f"{family}Config")(
