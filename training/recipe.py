@@ -55,7 +55,7 @@ class Data:
             hf://datasets/ID.
         shuffle_window: Of so many images at least are row groups in memory, shuffled together.
         held_out: Share of the training split that is held out for validation where there is no split for it; fixed
-            whatever the seed is, with the same share of every class.
+            whatever the seed is, with the same share of every class and never all of one.
         on_bad_image: "stop", or "skip": take the next image in its place, count it and name it at the end.
         images: Train on the first so many of the (shuffled, by class balanced) images. `None`: all.
         image_size: Pixels of the images, a number or [height, width]. `None`: the model's own.

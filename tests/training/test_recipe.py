@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import SchedulerType, TrainingArguments, get_scheduler
 
-from qkvit.training import Recipe, TrainingRefusedError
+from qkvit.training import Recipe, TrainingRefusedError, recipe
 from qkvit.training.recipe import SHIPPED
 from qkvit.training.recipe_types import ELSEWHERE
 
@@ -134,6 +134,17 @@ def test_a_schedule_without_warm_up_is_one_that_transformers_gives_none(kind):
     with contextlib.nullcontext() if warms_up else pytest.raises(TrainingRefusedError):
         load(settings)
     load(settings, "warmup_epochs=0")
+
+
+def test_a_name_that_two_sections_share_has_to_be_dotted(monkeypatch, raises_sentence):
+    """None does yet: TrainingArguments may get one."""
+    assert not [found for found in recipe._places().values() if len(found) > 1]
+    known = recipe.known_arguments()
+    monkeypatch.setattr(recipe, "known_arguments", lambda: known | {"source": str})
+    with raises_sentence(TrainingRefusedError, "--set source may mean data.source or arguments.source"):
+        load({}, "source=photos")
+    assert load({}, "data.source=photos").data.source == "photos"
+    assert recipe.is_key("source")
 
 
 def test_a_missing_file_names_the_shipped_recipes(raises_sentence):
