@@ -269,6 +269,7 @@ def build_processor(data: Data, model: nn.Module, start: str | None) -> Any:
             )
         kept = None
     mean, std = ((0.5,) * 3,) * 2 if kept is None else normalisation(kept)
+    processor: Any
     if data.evaluation_crop is not None:
         from transformers import BitImageProcessorPil
 
