@@ -114,7 +114,8 @@ def map_rollout(
         start, layout: As in `rollout`.
 
     Raises:
-        ValueError: there are no maps, shapes differ, or neither `start` nor `layout` says where to start.
+        ValueError: there are no maps, or none of some layer, shapes differ, or neither `start` nor `layout` says where
+            to start.
 
     Example:
 
@@ -127,6 +128,12 @@ def map_rollout(
     """
     if not len(maps):
         raise ValueError("there are no maps to roll out; pass those of one layer at least")
+    missing = [str(layer) for layer, weights in enumerate(maps) if weights is None]
+    if missing:
+        raise ValueError(
+            f"there are no maps of layer {', '.join(missing)}, and a rollout goes through all; ask for all of them:"
+            " output_attentions=True"
+        )
     *_, row = rows_of_maps(maps, start, layout)
     return row
 

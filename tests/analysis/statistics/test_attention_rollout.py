@@ -83,6 +83,8 @@ def test_what_is_no_row_of_maps_is_refused(raises_sentence):
     maps = [torch.full((2, 3, 4, 4), 0.25)] * 2
     with raises_sentence(ValueError, "there are no maps"):
         map_rollout([], 0)
+    with raises_sentence(ValueError, "there are no maps of layer 1", "output_attentions=True"):
+        map_rollout([maps[0], None, maps[0]], 0)
     with raises_sentence(ValueError, "start=", "layout="):
         map_rollout(maps)
     for other in (torch.ones(2, 3, 4, 5), torch.ones(1, 3, 4, 4), torch.ones(2, 5, 5), torch.ones(4, 4)):
