@@ -5,12 +5,13 @@ Shapes: B images, H heads, N tokens.
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import torch
 
 from ..token_layout import TokenLayout
-from .figure import FAINT, INK, add_axes, colour_bar, frame, new_figure, save
+from .figure import FAINT, INK, add_axes, colour_bar, frame, new_figure, save, show_image
 
 
 def looked_at(weights: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
@@ -43,12 +44,13 @@ def draw_attention(
 ) -> None:
     """Write a picture of one layer's attention.
 
-    Each head's weights on the patches are shown as colour, with the image's ink on top. All panels share one scale.
+    Each head's weights on the patches are shown as colour, with the image's ink on top, or fainter what is dark in an
+    image of colours. All panels share one scale.
     Under a panel stands the share of the weight that goes to tokens before the patches, which have no place in it.
     The few weights beyond the end of the scale have its darkest colour.
 
     Args:
-        images: (B, height, width), 0 for paper to 1 for ink.
+        images: (B, height, width), 0 for paper to 1 for ink, or (B, 3, height, width), colours from 0 to 1.
         weights: (B, H, N, N), the attention maps of one layer.
         layout: What the tokens are.
         path: The PNG file to write.
@@ -78,9 +80,10 @@ def draw_attention(
     for column, name in enumerate(["input", *(f"head {head}" for head in range(num_heads))]):
         axes[0][column].set_title(name, fontsize=9)
     bar = colour_bar(figure, shown, cax=colour_axes, extend="max")
-    bar.set_label(
-        f"weight of a patch ({1 / layout.num_tokens:.2f}: equal weight on all {layout.num_tokens} tokens)", fontsize=8
-    )
+    words = f"weight of a patch ({1 / layout.num_tokens:.2g}: equal weight on all {layout.num_tokens} tokens)"
+    if num_images == 1:  # the bar is as low as a row
+        words = fill(words, 32)
+    bar.set_label(words, fontsize=8)
     save(figure, path, provenance)
 
 
@@ -114,8 +117,8 @@ def _panels(rows: int, columns: int, title: str) -> tuple[Any, list[list[Any]], 
 
 
 def _draw_image(panel: Any, image: torch.Tensor) -> None:
-    height, width = image.shape
-    panel.imshow(image, cmap="Greys", vmin=0, vmax=1, extent=(0, width, height, 0))
+    height, width = image.shape[-2:]
+    show_image(panel, image, extent=(0, width, height, 0))
 
 
 def _draw_weights(panel: Any, image: torch.Tensor, weights: torch.Tensor, scale: float) -> Any:
@@ -124,11 +127,11 @@ def _draw_weights(panel: Any, image: torch.Tensor, weights: torch.Tensor, scale:
     from matplotlib.colors import ListedColormap, to_rgb
 
     colours = ListedColormap(colormaps["Oranges"](torch.linspace(0, 0.75, 256).numpy()))  # ink stays visible on it
-    height, width = image.shape
+    height, width = image.shape[-2:]
     extent = (0, width, height, 0)
     shown = panel.imshow(weights, cmap=colours, vmin=0, vmax=scale, extent=extent, interpolation="nearest")
     ink = torch.zeros(height, width, 4)
     ink[..., :3] = torch.tensor(to_rgb(INK))
-    ink[..., 3] = image * 0.75
+    ink[..., 3] = image * 0.75 if image.ndim == 2 else (1 - image.mean(dim=0)).clamp(0, 1) * 0.5
     panel.imshow(ink, extent=extent, interpolation="nearest")
     return shown

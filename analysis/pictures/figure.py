@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 INK, FAINT, FRAME, GREY = "#1a1a1a", "#666666", "#cccccc", "#e4e4e4"
 DOTS_PER_INCH = 150
 
@@ -30,6 +32,14 @@ def add_axes(figure: Any, x: float, y: float, width: float, height: float) -> An
     """Axes at a place given in inches, from the lower left."""
     across, up = figure.get_size_inches()
     return figure.add_axes((x / across, y / up, width / across, height / up))
+
+
+def show_image(panel: Any, image: torch.Tensor, **options: Any) -> None:
+    """Draw ink on paper (height, width) or colours (3, height, width)."""
+    if image.ndim == 3:
+        panel.imshow(image.movedim(0, -1).clamp(0, 1), **options)
+    else:
+        panel.imshow(image, cmap="Greys", vmin=0, vmax=1, **options)
 
 
 def frame(panel: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..token_layout import TokenLayout
-from .figure import FAINT, colour_bar, new_figure, save
+from .figure import FAINT, colour_bar, new_figure, save, show_image
 
 MOST_IN_A_BLOCK = 8
 
@@ -53,7 +53,7 @@ def draw_qkv(
     """Write a picture of one image's queries, keys, values and attention maps in one layer.
 
     Args:
-        image: (height, width), 0 for paper to 1 for ink.
+        image: (height, width), 0 for paper to 1 for ink, or (3, height, width), colours from 0 to 1.
         query, key, value: (H, N, D).
         weights: (H, N queries, N keys).
         layout: What the tokens are.
@@ -91,10 +91,10 @@ def draw_qkv(
 def _draw_heading(strip: Any, image: torch.Tensor, layout: TokenLayout, title: str, blocks: int) -> None:
     """The image, cut into its patches, and how to read the rest."""
     rows, columns = layout.grid
-    height, width = image.shape
+    height, width = image.shape[-2:]
     picture, text = strip.subplots(1, 2, width_ratios=[1, 7 * blocks - 1])
     aspect = (height / rows) / (width / columns)  # a pixel stays square
-    picture.imshow(image.cpu(), cmap="Greys", vmin=0, vmax=1, extent=(0, columns, rows, 0), aspect=aspect)
+    show_image(picture, image.cpu(), extent=(0, columns, rows, 0), aspect=aspect)
     picture.set_xticks([column + 0.5 for column in range(columns)], range(columns))
     picture.set_yticks([row + 0.5 for row in range(rows)], range(rows))
     picture.tick_params(labelsize=6, length=0)

@@ -17,6 +17,17 @@ def test_a_picture_of_attention_is_written(layout, tensors, tmp_path):
         assert len(picture.convert("RGB").getcolors(maxcolors=10**6)) > 100
 
 
+def test_an_image_in_colours_is_shown_in_them(layout, tensors, figures, tmp_path):
+    images, *_, weights = tensors(layout, batch=1)
+    colours = images[:, None].repeat(1, 3, 1, 1)
+    colours[:, 0] = 1.5  # a little beyond white, as what comes of rounding is
+    draw_attention(colours, weights, layout, tmp_path / "a.png", title="", row_names=["a"])
+    shown = figures[0].axes[0].images[0].get_array()
+    assert torch.equal(torch.tensor(shown), colours[0].clamp(max=1).movedim(0, -1))
+    over_it = figures[0].axes[1].images[1].get_array()
+    assert 0 <= over_it[..., 3].min() < over_it[..., 3].max() <= 0.5
+
+
 def test_the_class_token_is_the_one_that_looks():
     layout = TokenLayout(grid=(2, 2), has_class_token=True)
     weights = torch.rand(1, 1, 5, 5)

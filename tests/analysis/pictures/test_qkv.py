@@ -18,6 +18,13 @@ def test_a_picture_of_queries_keys_and_values_is_written(layout, tensors, tmp_pa
         assert len(picture.convert("RGB").getcolors(maxcolors=10**6)) > 100
 
 
+def test_an_image_in_colours_is_shown_in_them(layout, tensors, figures, tmp_path):
+    image, query, key, value, weights = (tensor[0] for tensor in tensors(layout))
+    colours = image.repeat(3, 1, 1)
+    draw_qkv(colours, query, key, value, weights, layout, tmp_path / "qkv.png", title="Layer 0")
+    assert figures[0].axes[0].images[0].get_array().shape == (*image.shape, 3)
+
+
 @pytest.mark.parametrize("heads", [8, 9, 12, 16, 25])
 def test_many_heads_stand_in_blocks_beside_each_other(tensors, figures, tmp_path, heads):
     layout = TokenLayout(grid=(2, 2))
