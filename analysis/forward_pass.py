@@ -6,9 +6,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers.modeling_utils import PreTrainedModel
-
-from .attention_layers import every_module
 
 # Of `attention_door`: a thread sees the sessions that it opened, and no others.
 active_sessions: ContextVar[tuple[Any, ...]] = ContextVar("qkvit_sessions", default=())
@@ -18,8 +15,8 @@ class ForwardPasses:
     """What is known of the forward pass that is running; what is called by hand, or again in backward, is in none.
 
     Args:
-        model: The model with the encoder.
-        encoder: Its part whose forward pass goes through the layers.
+        model: The model, which sees the images.
+        encoder: Its part whose forward pass goes through the layers; perhaps the same.
 
     Attributes:
         images: How many images the pass is of; `None` where it is not known.
@@ -27,16 +24,14 @@ class ForwardPasses:
     """
 
     def __init__(self, model: nn.Module, encoder: nn.Module) -> None:
-        self.encoder = encoder
-        models = [module for module in every_module(model) if isinstance(module, PreTrainedModel)]
-        self.around = [it for it in models if it is not encoder and encoder in every_module(it)]
+        self.model, self.encoder = model, encoder
         self.images: int | None = None
         self.layers: set[int] | None = None
 
     def watch(self) -> list[RemovableHandle]:
         """Follow the passes of an active session until the hooks are removed."""
         hooks = []
-        for module in (self.encoder, *self.around):
+        for module in {self.model, self.encoder}:
             hooks.append(module.register_forward_pre_hook(_begin, with_kwargs=True))
             hooks.append(module.register_forward_hook(_end, always_call=True))
         return hooks
@@ -50,12 +45,12 @@ def _begin(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     for passes in (session.passes for session in active_sessions.get()):
         if module is passes.encoder:
             passes.layers = set()
-        if pixels is not None and (module is passes.encoder or module in passes.around):
+        if pixels is not None and module in (passes.model, passes.encoder):
             passes.images = len(pixels)
 
 
 @torch.compiler.disable
 def _end(module: nn.Module, args: tuple, output: Any) -> None:
     for passes in (session.passes for session in active_sessions.get()):
-        if module is passes.encoder or module in passes.around:
+        if module in (passes.model, passes.encoder):
             passes.images = passes.layers = None
