@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import TrainingRefusedError, TrainingStoppedError
-from .run_folder import RECORD
+from .run_folder import RECORD, note, read_record
 
 _CARD = "README.md"
+_PUSHED = "pushed"  # in a run's record: where to
 
 
 def repository_for(args: Any) -> str | None:
@@ -43,7 +44,7 @@ def repository_for(args: Any) -> str | None:
 def push(output: Path, repository: str, revision: str | None = None) -> None:
     """Upload what a finished run has left in one commit: not its checkpoints, nor what it says of the machine.
 
-    A repository without a README.md gets one, with the results.
+    A repository without a README.md gets one, with the results. The run's record notes that it has been done.
 
     Raises:
         TrainingStoppedError: it was not uploaded; the run's folder is whole.
@@ -61,6 +62,12 @@ def push(output: Path, repository: str, revision: str | None = None) -> None:
             f"the finished model is in {output}, but not on the Hub ({_reason(error)}): upload it with"
             f" `hf upload {repository} {output} --exclude 'checkpoint-*'`"
         ) from error
+    note(output, _PUSHED, repository)
+
+
+def is_pushed(output: Path) -> bool:
+    """Whether the finished model of a run has been uploaded."""
+    return _PUSHED in read_record(output)
 
 
 def _files(output: Path) -> Iterator[Path]:

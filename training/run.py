@@ -34,7 +34,7 @@ from .plan import Plan, make_plan
 from .processes.sharded_trainer import said_of_sharing
 from .processes.unused_parameters import unused_parameters
 from .processes.world import check_world
-from .pushing import push, repository_for
+from .pushing import is_pushed, push, repository_for
 from .quiet import quiet_libraries
 from .recipe import Recipe
 from .report import results_table, write_report
@@ -145,6 +145,9 @@ class Run:
                 self._say(f"Changed since the run began: {change}.")
             if finished is not None:
                 self._say(f"The run in {self.output} is finished; there is nothing to go on with.")
+                if not is_pushed(self.output):  # it was stopped before that, if it was to be
+                    self.repository = repository_for(self.args)
+                    self._push()
                 return finished
             for change in new_since(self.output):
                 self._say(f"Since the last start {change}: the weights may come out with other bits.")
@@ -326,10 +329,13 @@ class Run:
             files = write_report(self.output, metrics, log)
             self._tell(metrics, files)
         self._barrier()
-        if self.repository is not None:  # after the others have gone: uploading may take longer than they would wait
+        self._push()  # after the others have gone: uploading may take longer than they would wait
+        return metrics
+
+    def _push(self) -> None:
+        if self.repository is not None:
             push(self.output, self.repository, self.args.hub_revision)
             self._say(f"And on the Hub: {self.repository}.")
-        return metrics
 
     def _save(self, trainer: RecipeTrainer) -> None:
         """Write the model aside and move it into its place, the weights late; all processes have parts of it."""

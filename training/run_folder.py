@@ -121,6 +121,11 @@ def write_record(output: Path, recipe: Recipe, data: dict[str, Any], world: int,
     _write(output / RECIPE, recipe.to_yaml())
 
 
+def note(output: Path, name: str, value: Any) -> None:
+    """Add to the record of a run, or replace in it."""
+    _write(output / RECORD, json.dumps({**read_record(output), name: value}, indent=2) + "\n")
+
+
 def this_start() -> dict[str, Any]:
     """With what, when and where the run is started or goes on."""
     return {

@@ -33,6 +33,22 @@ def test_a_model_that_cannot_be_uploaded_is_kept(tiny, output, raises_sentence, 
     assert (output / "metrics.json").is_file()
 
 
+def test_a_run_that_was_stopped_before_it_was_pushed_is_pushed_when_it_goes_on(tiny, output, monkeypatch):
+    commits, hubs = [], [True]
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **_: hubs.pop() and SimpleNamespace(repo_id=name))
+    monkeypatch.setattr(HfApi, "file_exists", lambda *_, **__: True)
+    with pytest.raises(TrainingStoppedError):
+        train(recipe(tiny, output))
+    monkeypatch.setattr(HfApi, "create_commit", lambda self, *content, **_: commits.append(content))
+    hubs.append(True)
+    metrics = train(recipe(tiny, output), resume=True)
+    ((repository, additions),) = commits
+    assert repository == "me/trained"
+    assert {"model.safetensors", "config.json", "metrics.json"} <= {each.path_in_repo for each in additions}
+    assert train(recipe(tiny, output), resume=True) == metrics, "and the Hub is not asked again"
+    assert len(commits) == 1
+
+
 @pytest.mark.parametrize(("name", "value"), [("hub_strategy", "checkpoint"), ("hub_token", "hf_secret")])
 def test_another_way_of_pushing_is_refused(tiny, output, raises_sentence, name, value):
     with raises_sentence(TrainingRefusedError, f"arguments.{name} is not for recipes"):
