@@ -135,10 +135,13 @@ class TestRuns:
     @pytest.fixture
     def recipe(self, tiny, busy, tmp_path):
         def make(folder, every, **arguments):
+            settings = {"attention_health_steps": every}
+            if arguments.get("lr_scheduler_type") == "constant":
+                settings["warmup_epochs"] = 0.0  # it has none
             return tiny(
                 busy,
                 {
-                    "optimisation": {"attention_health_steps": every},
+                    "optimisation": settings,
                     "arguments": {"output_dir": str(tmp_path / folder), "max_steps": 5, "save_steps": 5, **arguments},
                 },
             )
