@@ -347,7 +347,7 @@ class RecipeTrainer(FiniteTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
+        if checkpoint is not None and self._created_lr_scheduler:  # and not DeepSpeed, by a schedule of its own
             put_back(self._asked, self.optimizer, self.lr_scheduler)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
