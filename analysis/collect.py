@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .attention_door import configs_of
 from .attention_layers import parents_of, see_images, unwrapped, whole_attention
 from .collected import Collected
 from .collecting import Collecting
@@ -131,7 +132,7 @@ def collect(
                 " inside intervene and record(explicit=True)"
             )
         identity = identity_of(dataloader, fingerprint, layout, names)
-        identity |= {"config": settings_of(model.config) if hasattr(model, "config") else None}
+        identity |= {f"config{number or ''}": settings_of(it) for number, it in enumerate(configs_of(session))}
         identity |= {"layers": session.chosen, "statistics": asked, "rollout": rollout}
         identity |= {"quantiles of classes": session.tally.has_class_quantiles}
         file = ProgressFile(progress_folder, identity, rank, world)

@@ -127,11 +127,8 @@ class Collecting(Session):
         if groups and call.other_map is not None:
             raise ValueError(f"layer {layer}: {call.other_map}")
         mask = call.plain_mask()()
-        if mask is not None and hides_tokens(mask):
-            raise ValueError(
-                f"layer {layer}: the attention mask hides tokens, which would count as queries and in every mean; pass"
-                " images without padding, or use record and attention_statistics, whose rows can be chosen"
-            )
+        if mask is not None:
+            self.batch.hiding[layer] = hides_tokens(mask)
         vectors = {"query": call.query, "key": call.key, "value": call.value, "output": seen["output"]}
         tensors = {name: vectors[name].detach() for name in (VECTORS if is_chosen else ("query", "key"))}
         if is_chosen and "output" in call.edited:  # one of 16 bits would be computed anew, without the edit

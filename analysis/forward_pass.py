@@ -1,5 +1,6 @@
 """When a forward pass of an encoder begins and ends, and of how many images it is: for the sessions that are active."""
 
+import threading
 from contextvars import ContextVar
 from typing import Any
 
@@ -11,8 +12,11 @@ from torch.utils.hooks import RemovableHandle
 active_sessions: ContextVar[tuple[Any, ...]] = ContextVar("qkvit_sessions", default=())
 
 
-class ForwardPasses:
-    """What is known of the forward pass that is running; what is called by hand, or again in backward, is in none.
+class ForwardPasses(threading.local):
+    """What is known of the forward pass that runs in this thread; what is called by hand, or again in backward, is in
+    none.
+
+    A pass is the model's, or the encoder's where that is called by itself: a model may run its encoder several times.
 
     Args:
         model: The model, which sees the images.
@@ -25,6 +29,7 @@ class ForwardPasses:
 
     def __init__(self, model: nn.Module, encoder: nn.Module) -> None:
         self.model, self.encoder = model, encoder
+        self.owner: nn.Module | None = None
         self.images: int | None = None
         self.layers: set[int] | None = None
 
@@ -43,14 +48,16 @@ def _begin(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     given = (kwargs.get("pixel_values"), *args[:1])
     pixels = next((it for it in given if isinstance(it, torch.Tensor) and it.ndim > 3), None)
     for passes in (session.passes for session in active_sessions.get()):
-        if module is passes.encoder:
-            passes.layers = set()
-        if pixels is not None and module in (passes.model, passes.encoder):
+        if module not in (passes.model, passes.encoder):
+            continue
+        if module is passes.model or passes.owner in (None, module):  # one that was cut short may own it still
+            passes.owner, passes.layers, passes.images = module, set(), None
+        if pixels is not None:
             passes.images = len(pixels)
 
 
 @torch.compiler.disable
 def _end(module: nn.Module, args: tuple, output: Any) -> None:
     for passes in (session.passes for session in active_sessions.get()):
-        if module in (passes.model, passes.encoder):
-            passes.images = passes.layers = None
+        if module is passes.owner:
+            passes.owner = passes.images = passes.layers = None

@@ -85,8 +85,8 @@ class _EditSession(Session):
         return chosen(layers, self.modules, what="edits: layer"), target
 
     def __enter__(self) -> None:
-        self.applied = dict.fromkeys(self.edits, 0)
         super().__enter__()
+        self.applied = dict.fromkeys(self.edits, 0)
 
     def __exit__(self, *error: Any) -> None:
         installed = self.still_installed()

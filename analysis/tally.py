@@ -36,6 +36,7 @@ class Batch:
         values: (statistic, layer) -> (B, H), or (B,) for a whole layer.
         vectors: (name, layer) -> their number, sum (H, D) and sum of products (H, D, D).
         maps: (name, layer) -> sum over images of a number for each token or patch.
+        hiding: layer -> whether a mask hides tokens there, of layers that have one.
     """
 
     def __init__(self, number: int, grid: tuple[int, ...]) -> None:
@@ -44,6 +45,7 @@ class Batch:
         self.values: dict[tuple[str, int], torch.Tensor] = {}
         self.vectors: dict[tuple[str, int], tuple[int, torch.Tensor, torch.Tensor]] = {}
         self.maps: dict[tuple[str, int], torch.Tensor] = {}
+        self.hiding: dict[int, torch.Tensor] = {}
 
     def add_vectors(self, name: str, taken: Taken, vectors: torch.Tensor) -> None:
         """Sum up queries, keys, values or outputs: (layers * B, H, N, D)."""
@@ -60,11 +62,18 @@ class Batch:
         self.maps |= {(name, layer): it for layer, it in zip(taken.layers, _over_images(numbers, taken), strict=True)}
 
     def fetch(self) -> None:
-        """Bring all of it from the device, in three copies: each waits for what was computed before.
+        """Bring all of it from the device, in a few copies: each waits for what was computed before.
 
         Raises:
-            ValueError: queries, keys, values or outputs hold NaN or infinity; it names the first such layer.
+            ValueError: queries, keys, values or outputs hold NaN or infinity, or a mask hides tokens; it names the
+                first such layer.
         """
+        for layer, hides in zip(self.hiding, _fetched(list(self.hiding.values())), strict=True):
+            if hides:
+                raise ValueError(
+                    f"layer {layer}: the attention mask hides tokens, which would count as queries and in every mean;"
+                    " pass images without padding, or use record and attention_statistics, whose rows can be chosen"
+                )
         self.values = dict(zip(self.values, _fetched(list(self.values.values())), strict=True))
         self.maps = dict(zip(self.maps, _fetched(list(self.maps.values())), strict=True))
         sums = iter(_fetched([it for _, *sums in self.vectors.values() for it in sums]))
@@ -229,7 +238,7 @@ class Tally:
     @classmethod
     def from_state(cls, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> "Tally":
         """The opposite of `state`."""
-        tally = cls(values["num_classes"], values["class quantiles"])
+        tally = cls(values["num_classes"], values.get("class quantiles", False))
         tally.images, tally.batches, tally.bad = values["images"], values["batches"], list(values["bad"])
         tally.grid = None if values["grid"] is None else tuple(values["grid"])
         if values["cells"] is not None:
@@ -239,7 +248,8 @@ class Tally:
             *folders, part = path.split("/")
             parts.setdefault(tuple(folders), {})[part] = tensor
         for name in ACCUMULATORS:
-            getattr(tally, name).load_state(parts[name,])
+            if (name,) in parts:  # a file of an earlier version has no quantiles of classes
+                getattr(tally, name).load_state(parts[name,])
         for place, state in parts.items():
             if place[0] == "vectors":
                 sums = Sums(tuple(state["first"].shape))

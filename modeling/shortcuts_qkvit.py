@@ -201,7 +201,10 @@ class Neighbours:
         batch_size, num_tokens, _ = x.shape
         if self.weight is not None and undisturbed():
             if not self._hold(linears):
-                self.weight = self.bias = None  # others took their places, such as int8 weights: their memory is free
+                # Others took their places to stay, such as int8 weights: their memory is free. What torch.func or a
+                # replica puts there for a moment is no parameter.
+                if all(isinstance(linear._parameters.get("weight"), nn.Parameter) for linear in linears):
+                    self.weight = self.bias = None
             elif all(map(unseen, linears)):
                 joined = nn.functional.linear(x, *self._joined(linears, x.device.type))
                 return joined.view(batch_size, num_tokens, len(linears), num_heads, -1).permute(2, 0, 3, 1, 4).unbind()

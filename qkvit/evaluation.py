@@ -67,7 +67,7 @@ def run_evaluation(
         device: "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU if there is one.
         by_index: Take label i of the data for label i of the model, whatever their names are.
         on_bad_image: "stop" or "skip", as `open_images` has it.
-        trust_remote_code: Run the code that a model of a type unknown here brings along.
+        trust_remote_code: Run the code that a model brings along.
         seed: For whatever of a model is random; the models of transformers have nothing random in evaluation.
         force: Replace the folder of an earlier evaluation.
 

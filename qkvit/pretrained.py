@@ -15,7 +15,7 @@ def load_pretrained(
     Args:
         auto_class: Such as `AutoModel`.
         name: A folder or Hub id.
-        trust_remote_code: Run the code that a model of a type unknown here brings along.
+        trust_remote_code: Run the code that a model brings along.
 
     Raises:
         UserError: there is none of that name, its files are damaged, or it needs code that nobody said to trust.

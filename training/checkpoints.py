@@ -68,13 +68,20 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def prune(output: Path, limit: int | None, keep: Iterable[Path] = (), best: Path | None = None) -> None:
+def prune(
+    output: Path,
+    limit: int | None,
+    keep: Iterable[Path] = (),
+    best: Path | None = None,
+    written: Path | None = None,
+) -> None:
     """Remove old checkpoints.
 
     Args:
         limit: How many stay: the newest, `best` and the next newest. `None` or 0: all.
         keep: Stay beside them.
         best: One of them.
+        written: The one just written. Those of later steps, which were passed over when the run went on, are older.
 
     Example:
 
@@ -96,6 +103,8 @@ def prune(output: Path, limit: int | None, keep: Iterable[Path] = (), best: Path
     # Those that are not whole are no use; where all are, the newest stay: there the one just written is to be found.
     found = checkpoints(output)
     whole = [path for path in found if (path / SEAL).is_file()] or found
+    if written is not None:
+        whole.sort(key=lambda path: step_of(path) > step_of(written))
     kept = [path for place, path in enumerate(whole) if not place or path == best]
     kept += [path for path in whole if path not in kept][: max(limit - len(kept), 0)]
     for path in found:

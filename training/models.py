@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,18 @@ def check_start(recipe: Recipe) -> None:
             raise TrainingRefusedError(f"the model cannot be made: {error}") from error
 
 
-def build_model(recipe: Recipe, class_names: list[str], *, multi_label: bool = False) -> nn.Module:
+def build_model(
+    recipe: Recipe,
+    class_names: list[str],
+    *,
+    multi_label: bool = False,
+    say: Callable[[str], Any] = lambda sentence: None,
+) -> nn.Module:
     """A classifier of these classes: new, or from other weights.
 
     Args:
         multi_label: An image may have several of them: binary cross-entropy for each.
+        say: Is told where a classifier that was there is not taken.
 
     Raises:
         TrainingRefusedError: the configuration is refused, or the weights cannot be read.
@@ -75,7 +82,7 @@ def build_model(recipe: Recipe, class_names: list[str], *, multi_label: bool = F
     if multi_label:
         fields["problem_type"] = _SEVERAL
     try:
-        model = _started(recipe, fields, labels) if recipe.model.start else _new(recipe, fields, labels)
+        model = _started(recipe, fields, labels, say) if recipe.model.start else _new(recipe, fields, labels)
     except TrainingRefusedError:
         raise
     except (ValueError, TypeError, OSError, KeyError) as error:
@@ -122,13 +129,13 @@ def _new(recipe: Recipe, fields: dict[str, Any], labels: dict[str, Any]) -> nn.M
     return AutoModelForImageClassification.from_config(AutoConfig.for_model(recipe.model.type, **fields, **labels))
 
 
-def _started(recipe: Recipe, fields: dict[str, Any], labels: dict[str, Any]) -> nn.Module:
+def _started(recipe: Recipe, fields: dict[str, Any], labels: dict[str, Any], say: Callable[[str], Any]) -> nn.Module:
     start = str(recipe.model.start)
     look_for(start, "model")
     with hub_sentences(start):
         config = AutoConfig.from_pretrained(start)
         if recipe.model.type == "qkvit" and config.model_type != "qkvit":
-            return _converted(start, fields, labels)
+            return _converted(start, fields, labels, say)
         if recipe.model.type != config.model_type:
             raise TrainingRefusedError(
                 f"model.type={recipe.model.type!r}, and the weights of {start} are of {config.model_type!r}; write that"
@@ -152,9 +159,20 @@ def _started(recipe: Recipe, fields: dict[str, Any], labels: dict[str, Any]) -> 
     )
     if odd:
         raise TrainingRefusedError(f"model.config does not fit the weights of {start}: {', '.join(odd[:5])}; change it")
-    if config.id2label != labels["id2label"]:  # as many classes, but others
-        _forget_classes(model, {*found["missing_keys"], *(name for name, _, _ in found["mismatched_keys"])})
+    new = {*found["missing_keys"], *(name for name, _, _ in found["mismatched_keys"])}
+    if not _learnt(config, labels) and _forget_classes(model, new):
+        say(_FORGOTTEN.format(start))
     return model
+
+
+_FORGOTTEN = "The classifier of {} has learnt other classes, or these in another order: here it is new."
+
+
+def _learnt(config: Any, labels: dict[str, Any]) -> bool:
+    """Whether a model has learnt these classes; names that transformers made, LABEL_0, ..., may stand for any."""
+    names = [config.id2label[index] for index in sorted(config.id2label)]
+    made = [f"LABEL_{index}" for index in range(len(labels["id2label"]))]
+    return names in (made, list(labels["id2label"].values()))
 
 
 def _check_whole(model: Any, found: dict[str, Any], start: str, *, has_head: bool) -> None:
@@ -194,17 +212,21 @@ def _in_trunk(model: Any, name: str, headless: bool = False) -> bool:
 
 
 @torch.no_grad()
-def _forget_classes(model: Any, new: set[str]) -> None:
-    """Give the layers that answer with classes their first values, but for those that are `new` already."""
+def _forget_classes(model: Any, new: set[str]) -> bool:
+    """Give the layers that answer with classes their first values, but for those that are `new` already; whether there
+    were others."""
+    found = False
     for name, module in model.named_modules():
         answers = isinstance(module, nn.Linear) and module.out_features == model.config.num_labels
         if answers and not _in_trunk(model, name) and f"{name}.weight" not in new:
             for parameter in module.parameters():
                 parameter._is_hf_initialized = False  # transformers spares what it has loaded
             model._init_weights(module)
+            found = True
+    return found
 
 
-def _converted(start: str, fields: dict[str, Any], labels: dict[str, Any]) -> nn.Module:
+def _converted(start: str, fields: dict[str, Any], labels: dict[str, Any], say: Callable[[str], Any]) -> nn.Module:
     """Weights of another family in a classifier of ours; its classifier comes along for the classes that it learnt."""
     from ..modeling.conversion import convert
 
@@ -221,8 +243,10 @@ def _converted(start: str, fields: dict[str, Any], labels: dict[str, Any]) -> nn
         raise TrainingRefusedError(f"model.config does not fit the weights of {start}: {', '.join(odd[:5])}; change it")
     model.qkvit.load_state_dict(theirs, strict=False)
     head = getattr(source, "classifier", None)
-    if isinstance(head, nn.Linear) and source.config.id2label == labels["id2label"]:
+    if isinstance(head, nn.Linear) and _learnt(source.config, labels):
         model.classifier.load_state_dict(head.state_dict())
+    elif isinstance(head, nn.Linear):
+        say(_FORGOTTEN.format(start))
     model.settle()
     return model
 

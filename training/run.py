@@ -188,7 +188,7 @@ class Run:
 
     def _model(self, splits: Splits) -> tuple[nn.Module, Any]:
         set_seed(self.args.seed)
-        model = build_model(self.recipe, splits.class_names, multi_label=splits.multi_label)
+        model = build_model(self.recipe, splits.class_names, multi_label=splits.multi_label, say=self._say)
         self._check_model(model)
         return model, build_processor(self.recipe.data, model, self.recipe.model.start)
 

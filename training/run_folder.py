@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from .checkpoints import ASIDE, SEAL, checkpoints, newest_whole, publish_sealed
+from .checkpoints import ASIDE, checkpoints, newest_whole, publish_sealed
 from .errors import TrainingRefusedError
 from .recipe import Recipe, is_key
 from .recipe_types import nearest
@@ -65,6 +65,7 @@ FIXED = frozenset(
         *("arguments.optim", "arguments.optim_args"),
     )
 )
+ADAMW = frozenset((None, "adamw_torch", "adamw_torch_fused"))  # one state, one formula; `None`: the default
 # Nor these, where the rate is what evaluations have made of it.
 RATE = frozenset(f"arguments.{name}" for name in ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"))
 
@@ -208,6 +209,8 @@ def check_fixed(output: Path, recipe: Recipe, changes: dict[str, tuple[Any, Any]
     schedules = changes.get("arguments.lr_scheduler_type", (recipe.arguments.get("lr_scheduler_type"),))
     fixed = FIXED | RATE if set(schedules) & set(BY_EVALUATIONS) else FIXED
     for name, (was, now) in changes.items():
+        if name == "arguments.optim" and {was, now} <= ADAMW:
+            continue
         begins_average = name == "optimisation.average_decay" and was is None
         if begins_average or ".".join(name.split(".")[:2]) in fixed:
             raise TrainingRefusedError(
@@ -250,7 +253,6 @@ def find_checkpoint(output: Path) -> Path | None:
         raise TrainingRefusedError(f"none of the checkpoints in {output} is whole; train anew in another output_dir")
     for path in broken:
         print(f"{path.name} is not whole and is passed over.", file=sys.stderr)
-        (path / SEAL).unlink(missing_ok=True)  # or `prune` would keep it in the place of those that are to come
     return found
 
 

@@ -337,7 +337,8 @@ class RecipeTrainer(FiniteTrainer):
 
     def _remove_old(self, output: Path) -> None:
         keep = best_checkpoints(output, self.state.log_history, self.optimisation.keep_best, self.args)
-        prune(output, self.checkpoints_kept, keep, self.best_checkpoint)
+        written = output / f"checkpoint-{self.state.global_step}"
+        prune(output, self.checkpoints_kept, keep, self.best_checkpoint, written)
 
     def _save_rng_state(self, output_dir: str) -> None:
         pass  # each step seeds itself

@@ -144,19 +144,19 @@ def hidden_from(mask: torch.Tensor) -> float:
     return torch.finfo(mask.dtype).min / 2
 
 
-def hides_tokens(mask: torch.Tensor) -> bool:
-    """Whether a mask of four dimensions hides a key from all queries, as padding is hidden.
+def hides_tokens(mask: torch.Tensor) -> torch.Tensor:
+    """Whether a mask of four dimensions hides a key from all queries, as padding is hidden: one boolean.
 
     Example:
 
     ```python
     >>> hides_tokens(torch.tensor([[[[True, True, False]]]])), hides_tokens(torch.ones(3, 3).tril().bool()[None, None])
-    (True, False)
+    (tensor(True), tensor(False))
 
     ```
     """
     hidden = ~mask if mask.dtype == torch.bool else mask <= hidden_from(mask)
-    return bool(hidden.all(dim=-2).any())
+    return hidden.all(dim=-2).any()
 
 
 def piece_of_mask(mask: torch.Tensor, images: slice, heads: slice, queries: slice | torch.Tensor) -> torch.Tensor:

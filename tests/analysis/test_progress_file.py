@@ -215,6 +215,10 @@ def test_progress_of_another_layout_or_of_other_class_names_is_refused(
 def test_progress_of_an_earlier_version_which_knew_less_of_its_run_is_taken(tmp_path):
     ProgressFile(tmp_path, {"model": "a"}).save(Tally())
     assert ProgressFile(tmp_path, {"model": "a", "transform": "b"}).load() is not None
+    tensors, values = Tally(3).state()
+    del values["class quantiles"]
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("class_quantiles/")}
+    assert Tally.from_state(tensors, values).num_classes == 3
 
 
 def test_progress_of_another_number_of_processes_is_refused(tmp_path, raises_sentence):

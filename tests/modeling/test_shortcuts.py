@@ -246,6 +246,17 @@ def test_weights_that_are_replaced_leave_no_joined_ones_behind(attention, tokens
     assert attention.neighbours.weight is attention.neighbours.bias is None
 
 
+def test_what_is_there_for_a_moment_does_not_part_the_weights(attention, tokens):
+    joined, others = (
+        attention.neighbours.weight,
+        {name: torch.zeros_like(it) for name, it in attention.named_parameters()},
+    )
+    with torch.no_grad():
+        assert not torch.func.functional_call(attention, others, (tokens,))[0].any()
+    assert attention.neighbours.weight is joined
+    assert_projects(attention, tokens)
+
+
 def test_frozen_weights_that_change_within_autocast_are_seen(attention, tokens):
     """Autocast keeps conversions of trainable weights alone, and so of joined ones."""
     attention.requires_grad_(False)

@@ -80,8 +80,10 @@ def test_what_is_passed_over_is_not_kept_in_the_place_of_what_comes_after(tmp_pa
     (tmp_path / "checkpoint-8" / "model.bin").write_text("damaged")
     assert find_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
     assert "checkpoint-8 is not whole and is passed over" in capsys.readouterr().err
+    (tmp_path / "checkpoint-8" / "model.bin").write_text("whole")  # as where a disk was not there for a moment
+    assert find_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
     checkpoint(tmp_path / "checkpoint-6", "new")
-    prune(tmp_path, 1)
+    prune(tmp_path, 1, written=tmp_path / "checkpoint-6")
     assert checkpoints(tmp_path) == [tmp_path / "checkpoint-6"]
 
 

@@ -25,10 +25,12 @@ TOWERS = {
 def begin(tmp_path):
     """`begin(model, "abc", num_hidden_layers=3)`: what a run starts with whose classes are a, b and c."""
 
-    def make(saved, classes="abc", **config):
+    def make(saved, classes="abc", said=None, **config):
         saved.save_pretrained(tmp_path / "start")
         section = {"type": saved.config.model_type, "start": str(tmp_path / "start"), "config": config}
-        return build_model(Recipe.load({"model": section}), list(classes))
+        return build_model(
+            Recipe.load({"model": section}), list(classes), say=[].append if said is None else said.append
+        )
 
     return make
 
@@ -104,10 +106,25 @@ def test_a_classifier_is_kept_for_the_classes_that_it_learnt_and_for_no_others(b
     assert heads
     assert all(before[name].equal(tensor) for name, tensor in kept.state_dict().items() if name in before)
     for classes in ("xyz", "acb"):
-        started = begin(model(), classes)
+        said = []
+        started = begin(model(), classes, said)
+        assert "has learnt other classes, or these in another order: here it is new" in said[0]
         before = load_file(tmp_path / "start" / "model.safetensors")
         assert list(started.config.id2label.values()) == list(classes)
         changed = {
             name for name, tensor in started.state_dict().items() if name in before and not before[name].equal(tensor)
         }
         assert changed - {name.replace("weight", "bias") for name in heads} == heads
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda: theirs("ViTForImageClassification", **THEIRS, num_labels=3),
+        lambda: QKViTForImageClassification(QKViTConfig(**OURS, num_labels=3)),
+    ],
+)
+def test_a_classifier_without_names_of_its_own_is_kept(begin, tmp_path, kind):
+    kept, before = begin(kind()), load_file(tmp_path / "start" / "model.safetensors")
+    assert before["classifier.weight"].equal(kept.classifier.weight)
+    assert kept.config.id2label == CLASSES["id2label"]
