@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from qkvit.training import TrainingRefusedError, TrainingStoppedError, train
 from qkvit.training import run as training_run
@@ -186,3 +187,12 @@ def test_what_cannot_change_in_the_middle_of_a_run_leaves_it_as_it_was(
     with raises_sentence(TrainingRefusedError, words):
         train(recipe, [setting], resume=True, allow=[name, "model.type", "image_size"])
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == before
+
+
+def test_the_other_form_of_adamw_may_be_allowed(after_step_4, tmp_path):
+    """It has the same state and the same formula."""
+    recipe = after_step_4()
+    train(recipe, ["optim=adamw_torch"], resume=True, allow=["optim"])
+    train(recipe, [f"output_dir={tmp_path / 'whole'}"])
+    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "whole"))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
