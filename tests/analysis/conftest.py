@@ -16,8 +16,6 @@ from qkvit.analysis.collected import SHARES
 from qkvit.analysis.tally import VECTORS
 from qkvit.data import ImageSource, batches, open_images
 
-NEXT_BIN = 2.1 * RELATIVE_ACCURACY  # from the middle of a quantile's bin to that of the next
-
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
 MLP = {"intermediate_size": 48}
 TEXT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 64, **MLP}
@@ -117,7 +115,13 @@ def quiet() -> Callable[..., Collected]:
 
 
 @pytest.fixture
-def assert_same() -> Callable[[Collected, Collected], None]:
+def next_bin() -> float:
+    """From the middle of a quantile's bin to that of the next, relative."""
+    return 2.1 * RELATIVE_ACCURACY
+
+
+@pytest.fixture
+def assert_same(next_bin) -> Callable[[Collected, Collected], None]:
     """Every number to 1e-6, quantiles to their sketch's accuracy: where rounding moves a number to the next bin."""
 
     def check(one: Collected, other: Collected) -> None:
@@ -133,7 +137,7 @@ def assert_same() -> Callable[[Collected, Collected], None]:
                     continue
                 first, second = getattr(one, what)(statistic, share), getattr(other, what)(statistic, share)
                 message = f"{what} {share} of {statistic}"
-                torch.testing.assert_close(first, second, rtol=NEXT_BIN, atol=1e-6, equal_nan=True, msg=message)
+                torch.testing.assert_close(first, second, rtol=next_bin, atol=1e-6, equal_nan=True, msg=message)
         for name in VECTORS:
             for first, second in zip(one.vectors(name), other.vectors(name), strict=True):
                 torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-6)

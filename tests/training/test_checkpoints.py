@@ -191,8 +191,9 @@ def test_a_request_at_the_end_of_an_epoch_keeps_its_evaluation_that_is_not_the_b
     assert listed == [12, 24], "with each checkpoint, which images could not be used; none before the evaluation"
 
 
-def test_a_request_before_the_first_step_is_saved_after_it(tiny, tmp_path, monkeypatch):
-    """Not in the middle of it, where its gradients are accumulated."""
+@pytest.fixture
+def asked_while_measured(monkeypatch):
+    """Every evaluation has SIGTERM come in it."""
     measure = RecipeTrainer._measure
 
     def asked(self, images, prefix):
@@ -200,6 +201,11 @@ def test_a_request_before_the_first_step_is_saved_after_it(tiny, tmp_path, monke
         return measure(self, images, prefix)
 
     monkeypatch.setattr(RecipeTrainer, "_measure", asked)
+
+
+@pytest.mark.usefixtures("asked_while_measured")
+def test_a_request_before_the_first_step_is_saved_after_it(tiny, tmp_path):
+    """Not in the middle of it, where its gradients are accumulated."""
     start = {"eval_on_start": True, "eval_strategy": "epoch", "gradient_accumulation_steps": 2}
     with pytest.raises(TrainingTerminatedError, match="after step 1, which is saved"):
         train(tiny({"arguments": {"output_dir": str(tmp_path / "run"), **start}}))
@@ -221,14 +227,8 @@ def test_a_request_is_not_saved_before_an_evaluation_that_decides(asked_in_step_
     assert losses_of(tmp_path / "run" / "checkpoint-3") == [1.0]
 
 
-def test_a_request_during_an_evaluation_stops_after_it_and_not_after_another_step(tiny, tmp_path, monkeypatch):
-    measure = RecipeTrainer._measure
-
-    def asked(self, images, prefix):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return measure(self, images, prefix)
-
-    monkeypatch.setattr(RecipeTrainer, "_measure", asked)
+@pytest.mark.usefixtures("asked_while_measured")
+def test_a_request_during_an_evaluation_stops_after_it_and_not_after_another_step(tiny, tmp_path):
     with pytest.raises(TrainingTerminatedError, match="after step 3, which is saved"):
         train(tiny(EVERY_THIRD, {"arguments": {"output_dir": str(tmp_path / "run")}}))
     assert [step_of(each) for each in checkpoints(tmp_path / "run")] == [3]
