@@ -80,7 +80,7 @@ def posterise(images: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
 
 def auto_contrast(images: torch.Tensor) -> torch.Tensor:
     """Stretch each channel to [0, 1]; a channel of one value stays."""
-    low, high = (of_channel[..., None, None] for of_channel in images.flatten(2).aminmax(dim=2))
+    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     flat = high <= low
     return (images - low.masked_fill(flat, 0)).div_((high - low).masked_fill(flat, 1))
 
