@@ -115,6 +115,18 @@ def quiet() -> Callable[..., Collected]:
 
 
 @pytest.fixture
+def biased_model() -> transformers.BeitModel:
+    """Whose scores have a large bias for each relative position, which arrives as a mask."""
+    fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.BeitConfig(**fields, image_size=16, patch_size=4, use_relative_position_bias=True)
+    model = transformers.BeitModel(config, add_pooling_layer=False).eval()
+    for name, parameter in model.named_parameters():
+        if "relative_position_bias_table" in name:
+            torch.nn.init.normal_(parameter, std=3.0)
+    return model
+
+
+@pytest.fixture
 def next_bin() -> float:
     """From the middle of a quantile's bin to that of the next, relative."""
     return 2.1 * RELATIVE_ACCURACY

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import transformers
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -22,13 +21,8 @@ def test_hidden_tokens_are_refused_and_a_mask_that_hides_nothing_is_not(
         quiet(model, [images], **options)
 
 
-def test_a_bias_of_relative_positions_hides_nothing(quiet):
-    fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = transformers.BeitConfig(**fields, image_size=16, patch_size=4, use_relative_position_bias=True)
-    model = transformers.BeitModel(config, add_pooling_layer=False).eval()
-    for name, parameter in model.named_parameters():
-        if "relative_position_bias_table" in name:
-            torch.nn.init.normal_(parameter, std=3.0)
+def test_a_bias_of_relative_positions_hides_nothing(quiet, biased_model):
+    model = biased_model
     images = torch.rand(2, 3, 16, 16)
     entropy = quiet(model, [images], rollout=True).mean("entropy")
     model.set_attn_implementation("eager")

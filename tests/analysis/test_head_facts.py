@@ -81,6 +81,16 @@ def test_the_facts_of_another_family(family, family_model):
     assert found == pytest.approx(entropy.tolist(), rel=1e-4)
 
 
+def test_a_bias_of_the_scores_counts(biased_model):
+    images = torch.rand(2, 3, 16, 16)
+    facts = head_facts(biased_model, [images])
+    biased_model.set_attn_implementation("eager")
+    with torch.no_grad():
+        maps = torch.stack(biased_model(images, output_attentions=True).attentions)  # (layers, B, H, N, N)
+    expected = torch.special.entr(maps).sum(-1).mean(dim=(1, 3)).flatten().tolist()
+    assert [fact.entropy for fact in facts] == pytest.approx(expected, rel=1e-4)
+
+
 def test_the_facts_of_an_edited_model_are_those_of_its_edits(model, raises_sentence):
     images = torch.rand(2, 3, 16, 16)
     with intervene(model, {(0, "query"): Zero()}):

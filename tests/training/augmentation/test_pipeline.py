@@ -156,6 +156,15 @@ class TestOperations:
         ours = op.equalise(as_tensor(image))
         torch.testing.assert_close(ours, as_tensor(ImageOps.equalize(image)))
 
+    def test_contrast_is_stretched_to_the_whole_range_and_one_value_stays(self):
+        images = 0.2 + 0.5 * self.images
+        images[0, 1] = 0.3
+        stretched = op.auto_contrast(images)
+        low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+        expected = (images - low) / (high - low)
+        expected[0, 1] = 0.3
+        torch.testing.assert_close(stretched, expected)
+
     def test_a_rotation_by_a_right_angle(self):
         square = self.images[:1, :, :14, :14]
         turned = op.affine(square, torch.tensor([90.0]), torch.zeros(1, 2), torch.zeros(1, 2))
