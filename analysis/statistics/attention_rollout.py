@@ -18,7 +18,7 @@ from ..attention_layers import attention_layers, see_images, unwrapped
 from ..recording import Recording, record
 from ..token_layout import TokenLayout
 from .blockwise import full_precision, numbers_for, plan_for
-from .fused_gpu import fused_row_product, row_states, suits
+from .fused_gpu import fused_row_product, row_sums, suits
 from .groups import Backend, backend_for
 from .inputs import added_mask, check_query_and_key, checked_mask, piece_of_mask, pieces
 from .layers_together import LayersTogether, Taken
@@ -300,13 +300,13 @@ def _steps_of(layers: list[_Layer], backend: Backend | None) -> list[Callable[[t
 
 
 def _fused_steps(layers: list[_Layer]) -> list[Callable[[torch.Tensor], torch.Tensor]]:
-    """Each can be taken once: it overwrites what was computed for it here, for several layers at a time."""
-    states: dict[int, torch.Tensor] = {}
+    """What a step needs of all rows is computed here, for several layers at a time."""
+    log_sums: dict[int, torch.Tensor] = {}
 
     def take(ready: Iterable[Taken]) -> None:
         for taken in ready:
-            of_all = row_states(taken.tensors["query"], taken.tensors["key"], taken.mask, taken.scaling)
-            states.update(zip(taken.layers, of_all.unflatten(1, (len(taken.layers), -1)).unbind(1), strict=True))
+            of_all = row_sums(taken.tensors["query"], taken.tensors["key"], taken.mask, taken.scaling)
+            log_sums.update(zip(taken.layers, taken.by_layer(of_all), strict=True))
 
     together = LayersTogether()
     for place, layer in enumerate(layers):
@@ -314,7 +314,7 @@ def _fused_steps(layers: list[_Layer]) -> list[Callable[[torch.Tensor], torch.Te
         take(together.add(place, tensors, layer.scaling, layer.mask, frozenset()))
     take(together.flush())
     return [
-        partial(fused_row_product, layer.query, layer.key, layer.mask, layer.scaling, states=states[place])
+        partial(fused_row_product, layer.query, layer.key, layer.mask, layer.scaling, log_sums=log_sums[place])
         for place, layer in enumerate(layers)
     ]
 

@@ -1,13 +1,14 @@
 """The fused GPU path: `blockwise_statistics` by Triton kernels that keep every tile of scores on the chip.
 
-Three kernels: rows are read in one pass over the keys; columns are summed in a second one, over the queries; products
-of heads take a third. What grows with N beside inputs and results are a few numbers for each row.
+Three kernels: rows are read in two passes over the keys; columns are summed over the queries; products of heads take a
+third. What grows with N beside inputs and results are a few numbers for each row.
 
 Shapes: B images, H heads, N tokens, X tokens before the patches, D width of a head, D_V of a value.
 """
 
 import contextlib
 import importlib.util
+import math
 import warnings
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -73,9 +74,9 @@ class Launch(NamedTuple):
 
     def function(self) -> Any:
         """The kernel itself. Imports Triton."""
-        from . import triton_columns, triton_kernels
+        from . import triton_columns, triton_rows
 
-        return getattr(triton_kernels if self.kernel == "row_kernel" else triton_columns, self.kernel)
+        return getattr(triton_rows if self.kernel == "row_kernel" else triton_columns, self.kernel)
 
     def run(self) -> None:
         device = self.arguments["query"].device
@@ -91,14 +92,23 @@ class Tile(NamedTuple):
     num_warps: int
 
 
-def tile_for(device: torch.device, width: int) -> Tile:
-    """A tile that leaves registers for all sums: without a mask no spills at a width of 64, next to none at 128.
+def tile_for(kernel: str, query: torch.Tensor, width: int, *, with_output: bool = False) -> Tile:
+    """The tile with the fewest instructions for a score whose sums fit into registers, as compiled for Hopper.
 
-    `benchmarks/compile_kernels.py` shows what each kernel takes.
+    `benchmarks/compile_kernels.py` shows what each kernel takes: without a mask, none puts registers aside.
     """
-    if device.type == "cpu":
+    if query.device.type == "cpu":
         return Tile(16, 16, 4)  # interpreted: small, so that tests see several
-    return Tile(32, 32, 4 if width <= 64 else 8)
+    is_wide = width > 64
+    if query.dtype == torch.float32:  # products by single numbers, not by tensor cores, hold their factors in registers
+        if kernel == "row_kernel":
+            return Tile(32 if is_wide else 64, 32, 8)
+        return Tile(32, 16, 4) if kernel == "product_kernel" else Tile(32, 32, 8 if is_wide else 4)
+    if kernel == "row_kernel":
+        return Tile(64, 32, 4) if not with_output else Tile(32, 32, 4) if is_wide else Tile(64, 16, 4)
+    if kernel == "product_kernel":
+        return Tile(64, 16, 8 if is_wide else 4)
+    return Tile(64, 64, 4)
 
 
 NUM_STAGES = 2
@@ -112,16 +122,11 @@ class Attention(NamedTuple):
     key: torch.Tensor
     mask: torch.Tensor | None
     scaling: float
-    prefix: int
 
     @property
     def rows(self) -> torch.Size:
         """(B, H, N)."""
         return self.query.shape[:3]
-
-    def tile(self, width: int = 0) -> Tile:
-        """For heads of this width too."""
-        return tile_for(self.query.device, max(self.query.shape[3], width))
 
     def arguments(self, tile: Tile) -> dict[str, Any]:
         query, key = _readable(self.query), _readable(self.key)
@@ -133,15 +138,13 @@ class Attention(NamedTuple):
             "query": query,
             "key": key,
             "mask": mask.view(torch.uint8) if is_bool else mask,
-            "scaling": float(self.scaling),
+            "base": float(self.scaling) * math.log2(math.e),
             "hidden": 0.0 if self.mask is None or is_bool else _in_32_bits(hidden_from(mask)),
             "heads": query.shape[1],
             "tokens": query.shape[2],
-            "plane": self.rows.numel(),
             **_strides("q", query.stride()[:3]),
             **_strides("k", key.stride()[:3]),
             **dict(zip(("m_image", "m_head", "m_query", "m_key"), of_mask, strict=True)),
-            "PREFIX": self.prefix,
             "MASK": 0 if self.mask is None else 1 if is_bool else 2,
             "D": query.shape[3],
             "WIDEN": query.dtype == torch.bfloat16
@@ -179,7 +182,7 @@ def planes(groups: frozenset[str], layout: TokenLayout) -> list[str]:
 
 def fused_statistics(inputs: AttentionInputs, groups: frozenset[str]) -> dict[str, torch.Tensor]:
     """The fields of `groups`, as `blockwise_statistics` gives them. `suits` must hold."""
-    attention = Attention(inputs.query, inputs.key, inputs.mask, inputs.scaling, inputs.layout.num_prefix)
+    attention = Attention(inputs.query, inputs.key, inputs.mask, inputs.scaling)
     with full_precision(inputs.query.device):
         norms = None
         if "values" in groups:
@@ -190,7 +193,7 @@ def fused_statistics(inputs: AttentionInputs, groups: frozenset[str]) -> dict[st
         # Memory of its own for each field: one that is kept or saved does not take the others along.
         results = {name: field.clone() for name, field in results.items()}
         launch.arguments.pop("rows")
-        state = launch.arguments["state"]
+        log_sums, *row_weights = launch.arguments["state"]
         if norms is not None:
             results["value_norm"] = norms
             outputs = launch.arguments["output"] if launch.arguments["OUTPUT"] else inputs.output
@@ -198,42 +201,34 @@ def fused_statistics(inputs: AttentionInputs, groups: frozenset[str]) -> dict[st
             norms_of_heads, shares = norms_and_shares(outputs, inputs.output_projection, inputs.prepared)
             results |= {"output_norm": norms_of_heads, "output_share": shares}
         if groups & {"received", "values"}:
-            sums = column_sums(attention, state)
+            sums = column_sums(attention, log_sums, *row_weights, plain="received" in groups)
             if "received" in groups:
                 results["received"] = sums[0].clone()
             if norms is not None:
-                results["weighted_received"] = sums[1] * norms
+                results["weighted_received"] = sums[-1] * norms
         if "similarity" in groups:
-            results["products"] = products_of_heads(attention, state)
+            results["products"] = products_of_heads(attention, log_sums)
     return results
 
 
 def row_launch(
-    attention: Attention,
-    groups: frozenset[str],
-    inputs: AttentionInputs | None = None,
-    norms: torch.Tensor | None = None,
+    attention: Attention, groups: frozenset[str], inputs: AttentionInputs, norms: torch.Tensor | None = None
 ) -> tuple[Launch, dict[str, torch.Tensor]]:
-    """`row_kernel` and the results that it fills; without `inputs`, its "state" alone.
+    """`row_kernel` and the results that it fills.
 
-    The state is (2 or 1, 2 or 3, B, H, N): of patches and, where there are any, of the tokens before them, the largest
-    score and one or two factors; see `row_kernel`.
+    The state is (1 or 2, B, H, N): L_i, with which p_ij = 2^(s_ij - L_i), and what weights of values are divided by.
     """
-    value = None if inputs is None else inputs.value
+    value = inputs.value
     width = 1 if value is None else value.shape[3]
-    tile = attention.tile(width)
-    given = attention.arguments(tile)
-    query, rows = given["query"], attention.rows
-    names: list[str] = []
-    columns, class_token, registers = rows[2], False, 0
-    if inputs is not None:
-        layout = inputs.layout
-        names, columns = planes(groups, layout), layout.grid[1]
-        class_token, registers = layout.class_token is not None, layout.num_register_tokens
-    value = query if value is None else _readable(value)
-    has_output = inputs is not None and inputs.output is not None and inputs.output.dtype == torch.float32
+    query, rows = attention.query, attention.rows
+    names = planes(groups, inputs.layout)
+    has_output = inputs.output is not None and inputs.output.dtype == torch.float32
     needs_output = norms is not None and not has_output
-    factors = 2 if norms is not None else 1 if inputs is None or groups & {"received", "similarity"} else 0
+    states = 2 if norms is not None else 1 if groups & {"received", "similarity"} else 0
+    tile = tile_for("row_kernel", query, max(query.shape[3], width), with_output=needs_output)
+    given = attention.arguments(tile)
+    query = given["query"]
+    value = query if value is None else _readable(value)
 
     def room(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(*shape, dtype=dtype, device=query.device)
@@ -242,7 +237,7 @@ def row_launch(
         "rows": room(max(1, len(names)), *rows),
         "centres": room(*rows, 2) if "place" in groups else query,
         "tokens_of_largest": room(*rows, dtype=torch.int64) if "maximum" in groups else query,
-        "state": room(2 if attention.prefix else 1, 1 + factors, *rows) if factors else query,
+        "state": room(max(1, states), *rows),
         "output": room(*rows, width) if needs_output else query,
     }
     arguments = given | {
@@ -250,15 +245,17 @@ def row_launch(
         "value": value,
         "norms": query if norms is None else norms.contiguous(),
         **_strides("v", value.stride()[:3]),
-        "columns": columns,
-        "CLASS": int(class_token),
-        "REGISTERS": registers,
+        "columns": inputs.layout.grid[1],
+        "CLASS": int(inputs.layout.class_token is not None),
+        "REGISTERS": inputs.layout.num_register_tokens,
         **{name.upper(): int(name in groups) for name in ("entropy", "maximum", "place", "masses", "distance")},
         "VALUES": int(norms is not None),
         "OUTPUT": int(needs_output),
-        "STATE": factors,
+        "STATE": states,
+        "PREFIX": inputs.layout.num_prefix,
+        "plane": rows.numel(),
         "D_V": width,
-        "BLOCK_X": _padded(attention.prefix),
+        "BLOCK_X": _padded(inputs.layout.num_prefix),
         "BLOCK_V": _padded(width),
     }
     results = dict(zip(names, buffers["rows"], strict=False))  # for no name, one plane stays empty
@@ -270,53 +267,66 @@ def row_launch(
     return Launch("row_kernel", programs, arguments, tile.num_warps), results
 
 
-def column_launch(attention: Attention, state: torch.Tensor) -> Launch:
-    """`column_kernel`; its "sums" are (factors, B, H, N)."""
-    tile = attention.tile()
+def log_sum_launch(attention: Attention) -> Launch:
+    """`log_sum_kernel`; its "log_sums" are (B, H, N)."""
+    tile = tile_for("log_sum_kernel", attention.query, attention.query.shape[3])
+    found = attention.query.new_empty(attention.rows, dtype=torch.float32)
+    programs = attention.rows[0] * attention.rows[1] * -(-attention.rows[2] // tile.queries)
+    return Launch("log_sum_kernel", programs, attention.arguments(tile) | {"log_sums": found}, tile.num_warps)
+
+
+def column_launch(
+    attention: Attention, log_sums: torch.Tensor, row_weights: torch.Tensor | None = None, *, plain: bool = True
+) -> Launch:
+    """`column_kernel`; its "sums" are (1 or 2, B, H, N). Weights of rows may be the same for all heads, (B, 1, N)."""
+    tile = tile_for("column_kernel", attention.query, attention.query.shape[3])
     given = attention.arguments(tile)
-    blocks = -(-attention.prefix // tile.keys) + -(-(attention.rows[2] - attention.prefix) // tile.keys)
-    factors = state.shape[1] - 1
-    arguments = given | {"state": state, "sums": state.new_empty(factors, *attention.rows), "STATE": factors}
-    if factors == 1:
-        arguments["plane"] = state.stride(1)  # more than the rows where the state is a part of several layers'
-    programs = attention.rows[0] * attention.rows[1] * blocks
+    planes = int(plain) + int(row_weights is not None)
+    arguments = given | {
+        "log_sums": log_sums,
+        "row_weights": log_sums if row_weights is None else row_weights,
+        "r_image": 0 if row_weights is None else row_weights.stride(0),
+        "r_head": 0 if row_weights is None or row_weights.shape[1] == 1 else row_weights.stride(1),
+        "sums": log_sums.new_empty(planes, *attention.rows),
+        "plane": attention.rows.numel(),
+        "PLAIN": int(plain),
+        "WEIGHTED": int(row_weights is not None),
+    }
+    programs = attention.rows[0] * attention.rows[1] * -(-attention.rows[2] // tile.keys)
     return Launch("column_kernel", programs, arguments, tile.num_warps)
 
 
-def column_sums(attention: Attention, state: torch.Tensor) -> torch.Tensor:
-    """sum_i f_i exp(s_ij - m_i) with the factors f of the state: (factors, B, H, N)."""
-    launch = column_launch(attention, state)
+def column_sums(
+    attention: Attention, log_sums: torch.Tensor, row_weights: torch.Tensor | None = None, *, plain: bool = True
+) -> torch.Tensor:
+    """sum_i p_ij, if it is to be `plain`, and with weights r of rows sum_i r_i p_ij: (1 or 2, B, H, N)."""
+    launch = column_launch(attention, log_sums, row_weights, plain=plain)
     launch.run()
     return launch.arguments["sums"]
 
 
-def product_launch(attention: Attention, state: torch.Tensor) -> Launch:
+def product_launch(attention: Attention, log_sums: torch.Tensor) -> Launch:
     """`product_kernel`; its "products" are (B, blocks of queries, H, H)."""
-    tile = attention.tile()
-    given = attention.arguments(tile)
+    tile = tile_for("product_kernel", attention.query, attention.query.shape[3])
     images, heads, tokens = attention.rows
-    blocks = -(-tokens // tile.queries)
-    arguments = given | {
-        "state": state,
-        "found_products": state.new_empty(images, blocks, heads, heads),
-        "STATE": state.shape[1] - 1,
-        "BLOCK_H": _padded(heads),
-    }
-    return Launch("product_kernel", images * blocks * heads, arguments, tile.num_warps)
+    blocks, groups = -(-tokens // tile.queries), -(-heads // 3)
+    found = log_sums.new_empty(images, blocks, heads, heads)
+    arguments = attention.arguments(tile) | {"log_sums": log_sums, "found_products": found}
+    return Launch("product_kernel", images * blocks * (groups * (groups + 1) // 2), arguments, tile.num_warps)
 
 
-def products_of_heads(attention: Attention, state: torch.Tensor) -> torch.Tensor:
+def products_of_heads(attention: Attention, log_sums: torch.Tensor) -> torch.Tensor:
     """sum_ij p_ij q_ij for every two heads p and q of an image: (B, H, H)."""
-    launch = product_launch(attention, state)
+    launch = product_launch(attention, log_sums)
     launch.run()
     return launch.arguments["found_products"].sum(dim=1)
 
 
-def row_states(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> torch.Tensor:
-    """For `fused_row_product`: largest score of each row and the factor of exp(s_ij - m_i), (2, B, H, N)."""
-    launch, _ = row_launch(Attention(query, key, mask, scaling, prefix=0), frozenset())
+def row_sums(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> torch.Tensor:
+    """L_i for `fused_row_product`, with which p_ij = 2^(s_ij - L_i): (B, H, N)."""
+    launch = log_sum_launch(Attention(query, key, mask, scaling))
     launch.run()
-    return launch.arguments["state"][0]
+    return launch.arguments["log_sums"]
 
 
 def fused_row_product(
@@ -325,12 +335,12 @@ def fused_row_product(
     mask: torch.Tensor | None,
     scaling: float,
     row: torch.Tensor,
-    states: torch.Tensor,
+    log_sums: torch.Tensor,
 ) -> torch.Tensor:
     """r A, with A the mean over heads of the attention maps: (B, N) -> (B, N). A step of rollout.
 
     Args:
-        states: Those of these images from `row_states`; they are overwritten.
+        log_sums: Those of these images from `row_sums`.
     """
-    states[1] *= (row / query.shape[1])[:, None]
-    return column_sums(Attention(query, key, mask, scaling, prefix=0), states[None])[0].sum(dim=1)
+    weights = row[:, None].to(torch.float32).contiguous()
+    return column_sums(Attention(query, key, mask, scaling), log_sums, weights, plain=False)[0].mean(dim=1)

@@ -14,7 +14,7 @@ import torch
 from .fused_gpu import suits
 
 # A layer of small/16 has 2.3e5 scores an image at 197 tokens, 6.3e6 at 1,025, 1.0e8 at 4,097.
-SCORES_AT_ONCE = 2**26
+SCORES_AT_ONCE = 2**27
 BYTES_AT_ONCE = 2**28  # of the tensors that wait; joined they are there twice for a moment
 
 

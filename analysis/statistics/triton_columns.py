@@ -1,132 +1,205 @@
 """The kernels of the fused GPU path that sum over rows: columns, and products of heads. `fused_gpu` launches them.
 
-Both compute the scores again and make weights of them with what `row_kernel` has left in `state`. Importing this file
-imports Triton.
+Both compute the scores again and make weights of them with the L_i that `row_kernel` or `log_sum_kernel` has left:
+p_ij = 2^(s_ij - L_i). Importing this file imports Triton.
 
-Shapes: N tokens, X tokens before the patches, D width of a head; BLOCK_M queries and BLOCK_N keys of a tile.
+Shapes: N tokens, D width of a head; BLOCK_M queries and BLOCK_N keys of a tile.
 """
 
 import triton
 import triton.language as tl
 
-from .triton_kernels import masked, products
+from .triton_tiles import masked, products
 
 
 @triton.jit
-def _keys_of(block, tokens, PREFIX: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The keys of a block, which are there, and 1 if they are before the patches: no block has keys of both kinds."""
-    before = (PREFIX + BLOCK_N - 1) // BLOCK_N
-    is_prefix = block < before
-    start = tl.where(is_prefix, block * BLOCK_N, PREFIX + (block - before) * BLOCK_N)
-    j = start + tl.arange(0, BLOCK_N)
-    return j, j < tl.where(is_prefix, PREFIX, tokens), tl.where(is_prefix, 1, 0)
+def log_sum_kernel(
+    query, key, mask, log_sums,
+    base, hidden, heads, tokens,
+    q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
+    MASK: tl.constexpr, D: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """L_i = log2 sum_j 2^s_ij for BLOCK_M queries i of one image and head, where nothing else is asked of rows."""
+    blocks = tl.cdiv(tokens, BLOCK_M)
+    image_head = (tl.program_id(0) // blocks).to(tl.int64)
+    image, head = image_head // heads, image_head % heads
+    i = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
+    exists = i < tokens
+    query += image * q_image + head * q_head
+    key += image * k_image + head * k_head
+    mask += image * m_image + head * m_head
 
-
-@triton.jit
-def _blocks_of_keys(tokens, PREFIX: tl.constexpr, BLOCK_N: tl.constexpr):
-    return (PREFIX + BLOCK_N - 1) // BLOCK_N + tl.cdiv(tokens - PREFIX, BLOCK_N)
+    sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)  # for each place of a tile by itself, as in `row_kernel`
+    highest = sums - 1e38  # not -inf, which would be subtracted from itself where nothing is seen
+    for start in range(0, tokens, BLOCK_N):
+        j = start + tl.arange(0, BLOCK_N)
+        there = j < tokens
+        scores = base * products(query, i, q_token, exists, key, j, k_token, there, D, BLOCK_D, CHUNK, WIDEN)
+        inside = exists[:, None] & there[None, :]
+        scores = masked(scores, mask, i[:, None], j[None, :], inside, m_query, m_key, hidden, MASK)
+        scores = tl.where(there[None, :], scores, float("-inf"))
+        higher = tl.maximum(highest, scores)
+        sums = sums * tl.exp2(highest - higher) + tl.exp2(scores - higher)
+        highest = higher
+    largest = tl.max(highest, axis=1)
+    total = tl.sum(sums * tl.exp2(highest - largest[:, None]), axis=1)
+    tl.store(log_sums + image_head * tokens + i, largest + tl.log2(total), mask=exists)
 
 
 @triton.jit
 def column_kernel(
-    query, key, mask, state, sums,
-    scaling, hidden, heads, tokens, plane,
+    query, key, mask, log_sums, row_weights, sums,
+    base, hidden, heads, tokens, plane, r_image, r_head,
     q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
-    PREFIX: tl.constexpr, MASK: tl.constexpr, STATE: tl.constexpr,
-    D: tl.constexpr, WIDEN: tl.constexpr,
+    PLAIN: tl.constexpr, WEIGHTED: tl.constexpr, MASK: tl.constexpr, D: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """sum_i f_i exp(s_ij - m_i) for BLOCK_N keys j of one image and head, with each of the STATE factors f."""
-    blocks = _blocks_of_keys(tokens, PREFIX, BLOCK_N)
+    """sum_i p_ij, if it is to be PLAIN, and sum_i r_i p_ij, if WEIGHTED, for BLOCK_N keys j of one image and head."""
+    blocks = tl.cdiv(tokens, BLOCK_N)
     image_head = (tl.program_id(0) // blocks).to(tl.int64)
     image, head = image_head // heads, image_head % heads
-    j, there, kind = _keys_of(tl.program_id(0) % blocks, tokens, PREFIX, BLOCK_N)
+    j = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    there = j < tokens
     query += image * q_image + head * q_head
     key += image * k_image + head * k_head
     mask += image * m_image + head * m_head
-    state += kind.to(tl.int64) * (1 + STATE) * plane + image_head * tokens
 
-    first = tl.zeros([BLOCK_N], tl.float32)
-    second = first
+    plain = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)  # reduced to columns at the end
+    weighted = plain
+    log_sums += image_head * tokens
+    row_weights += image * r_image + head * r_head
     for start in range(0, tokens, BLOCK_M):
         i = start + tl.arange(0, BLOCK_M)
         exists = i < tokens
-        scores = scaling * products(
-            key, j, k_token, there, query, i, q_token, exists, D, BLOCK_D, CHUNK, WIDEN
-        )  # (BLOCK_N, BLOCK_M)
+        scores = base * products(key, j, k_token, there, query, i, q_token, exists, D, BLOCK_D, CHUNK, WIDEN)
         inside = there[:, None] & exists[None, :]
         scores = masked(scores, mask, i[None, :], j[:, None], inside, m_query, m_key, hidden, MASK)
-        u = tl.exp(scores - tl.load(state + i, mask=exists, other=0.0)[None, :])
-        first += tl.sum(u * tl.load(state + plane + i, mask=exists, other=0.0)[None, :], axis=1)
-        if STATE > 1:
-            second += tl.sum(u * tl.load(state + 2 * plane + i, mask=exists, other=0.0)[None, :], axis=1)
+        p = tl.exp2(scores - tl.load(log_sums + i, mask=exists, other=float("inf"))[None, :])
+        if PLAIN:
+            plain += p
+        if WEIGHTED:
+            weighted += p * tl.load(row_weights + i, mask=exists, other=0.0)[None, :]
     at = sums + image_head * tokens + j
-    tl.store(at, first, mask=there)
-    if STATE > 1:
-        tl.store(at + plane, second, mask=there)
+    if PLAIN:
+        tl.store(at, tl.sum(plain, axis=1), mask=there)
+        at += plane
+    if WEIGHTED:
+        tl.store(at, tl.sum(weighted, axis=1), mask=there)
 
 
 @triton.jit
 def _weights(
-    query, key, mask, state, i, j, exists, there, image, head, image_head,
-    scaling, hidden, tokens, plane,
+    query, key, mask, log_sums, i, j, exists, there, image, head, heads,
+    base, hidden, tokens,
     q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
     MASK: tl.constexpr, D: tl.constexpr, WIDEN: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """p_ij of one head: (BLOCK_M, BLOCK_N). `state` is where the kind of the keys begins."""
+    """p_ij of one head, 0 for a head that is not there: (BLOCK_M, BLOCK_N)."""
+    exists, there = exists & (head < heads), there & (head < heads)
     queries, keys = query + image * q_image + head * q_head, key + image * k_image + head * k_head
-    scores = scaling * products(queries, i, q_token, exists, keys, j, k_token, there, D, BLOCK_D, CHUNK, WIDEN)
+    scores = base * products(queries, i, q_token, exists, keys, j, k_token, there, D, BLOCK_D, CHUNK, WIDEN)
     at = mask + image * m_image + head * m_head
     inside = exists[:, None] & there[None, :]
     scores = masked(scores, at, i[:, None], j[None, :], inside, m_query, m_key, hidden, MASK)
-    row = state + image_head * tokens + i
-    level = tl.load(row, mask=exists, other=0.0)
-    return tl.exp(scores - level[:, None]) * tl.load(row + plane, mask=exists, other=0.0)[:, None]
+    log_sum = tl.load(log_sums + (image * heads + head) * tokens + i, mask=exists, other=float("inf"))
+    return tl.exp2(tl.where(there[None, :], scores - log_sum[:, None], float("-inf")))
+
+
+@triton.jit
+def _three_weights(
+    query, key, mask, log_sums, i, j, exists, there, image, first, heads,
+    base, hidden, tokens,
+    q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
+    MASK: tl.constexpr, D: tl.constexpr, WIDEN: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Those of the heads of a group, from its first on."""
+    p0 = _weights(
+        query, key, mask, log_sums, i, j, exists, there, image, first, heads, base, hidden, tokens,
+        q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
+        MASK, D, WIDEN, BLOCK_D, CHUNK,
+    )  # fmt: skip
+    p1 = _weights(
+        query, key, mask, log_sums, i, j, exists, there, image, first + 1, heads, base, hidden, tokens,
+        q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
+        MASK, D, WIDEN, BLOCK_D, CHUNK,
+    )  # fmt: skip
+    p2 = _weights(
+        query, key, mask, log_sums, i, j, exists, there, image, first + 2, heads, base, hidden, tokens,
+        q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
+        MASK, D, WIDEN, BLOCK_D, CHUNK,
+    )  # fmt: skip
+    return p0, p1, p2
+
+
+@triton.jit
+def _store(products, at, one, other, heads):
+    """The sum of a tile, for two heads that are there, on both sides of the diagonal."""
+    found = tl.sum(tl.sum(products, axis=1), axis=0)
+    inside = (one < heads) & (other < heads)
+    tl.store(at + one * heads + other, found, mask=inside)
+    tl.store(at + other * heads + one, found, mask=inside)
 
 
 @triton.jit
 def product_kernel(
-    query, key, mask, state, found_products,
-    scaling, hidden, heads, tokens, plane,
+    query, key, mask, log_sums, found_products,
+    base, hidden, heads, tokens,
     q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
-    PREFIX: tl.constexpr, MASK: tl.constexpr, STATE: tl.constexpr,
-    D: tl.constexpr, WIDEN: tl.constexpr,
+    MASK: tl.constexpr, D: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """sum_ij p_ij q_ij for BLOCK_M queries i of one image, with p a head's map and q that of each head up to it.
+    """sum_ij p_ij q_ij for BLOCK_M queries i of one image, with p the map of each head of a group and q of another's.
 
-    The scores of the other heads are computed anew for each head: the cost grows with the square of the heads.
+    A group has three heads, whose maps are computed once for each other group: 12 maps for 6 heads, 48 for 12.
 
     Writes into `found_products` (images, blocks of queries, heads, heads), on both sides of the diagonal.
     """
-    blocks = tl.cdiv(tokens, BLOCK_M)
-    last = tl.program_id(0) % heads
-    block = (tl.program_id(0) // heads) % blocks
-    image = (tl.program_id(0) // heads // blocks).to(tl.int64)
+    blocks, groups = tl.cdiv(tokens, BLOCK_M), tl.cdiv(heads, 3)
+    pairs = groups * (groups + 1) // 2
+    pair = tl.program_id(0) % pairs
+    block = (tl.program_id(0) // pairs) % blocks
+    image = (tl.program_id(0) // pairs // blocks).to(tl.int64)
+    group = 0
+    while (group + 1) * (group + 2) // 2 <= pair:
+        group += 1
+    p_first, q_first = 3 * group, 3 * (pair - group * (group + 1) // 2)
     i = block * BLOCK_M + tl.arange(0, BLOCK_M)
     exists = i < tokens
-    numbers = tl.arange(0, BLOCK_H)
-    found = tl.zeros([BLOCK_H], tl.float32)
-    for part in range(_blocks_of_keys(tokens, PREFIX, BLOCK_N)):
-        j, there, kind = _keys_of(part, tokens, PREFIX, BLOCK_N)
-        of_kind = state + kind.to(tl.int64) * (1 + STATE) * plane
-        p = _weights(
-            query, key, mask, of_kind, i, j, exists, there, image, last, image * heads + last,
-            scaling, hidden, tokens, plane,
+
+    s00 = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)  # reduced at the end
+    s01, s02, s10, s11, s12, s20, s21, s22 = s00, s00, s00, s00, s00, s00, s00, s00
+    for start in range(0, tokens, BLOCK_N):
+        j = start + tl.arange(0, BLOCK_N)
+        there = j < tokens
+        p0, p1, p2 = _three_weights(
+            query, key, mask, log_sums, i, j, exists, there, image, p_first, heads, base, hidden, tokens,
             q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
             MASK, D, WIDEN, BLOCK_D, CHUNK,
         )  # fmt: skip
-        found += tl.where(numbers == last, tl.sum(tl.sum(p * p, axis=1), axis=0), 0.0)
-        for head in range(last):
-            other = _weights(
-                query, key, mask, of_kind, i, j, exists, there, image, head, image * heads + head,
-                scaling, hidden, tokens, plane,
+        q0, q1, q2 = p0, p1, p2
+        if p_first != q_first:
+            q0, q1, q2 = _three_weights(
+                query, key, mask, log_sums, i, j, exists, there, image, q_first, heads, base, hidden, tokens,
                 q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
                 MASK, D, WIDEN, BLOCK_D, CHUNK,
             )  # fmt: skip
-            product = tl.sum(tl.sum(p * other, axis=1), axis=0)
-            found += tl.where(numbers == head, product, 0.0)
+        s00 += p0 * q0
+        s01 += p0 * q1
+        s02 += p0 * q2
+        s10 += p1 * q0
+        s11 += p1 * q1
+        s12 += p1 * q2
+        s20 += p2 * q0
+        s21 += p2 * q1
+        s22 += p2 * q2
     at = found_products + (image * blocks + block) * heads * heads
-    tl.store(at + last * heads + numbers, found, mask=numbers <= last)
-    tl.store(at + numbers * heads + last, found, mask=numbers <= last)
+    _store(s00, at, p_first, q_first, heads)
+    _store(s01, at, p_first, q_first + 1, heads)
+    _store(s02, at, p_first, q_first + 2, heads)
+    _store(s10, at, p_first + 1, q_first, heads)
+    _store(s11, at, p_first + 1, q_first + 1, heads)
+    _store(s12, at, p_first + 1, q_first + 2, heads)
+    _store(s20, at, p_first + 2, q_first, heads)
+    _store(s21, at, p_first + 2, q_first + 1, heads)
+    _store(s22, at, p_first + 2, q_first + 2, heads)
