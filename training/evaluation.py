@@ -20,6 +20,10 @@ from .multi_label import MultiLabelScores
 from .watching.stops import end_workers_at_exit, outlast_a_request
 
 
+class EvaluationCutError(Exception):
+    """An evaluation was broken off, in all processes."""
+
+
 def metric_names(classes: int, *, multi_label: bool) -> list[str]:
     """What `evaluate` measures of a model with so many classes, beside the number of images."""
     if multi_label:
@@ -39,6 +43,7 @@ def evaluate(
     world: int = 1,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     in_step: bool = False,
+    cut: Callable[[], bool] | None = None,
 ) -> dict[str, float]:
     """Measure.
 
@@ -47,10 +52,14 @@ def evaluate(
         images: Items (pixels, label), or `Unusable`.
         in_step: Run as many passes in every process, because each needs all of them (FSDP2, ZeRO-3): a process that has
             no image left runs one that is not counted.
+        cut: Asked before each batch whether to break off. What one process breaks off, nobody has. Not with `in_step`.
 
     Returns:
         loss: mean cross-entropy, without smoothing. accuracy, and accuracy_top5 where there are more than five classes.
         images: how many were counted. Where an image may have several labels: `multi_label_metrics`.
+
+    Raises:
+        EvaluationCutError: it was broken off.
     """
     was_training = model.training
     model.eval()
@@ -65,7 +74,11 @@ def evaluate(
     several = getattr(model.config, "problem_type", None) == "multi_label_classification"
     scores = MultiLabelScores() if several else None
     passes = math.ceil(math.ceil(len(images) / world) / batch_size) if in_step else len(loader)
+    is_cut = False
     for _, batch in zip_longest(range(passes), loader, fillvalue=()):
+        if cut is not None and cut():
+            is_cut = True
+            break
         items = usable(batch, images)
         if not items:
             if in_step:
@@ -85,6 +98,8 @@ def evaluate(
             [loss.item(), best[:, 0].sum().item(), best.any(1).sum().item(), len(items)], dtype=torch.float64
         )
     model.train(was_training)
+    if cut is not None and _in_any(is_cut, device, world):
+        raise EvaluationCutError
     if scores is not None:
         return scores.measured(world)
     if world > 1:
@@ -98,6 +113,14 @@ def evaluate(
     if getattr(model.config, "num_labels", num_labels) > 5:
         measured["accuracy_top5"] = among_five / count
     return measured
+
+
+def _in_any(flag: bool, device: torch.device | str, world: int) -> bool:
+    if world > 1:
+        found = torch.tensor(float(flag), device=device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return bool(found)
+    return flag
 
 
 def _run_uncounted(

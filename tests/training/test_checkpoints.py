@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qkvit.training import train
+from qkvit.training import evaluation, report, train
 from qkvit.training.checkpoints import ASIDE, checkpoints, newest_whole, prune, publish, seal, sealed_facts, step_of
 from qkvit.training.errors import TrainingStoppedError, TrainingTerminatedError
 from qkvit.training.images.bad_images import BadImageList
@@ -120,10 +120,10 @@ def stopped_after(tiny, tmp_path, monkeypatch):
     return run
 
 
-def test_a_step_that_is_saved_twice_has_one_checkpoint(stopped_after, tmp_path):
-    """Evaluated and saved at the end of an epoch whose last step a request saves."""
-    saved, measured = stopped_after(12)
-    assert (saved, measured) == ([12, 12], [12])
+def test_a_request_in_the_last_step_of_an_epoch_is_saved_once(stopped_after, tmp_path):
+    """Trainer would evaluate at the end of the epoch, and save again."""
+    saved, _ = stopped_after(12)
+    assert saved == [12]
     assert [step_of(each) for each in checkpoints(tmp_path / "run")] == [12]
     assert not (tmp_path / "run" / ASIDE).exists()
 
@@ -158,9 +158,13 @@ def asked_in_step_3(tiny, tmp_path, monkeypatch):
     return run
 
 
+def evaluations(log):
+    return [(entry["step"], entry["eval_loss"]) for entry in log if "eval_loss" in entry]
+
+
 def losses_of(checkpoint):
     log = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
-    return [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    return [loss for _, loss in evaluations(log)]
 
 
 def test_a_request_is_saved_where_the_best_alone_are(asked_in_step_3, tmp_path):
@@ -215,10 +219,78 @@ def test_a_request_before_the_first_step_is_saved_after_it(tiny, tmp_path):
 EVERY_THIRD = {"arguments": {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "no"}}
 
 
-def test_a_request_is_saved_before_a_long_evaluation(asked_in_step_3, tmp_path):
-    """Who asked may not wait for its end; after it, it is saved again."""
-    assert asked_in_step_3([1.0], EVERY_THIRD) == [[3]]
-    assert losses_of(tmp_path / "run" / "checkpoint-3") == [1.0]
+@pytest.fixture
+def evaluated_at(monkeypatch):
+    """The steps after which an evaluation came to its end."""
+    steps, measure = [], RecipeTrainer._measure
+
+    def noted(self, images, prefix):
+        measured = measure(self, images, prefix)
+        steps.append(self.state.global_step)
+        return measured
+
+    monkeypatch.setattr(RecipeTrainer, "_measure", noted)
+    return steps
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_request_breaks_an_evaluation_off_and_the_run_that_goes_on_begins_with_it(
+    tiny, tmp_path, monkeypatch, evaluated_at, workers
+):
+    """Who asked may kill the run before its end."""
+    taken, usable = [], evaluation.usable
+
+    def asked(batch, images):
+        taken.append(len(batch))
+        if len(taken) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return usable(batch, images)
+
+    def recipe(name):
+        loading = {"dataloader_num_workers": workers, "per_device_eval_batch_size": 1}
+        return tiny(EVERY_THIRD, {"arguments": {"output_dir": str(tmp_path / name), **loading}})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "usable", asked)
+        with pytest.raises(TrainingTerminatedError, match="after step 3, which is saved"):
+            train(recipe("stopped"))
+    assert (taken, evaluated_at) == ([1, 1], [])
+    assert losses_of(tmp_path / "stopped" / "checkpoint-3") == []
+    curves: list[list[tuple[int, float]]] = []
+    monkeypatch.setattr(report, "draw_curves", lambda path, log: curves.append(evaluations(log)))
+    train(recipe("stopped"), resume=True)
+    assert evaluated_at[:3] == [3, 6, 9]
+    train(recipe("whole"))
+    assert curves[0] == curves[1]
+
+
+def test_what_one_process_breaks_off_no_process_finishes(tiny, tmp_path, monkeypatch, run_in_processes):
+    """The second process is asked, and the first one with it: it has no sum of the second's images."""
+    usable = evaluation.usable
+
+    def asked(batch, images):
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return usable(batch, images)
+
+    monkeypatch.setattr(evaluation, "usable", asked)
+    recipe = tiny(EVERY_THIRD, {"arguments": {"output_dir": str(tmp_path / "run")}})
+    recipe["arguments"]["per_device_train_batch_size"] = 4
+
+    def stopped():
+        with pytest.raises(TrainingTerminatedError, match="after step 3, which is saved"):
+            train(recipe)
+
+    assert run_in_processes(2, stopped) == [0, 0]
+    assert losses_of(newest_whole(tmp_path / "run")[0]) == []
+
+
+def test_a_request_in_a_step_leaves_out_its_evaluation(stopped_after, tiny, tmp_path, evaluated_at):
+    stopped_after(12)
+    assert evaluated_at == []
+    epochs = {"max_steps": -1, "num_train_epochs": 3, "save_strategy": "epoch", "eval_strategy": "epoch"}
+    train(tiny({"arguments": {"output_dir": str(tmp_path / "run"), **epochs}}), resume=True)
+    assert evaluated_at[:3] == [12, 24, 36]
 
 
 def test_a_request_is_not_saved_before_an_evaluation_that_decides(asked_in_step_3, tmp_path):
@@ -228,7 +300,7 @@ def test_a_request_is_not_saved_before_an_evaluation_that_decides(asked_in_step_
 
 
 @pytest.mark.usefixtures("asked_while_measured")
-def test_a_request_during_an_evaluation_stops_after_it_and_not_after_another_step(tiny, tmp_path):
+def test_a_request_during_an_evaluation_stops_without_another_step(tiny, tmp_path):
     with pytest.raises(TrainingTerminatedError, match="after step 3, which is saved"):
         train(tiny(EVERY_THIRD, {"arguments": {"output_dir": str(tmp_path / "run")}}))
     assert [step_of(each) for each in checkpoints(tmp_path / "run")] == [3]

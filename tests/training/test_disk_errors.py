@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from qkvit.training import TrainingRefusedError, checkpoints, train, trainer
+from qkvit.training import TrainingRefusedError, checkpoint_trainer, checkpoints, train
 from qkvit.training.disk_errors import DiskFullError, check_space, told
 
 
 def fails_at(monkeypatch, step, error):
-    seal = trainer.seal
+    seal = checkpoint_trainer.seal
 
     def broken(folder, facts):
         if folder.name == f"checkpoint-{step}":
             raise error
         seal(folder, facts)
 
-    monkeypatch.setattr(trainer, "seal", broken)
+    monkeypatch.setattr(checkpoint_trainer, "seal", broken)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 
-from qkvit.training import TrainingRefusedError, checkpoints, train, trainer
+from qkvit.training import TrainingRefusedError, checkpoint_trainer, checkpoints, train, trainer
 from qkvit.training import run as training_run
 from qkvit.training.optimisation.weight_average import WeightAverage
 from qkvit.training.trainer import RecipeTrainer
@@ -24,9 +24,9 @@ MOMENTS = {
     "before the weights change": (RecipeTrainer, "_norm"),
     "after a step": (WeightAverage, "on_step_end"),
     "before a checkpoint": (RecipeTrainer, "_save_checkpoint"),
-    "before it is sealed": (trainer, "seal"),
-    "before it is renamed": (trainer, "publish"),
-    "before old ones are removed": (trainer, "prune"),
+    "before it is sealed": (checkpoint_trainer, "seal"),
+    "before it is renamed": (checkpoint_trainer, "publish"),
+    "before old ones are removed": (checkpoint_trainer, "prune"),
 }
 POINTS = [
     (moment, step) for number, moment in enumerate(MOMENTS) for step in (range(1, 9) if number < 3 else range(2, 9, 2))
@@ -244,13 +244,13 @@ def test_weights_that_are_not_those_that_were_saved_are_refused(tiny, tmp_path, 
     recipe = tiny({"arguments": {"output_dir": str(tmp_path / "run")}})
     train(recipe)
     (tmp_path / "run" / "metrics.json").unlink()
-    load = trainer.load_weights
+    load = checkpoint_trainer.load_weights
 
     def all_but_one_bit(model, folder):
         load(model, folder)
         model.classifier.bias.data.view(torch.int32)[0] ^= 1
 
-    monkeypatch.setattr(trainer, "load_weights", all_but_one_bit)
+    monkeypatch.setattr(checkpoint_trainer, "load_weights", all_but_one_bit)
     with raises_sentence(TrainingRefusedError, "checkpoint-9 are not those that were saved"):
         train(recipe, resume=True)
 

@@ -40,9 +40,10 @@ def end_workers_at_exit() -> None:
 
 
 class StopOnRequest(TrainerCallback):
-    """SIGTERM or ctrl-C: finish the step or the evaluation, save a checkpoint, leave; a second ctrl-C stops at once.
+    """SIGTERM or ctrl-C: finish the step, save a checkpoint, leave; a second ctrl-C stops at once.
 
-    Among several processes all agree, after each step and each evaluation. `RecipeTrainer` sees to it that it is saved.
+    Among several processes all agree, after each step and each evaluation. `CheckpointTrainer` sees to it that it is
+    saved, and which evaluations are broken off.
 
     Attributes:
         asked: The signal; 0: none came.
@@ -72,13 +73,13 @@ class StopOnRequest(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         self._stepped = True
-        return self._stop_if_asked(args, state, control)
+        return self.stop_if_asked(args, state, control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         # Of an evaluation before the first step there is nothing to save: that step is made.
-        return self._stop_if_asked(args, state, control) if self._stepped else control
+        return self.stop_if_asked(args, state, control) if self._stepped else control
 
-    def _stop_if_asked(self, args: Any, state: Any, control: Any) -> Any:
+    def stop_if_asked(self, args: Any, state: Any, control: Any) -> Any:
         if args.world_size > 1:
             flag = torch.tensor(float(self.asked), device=args.device)
             torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)

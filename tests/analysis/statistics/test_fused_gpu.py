@@ -144,6 +144,31 @@ def test_a_step_of_rollout_is_the_product_with_the_mean_map(random_attention, ke
     torch.testing.assert_close(found.double().cpu(), exact.double(), rtol=1e-4, atol=1e-35)
 
 
+def test_rows_of_scores_far_below_zero(kernels):
+    """What is left out of a tile has a score lower still."""
+    query, key = (
+        torch.ones(1, 1, 37, 1, device=kernels),
+        torch.arange(500.0, 537.0, device=kernels)[None, None, :, None],
+    )
+    log_sums = fused_gpu.row_sums(query, key, None, -1.0)
+    exact = (-key.double().flatten()).logsumexp(0) / torch.tensor(2.0).double().log()
+    torch.testing.assert_close(log_sums.double(), exact.expand(1, 1, 37), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_a_group_that_lacks_heads_writes_nothing_for_them(random_attention, kernels, heads):
+    inputs = moved(random_attention(LAYOUT, batch=1, heads=heads), kernels)
+    attention = fused_gpu.Attention(inputs.query, inputs.key, None, inputs.scaling)
+    log_sums = fused_gpu.row_sums(inputs.query, inputs.key, None, inputs.scaling)
+    launch = fused_gpu.product_launch(attention, log_sums)
+    size = launch.arguments["found_products"].numel()
+    room = torch.full([size + 3 * heads + 3], -1.0, device=kernels)
+    launch.arguments["found_products"] = room
+    launch.run()
+    assert (room[:size] > 0).all()
+    assert (room[size:] == -1).all()
+
+
 @pytest.fixture
 def paths(monkeypatch) -> list[str]:
     """Which way the statistics went."""
