@@ -119,16 +119,7 @@ def uniform_facts(layout: TokenLayout) -> dict[str, float]:
 
 def _facts_of(layer: LayerRecord, layout: TokenLayout) -> dict[str, torch.Tensor]:
     """The facts of each image and head of a layer: name -> (B, H), in float64 on the CPU."""
-    if layer.other_map is not None:
-        raise ValueError(f"layer {layer.layer}: {layer.other_map}")
-    means = attention_statistics(
-        layer.query,
-        layer.key,
-        layout,
-        scaling=layer.scaling,
-        attention_mask=layer.attention_mask,
-        statistics=STATISTICS,
-    ).per_head()
+    means = layer.statistics(layout, STATISTICS).per_head()
     return {name: numbers.cpu().double() for name, numbers in _named(means, layout).items()}
 
 

@@ -5,7 +5,7 @@ Shapes: B batch, H heads, N tokens, D width of a head.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -13,6 +13,11 @@ from .attention_door import Session
 from .attention_layers import chosen
 from .attention_product import AttentionCall, piece, take
 from .selection import Selection
+from .statistics.groups import Backend
+from .token_layout import TokenLayout
+
+if TYPE_CHECKING:
+    from .statistics import AttentionStatistics
 
 TENSORS = ("query", "key", "value", "scores", "attention", "output")
 _WITH_ROWS = ("query", "scores", "attention", "output")
@@ -45,6 +50,60 @@ class LayerRecord:
     def attention_mask(self) -> torch.Tensor | None:
         mask = self._mask()
         return mask if mask is None or self._device is None else mask.to(self._device)
+
+    def statistics(
+        self,
+        layout: TokenLayout,
+        statistics: str | Iterable[str] | None = None,
+        *,
+        output_projection: Any = None,
+        backend: Backend | None = None,
+    ) -> "AttentionStatistics":
+        """`attention_statistics` of what was recorded: with its scaling and mask, and its values where there are any.
+
+        Args:
+            layout: What the tokens are.
+            statistics, output_projection, backend: As `attention_statistics` takes them.
+
+        Raises:
+            AttributeError: query or key was not recorded.
+            ValueError: what `attention_statistics` refuses, single rows too; or the map is not that of query and key
+                (`other_map`).
+
+        Example:
+
+        ```python
+        >>> from qkvit import QKViTConfig, QKViTModel
+        >>> config = QKViTConfig.from_size("tiny", image_size=32, patch_size=8, num_hidden_layers=2)
+        >>> model = QKViTModel(config).eval()
+        >>> with record(model) as recording:
+        ...     _ = model(torch.rand(1, 3, 32, 32))
+        >>> s = recording[-1].statistics(TokenLayout.from_model(model, 32))
+        >>> s.entropy.shape, s.output_share.shape
+        (torch.Size([1, 3, 17]), torch.Size([1, 3]))
+
+        ```
+        """
+        from .statistics import attention_statistics  # which has functions that record
+
+        if self.other_map is not None:
+            raise ValueError(f"layer {self.layer}: {self.other_map}")
+        given = {"query": self.query, "key": self.key}
+        given |= {name: self._tensors[name] for name in ("value", "output") if name in self._tensors}
+        for name, tensor in given.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise ValueError(
+                    f"the {name} of layer {self.layer} was reduced to a {type(tensor).__name__}: record it whole"
+                )
+        return attention_statistics(
+            **given,
+            layout=layout,
+            scaling=self.scaling,
+            output_projection=output_projection,
+            attention_mask=self.attention_mask,
+            statistics=statistics,
+            backend=backend,
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
