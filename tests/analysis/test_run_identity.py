@@ -6,7 +6,7 @@ import sys
 from functools import partial
 
 from qkvit.analysis import TokenLayout
-from qkvit.analysis.run_identity import described, difference, identity_of
+from qkvit.analysis.run_identity import described, difference, identity_of, settings_of
 
 FUNCTIONS = """
 def of_set(image):
@@ -49,3 +49,13 @@ def test_a_layout_without_a_patch_size_is_that_of_progress_which_knew_none():
     square, flat = (TokenLayout(grid=(2, 2), patch_size=size) for size in (None, (8, 4)))
     assert "patch_size" not in identity_of([], "", square, None)["layout"]
     assert identity_of([], "", flat, None)["layout"]["patch_size"] == (8, 4)
+
+
+def test_how_attention_is_computed_is_no_other_model(tiny_model):
+    """Nor is the name that an implementation has while something is recorded; which activation it has, is."""
+    config = tiny_model().config
+    before = settings_of(config)
+    config._attn_implementation = "eager"
+    assert settings_of(config) == before
+    config.hidden_act = "relu"
+    assert settings_of(config) != before
