@@ -58,8 +58,7 @@ def settings_of(config: Any) -> Any:
 def _without(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    kept = (name for name in value if name not in _NO_MATTER and "attn_implementation" not in name)
-    return {name: _without(value[name]) for name in kept}
+    return {name: _without(value[name]) for name in value if name not in _NO_MATTER}
 
 
 def described(transform: Any) -> Any:
