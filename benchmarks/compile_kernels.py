@@ -9,8 +9,8 @@ of each loop for every score of a tile, and the seconds that compiling took. Not
 sizes are no multiples of 16 unless the widths make them.
 
 A thread's instruction counts as one. The loops of `row_kernel` are that for the largest scores, that over the patches
-around a query, which is gone through nine times in all, and that for the sums; a tile of `product_kernel` has the
-scores of six heads.
+around a query, which is gone through nine times in all, and that for the sums; those of `product_kernel` are that of a
+group of three heads with itself, and that of two groups, whose tile has the scores of six heads.
 """
 
 import argparse

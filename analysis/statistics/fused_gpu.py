@@ -31,6 +31,7 @@ def suits(
     """Whether the kernels can take it: an NVIDIA GPU from compute capability 8.0 on, Triton at hand, not float64."""
     return (
         query.dtype in TYPES
+        and (value is None or value.dtype in TYPES)
         and all(it is None or it.device == query.device for it in (value, mask))
         and all(it is None or it.shape[-1] <= WIDEST_HEAD for it in (query, value))
         and prefix <= MOST_PREFIX_TOKENS
@@ -95,7 +96,8 @@ class Tile(NamedTuple):
 def tile_for(kernel: str, query: torch.Tensor, width: int, *, with_output: bool = False) -> Tile:
     """The tile with the fewest instructions for a score whose sums fit into registers, as compiled for Hopper.
 
-    `benchmarks/compile_kernels.py` shows what each kernel takes: without a mask, none puts registers aside.
+    `benchmarks/compile_kernels.py` shows what each kernel takes: none puts registers aside, without a mask and with few
+    tokens before the patches, and all have room in the shared memory of the smallest devices.
     """
     if query.device.type == "cpu":
         return Tile(16, 16, 4)  # interpreted: small, so that tests see several
@@ -103,11 +105,13 @@ def tile_for(kernel: str, query: torch.Tensor, width: int, *, with_output: bool 
     if query.dtype == torch.float32:  # products by single numbers, not by tensor cores, hold their factors in registers
         if kernel == "row_kernel":
             return Tile(32 if is_wide else 64, 32, 8)
-        return Tile(32, 16, 4) if kernel == "product_kernel" else Tile(32, 32, 8 if is_wide else 4)
+        if kernel == "product_kernel":
+            return Tile(16 if is_wide else 32, 16, 4)
+        return Tile(32, 32, 8 if is_wide else 4)
     if kernel == "row_kernel":
         return Tile(64, 32, 4) if not with_output else Tile(32, 32, 4) if is_wide else Tile(64, 16, 4)
     if kernel == "product_kernel":
-        return Tile(64, 16, 8 if is_wide else 4)
+        return Tile(32 if is_wide else 64, 16, 4)
     return Tile(64, 64, 4)
 
 
@@ -147,8 +151,7 @@ class Attention(NamedTuple):
             **dict(zip(("m_image", "m_head", "m_query", "m_key"), of_mask, strict=True)),
             "MASK": 0 if self.mask is None else 1 if is_bool else 2,
             "D": query.shape[3],
-            "WIDEN": query.dtype == torch.bfloat16
-            and query.device.type == "cpu",  # the interpreter has no such product
+            "WIDEN": query.device.type == "cpu",  # the interpreter has no products of bfloat16
             "BLOCK_M": tile.queries,
             "BLOCK_N": tile.keys,
             "BLOCK_D": width,

@@ -39,9 +39,10 @@ def log_sum_kernel(
         inside = exists[:, None] & there[None, :]
         scores = masked(scores, mask, i[:, None], j[None, :], inside, m_query, m_key, hidden, MASK)
         scores = tl.where(there[None, :], scores, float("-inf"))
-        higher = tl.maximum(highest, scores)
-        sums = sums * tl.exp2(highest - higher) + tl.exp2(scores - higher)
-        highest = higher
+        step = scores - highest
+        u = tl.exp2(-tl.abs(step))  # one power: that of the larger of the two scores is 1
+        sums = tl.where(step > 0, sums * u + 1, sums + u)
+        highest = tl.maximum(highest, scores)
     largest = tl.max(highest, axis=1)
     total = tl.sum(sums * tl.exp2(highest - largest[:, None]), axis=1)
     tl.store(log_sums + image_head * tokens + i, largest + tl.log2(total), mask=exists)
@@ -65,27 +66,27 @@ def column_kernel(
     key += image * k_image + head * k_head
     mask += image * m_image + head * m_head
 
-    plain = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)  # reduced to columns at the end
+    plain = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)  # reduced to columns at the end
     weighted = plain
     log_sums += image_head * tokens
     row_weights += image * r_image + head * r_head
     for start in range(0, tokens, BLOCK_M):
         i = start + tl.arange(0, BLOCK_M)
         exists = i < tokens
-        scores = base * products(key, j, k_token, there, query, i, q_token, exists, D, BLOCK_D, CHUNK, WIDEN)
-        inside = there[:, None] & exists[None, :]
-        scores = masked(scores, mask, i[None, :], j[:, None], inside, m_query, m_key, hidden, MASK)
-        p = tl.exp2(scores - tl.load(log_sums + i, mask=exists, other=float("inf"))[None, :])
+        scores = base * products(query, i, q_token, exists, key, j, k_token, there, D, BLOCK_D, CHUNK, WIDEN)
+        inside = exists[:, None] & there[None, :]
+        scores = masked(scores, mask, i[:, None], j[None, :], inside, m_query, m_key, hidden, MASK)
+        p = tl.exp2(scores - tl.load(log_sums + i, mask=exists, other=float("inf"))[:, None])
         if PLAIN:
             plain += p
         if WEIGHTED:
-            weighted += p * tl.load(row_weights + i, mask=exists, other=0.0)[None, :]
+            weighted += p * tl.load(row_weights + i, mask=exists, other=0.0)[:, None]
     at = sums + image_head * tokens + j
     if PLAIN:
-        tl.store(at, tl.sum(plain, axis=1), mask=there)
+        tl.store(at, tl.sum(plain, axis=0), mask=there)
         at += plane
     if WEIGHTED:
-        tl.store(at, tl.sum(weighted, axis=1), mask=there)
+        tl.store(at, tl.sum(weighted, axis=0), mask=there)
 
 
 @triton.jit
@@ -142,6 +143,53 @@ def _store(products, at, one, other, heads):
 
 
 @triton.jit
+def _products_of_groups(
+    query, key, mask, log_sums, at, i, exists, image, p_first, q_first,
+    base, hidden, heads, tokens,
+    q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
+    SAME: tl.constexpr, MASK: tl.constexpr, D: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Those of two groups of heads, or of a group with itself, which has the SAME maps on both sides."""
+    s00 = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)  # reduced at the end
+    s01, s02, s10, s11, s12, s20, s21, s22 = s00, s00, s00, s00, s00, s00, s00, s00
+    for start in range(0, tokens, BLOCK_N):
+        j = start + tl.arange(0, BLOCK_N)
+        there = j < tokens
+        p0, p1, p2 = _three_weights(
+            query, key, mask, log_sums, i, j, exists, there, image, p_first, heads, base, hidden, tokens,
+            q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
+            MASK, D, WIDEN, BLOCK_D, CHUNK,
+        )  # fmt: skip
+        q0, q1, q2 = p0, p1, p2
+        if not SAME:
+            q0, q1, q2 = _three_weights(
+                query, key, mask, log_sums, i, j, exists, there, image, q_first, heads, base, hidden, tokens,
+                q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
+                MASK, D, WIDEN, BLOCK_D, CHUNK,
+            )  # fmt: skip
+            s10 += p1 * q0
+            s20 += p2 * q0
+            s21 += p2 * q1
+        s00 += p0 * q0
+        s01 += p0 * q1
+        s02 += p0 * q2
+        s11 += p1 * q1
+        s12 += p1 * q2
+        s22 += p2 * q2
+    _store(s00, at, p_first, q_first, heads)
+    _store(s01, at, p_first, q_first + 1, heads)
+    _store(s02, at, p_first, q_first + 2, heads)
+    _store(s11, at, p_first + 1, q_first + 1, heads)
+    _store(s12, at, p_first + 1, q_first + 2, heads)
+    _store(s22, at, p_first + 2, q_first + 2, heads)
+    if not SAME:
+        _store(s10, at, p_first + 1, q_first, heads)
+        _store(s20, at, p_first + 2, q_first, heads)
+        _store(s21, at, p_first + 2, q_first + 1, heads)
+
+
+@triton.jit
 def product_kernel(
     query, key, mask, log_sums, found_products,
     base, hidden, heads, tokens,
@@ -167,39 +215,16 @@ def product_kernel(
     i = block * BLOCK_M + tl.arange(0, BLOCK_M)
     exists = i < tokens
 
-    s00 = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)  # reduced at the end
-    s01, s02, s10, s11, s12, s20, s21, s22 = s00, s00, s00, s00, s00, s00, s00, s00
-    for start in range(0, tokens, BLOCK_N):
-        j = start + tl.arange(0, BLOCK_N)
-        there = j < tokens
-        p0, p1, p2 = _three_weights(
-            query, key, mask, log_sums, i, j, exists, there, image, p_first, heads, base, hidden, tokens,
-            q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
-            MASK, D, WIDEN, BLOCK_D, CHUNK,
-        )  # fmt: skip
-        q0, q1, q2 = p0, p1, p2
-        if p_first != q_first:
-            q0, q1, q2 = _three_weights(
-                query, key, mask, log_sums, i, j, exists, there, image, q_first, heads, base, hidden, tokens,
-                q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
-                MASK, D, WIDEN, BLOCK_D, CHUNK,
-            )  # fmt: skip
-        s00 += p0 * q0
-        s01 += p0 * q1
-        s02 += p0 * q2
-        s10 += p1 * q0
-        s11 += p1 * q1
-        s12 += p1 * q2
-        s20 += p2 * q0
-        s21 += p2 * q1
-        s22 += p2 * q2
     at = found_products + (image * blocks + block) * heads * heads
-    _store(s00, at, p_first, q_first, heads)
-    _store(s01, at, p_first, q_first + 1, heads)
-    _store(s02, at, p_first, q_first + 2, heads)
-    _store(s10, at, p_first + 1, q_first, heads)
-    _store(s11, at, p_first + 1, q_first + 1, heads)
-    _store(s12, at, p_first + 1, q_first + 2, heads)
-    _store(s20, at, p_first + 2, q_first, heads)
-    _store(s21, at, p_first + 2, q_first + 1, heads)
-    _store(s22, at, p_first + 2, q_first + 2, heads)
+    if p_first == q_first:  # here, and not within the loop, where it would keep loads from running ahead
+        _products_of_groups(
+            query, key, mask, log_sums, at, i, exists, image, p_first, q_first, base, hidden, heads, tokens,
+            q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
+            True, MASK, D, WIDEN, BLOCK_M, BLOCK_N, BLOCK_D, CHUNK,
+        )  # fmt: skip
+    else:
+        _products_of_groups(
+            query, key, mask, log_sums, at, i, exists, image, p_first, q_first, base, hidden, heads, tokens,
+            q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
+            False, MASK, D, WIDEN, BLOCK_M, BLOCK_N, BLOCK_D, CHUNK,
+        )  # fmt: skip

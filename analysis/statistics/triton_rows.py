@@ -36,14 +36,30 @@ def _mixture(log_odds):
 
 
 @triton.jit
-def _add_product(u, vectors, sums, WIDEN: tl.constexpr):
-    """sums + u v, with u from 0 to 1 in float32. Of 16-bit vectors by two products of that type, to some 16 bits."""
-    if WIDEN or vectors.dtype == tl.float32:
-        sums = tl.dot(u, vectors.to(tl.float32), sums, input_precision="ieee")
+def _add_16_bits(left, right, sums, WIDEN: tl.constexpr):
+    if WIDEN:  # the interpreter has no such product
+        sums = tl.dot(left.to(tl.float32), right.to(tl.float32), sums, input_precision="ieee")
     else:
-        high = u.to(vectors.dtype)
-        low = (u - high.to(tl.float32)).to(vectors.dtype)
-        sums = tl.dot(low, vectors, tl.dot(high, vectors, sums))
+        sums = tl.dot(left, right, sums)
+    return sums
+
+
+@triton.jit
+def _add_product(u, vectors, sums, WIDEN: tl.constexpr):
+    """sums + u v, with u in float32. Of 16-bit vectors by products of bfloat16, to some 16 bits of each u.
+
+    Not of float16, which has nothing between 0 and 6e-8: beside a u of 1 whose v is 0, that would be the whole sum.
+    """
+    if vectors.dtype == tl.float32:
+        sums = tl.dot(u, vectors, sums, input_precision="ieee")
+    else:
+        high = u.to(tl.bfloat16)
+        low = (u - high.to(tl.float32)).to(tl.bfloat16)
+        most = vectors.to(tl.bfloat16)
+        sums = _add_16_bits(low, most, _add_16_bits(high, most, sums, WIDEN), WIDEN)
+        if vectors.dtype == tl.float16:  # three bits more than bfloat16 has
+            rest = (vectors.to(tl.float32) - most.to(tl.float32)).to(tl.bfloat16)
+            sums = _add_16_bits(high, rest, sums, WIDEN)
     return sums
 
 
@@ -115,6 +131,7 @@ def row_kernel(
     blind = largest == float("-inf")  # may see no patch
     level = tl.where(blind, 0.0, largest)
     of_best = tl.where(blind, 0.0, 1.0)  # the best patch's u, which is in no sum: 1e-9 beside it would be lost
+    left_out = tl.where(blind, -1, best)  # NaN is never the best, and is left out of no sum
 
     best_row, best_column = (best // columns).to(tl.float32), (best % columns).to(tl.float32)
     down_from, across_from = my_row.to(tl.float32), my_column.to(tl.float32)
@@ -146,7 +163,7 @@ def row_kernel(
         scores = base * products(query, i, q_token, exists, key, PREFIX + j, k_token, there, D, BLOCK_D, CHUNK, WIDEN)
         inside = exists[:, None] & there[None, :]
         scores = masked(scores, mask, i[:, None], (PREFIX + j)[None, :], inside, m_query, m_key, hidden, MASK)
-        counts = there[None, :] & (j[None, :] != best[:, None])
+        counts = there[None, :] & (j[None, :] != left_out[:, None])
         fall = tl.where(counts, level[:, None] - scores, FURTHEST)
         u = tl.exp2(-fall)
         others += u
@@ -173,9 +190,11 @@ def row_kernel(
 
     beside_best = tl.sum(others, axis=1)
     total = beside_best + of_best + (level - level)  # of infinite scores, NaN
+    if PREFIX == 0:
+        total = tl.where(total == 0, float("nan"), total)  # sees nothing at all
     divisor = tl.where(total == 0, 1.0, total)
     entropy = _log1p(beside_best) + LN_2 * tl.sum(falls, axis=1) / divisor
-    share = none + 1
+    share = 1 + (total - total)  # 1, or NaN
 
     log_all = level + tl.log2(divisor)
     if PREFIX > 0:
@@ -194,9 +213,9 @@ def row_kernel(
         total_x = others_x + tl.where(blind_x, 0.0, 1.0) + (level_x - level_x)
         divisor_x = tl.where(total_x == 0, 1.0, total_x)
         log_odds = LN_2 * ((level - level_x) + (tl.log2(divisor) - tl.log2(divisor_x)))
-        # Nothing on one side: all is on the other, unless that is NaN.
-        log_odds = tl.where(total_x == 0, total * 0 + float("inf"), log_odds)
-        log_odds = tl.where(total == 0, total_x * 0 - float("inf"), log_odds)
+        # Nothing on one side: all is on the other. NaN, if that is or has nothing too.
+        log_odds = tl.where(total_x == 0, total / total_x, log_odds)
+        log_odds = tl.where(total == 0, -total_x / total, log_odds)
         share, share_x, which = _mixture(log_odds)
         of_x = (share_x / divisor_x)[:, None] * u  # (BLOCK_M, BLOCK_X), their weights in the row
         log_all = tl.where(share >= share_x, log_all - tl.log2(share), level_x + tl.log2(divisor_x) - tl.log2(share_x))

@@ -51,7 +51,7 @@ def masked(scores, mask, i, j, inside, query_step, key_step, hidden, MASK: tl.co
     The mask is added, not selected by, so that a NaN stays one.
     """
     if MASK > 0:
-        at = mask + i.to(tl.int64) * query_step + j * key_step
+        at = mask + i.to(tl.int64) * query_step + j.to(tl.int64) * key_step
         if MASK == 1:
             seen = tl.load(at, mask=inside, other=1)
             scores += tl.where(seen != 0, 0.0, float("-inf"))

@@ -114,16 +114,57 @@ def test_nan_and_infinity_are_not_hidden(random_attention, kernels, tensor, toke
     inputs = random_attention(LAYOUT, batch=1, heads=2, mask="pairs")
     broken = getattr(inputs, tensor).clone()
     broken[0, 1, token, 0] = number
-    inputs = dataclasses.replace(inputs, **{tensor: broken})
+    check_nan(dataclasses.replace(inputs, **{tensor: broken}), kernels)
+
+
+def check_nan(inputs, kernels):
+    """NaN where the path over blocks has it, and nowhere where the reference has none."""
     found = fused_gpu.fused_statistics(moved(inputs, kernels), ALL)
     least, most = blockwise_statistics(inputs, ALL, Plan(1, 2, 7)), reference_statistics(inputs, ALL)
     assert least["maximum"].isnan().any()
     for name in found.keys() - {"argmaximum"}:
         is_nan = found[name].isnan().cpu()
-        assert (is_nan >= least[name].isnan()).all(), name
+        if name != "weighted_on_prefix" or inputs.layout.num_prefix:  # no tokens are there: 0 says so as well
+            assert (is_nan >= least[name].isnan()).all(), name
         assert (is_nan <= most[name].isnan()).all(), name
     assert (found["argmaximum"] >= 0).all()
-    assert (found["argmaximum"] < LAYOUT.num_tokens).all()
+    assert (found["argmaximum"] < inputs.layout.num_tokens).all()
+
+
+@pytest.mark.parametrize(
+    "layout", [TokenLayout((1, 1)), TokenLayout((1, 1), has_class_token=True), TokenLayout((3, 5))]
+)
+def test_nan_in_the_first_patch_is_not_taken_for_the_largest_score(random_attention, kernels, layout):
+    inputs = random_attention(layout, batch=1, heads=2)
+    inputs.key[0, 1, layout.num_prefix, 0] = torch.nan
+    check_nan(inputs, kernels)
+
+
+def test_nan_in_the_only_patch_that_is_seen_is_not_hidden(random_attention, kernels):
+    inputs = random_attention(LAYOUT, batch=1, heads=2)
+    mask = torch.ones(1, 1, LAYOUT.num_tokens, LAYOUT.num_tokens, dtype=torch.bool)
+    mask[..., LAYOUT.num_prefix + 1 :] = False
+    inputs.key[0, 1, LAYOUT.num_prefix, 0] = torch.nan
+    check_nan(dataclasses.replace(inputs, mask=mask), kernels)
+
+
+@pytest.mark.parametrize("layout", [TokenLayout((2, 3)), LAYOUT])
+def test_a_query_all_of_whose_scores_are_minus_infinity_has_no_statistics(random_attention, kernels, layout):
+    inputs = random_attention(layout, batch=1, heads=2)
+    inputs.key[..., 0] = -inputs.key[..., 0].abs() - 1
+    inputs.query[0, 1, layout.num_prefix, 0] = torch.inf
+    check_nan(inputs, kernels)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_sink_without_a_value_leaves_the_output_of_the_others(assert_as_exact, kernels, dtype):
+    """Their weights are below float16's least number, and all that arrives is theirs."""
+    layout, generator = TokenLayout((3, 7), has_class_token=True), torch.Generator().manual_seed(0)
+    key, value = (torch.randn(1, 1, 22, 4, generator=generator).to(dtype) for _ in range(2))
+    key[..., 0], key[..., 9, 0], value[..., 9, :] = 0, 20, 0
+    query = torch.tensor([1.0, 0.1, 0.1, 0.1]).to(dtype).expand(1, 1, 22, 4)
+    inputs = AttentionInputs(query, key, layout, 1.0, value)
+    assert_as_exact(fused_gpu.fused_statistics(moved(inputs, kernels), ALL), reference_statistics(inputs, ALL))
 
 
 def test_the_same_bits_again(random_attention, kernels):
@@ -197,7 +238,8 @@ def test_the_gpu_takes_the_kernels_where_they_suit(random_attention, kernels, pa
     ask(inputs)
     ask(inputs, query=inputs.query.double(), key=inputs.key.double())
     ask(inputs, query=inputs.query.repeat(1, 1, 1, 40), key=inputs.key.repeat(1, 1, 1, 40))
-    assert paths == ["fused", "blockwise", "blockwise"]
+    ask(inputs, value=inputs.value.double())
+    assert paths == ["fused", "blockwise", "blockwise", "blockwise"]
 
 
 def test_without_triton_the_gpu_goes_block_by_block(random_attention, kernels, paths, monkeypatch, assert_as_exact):
