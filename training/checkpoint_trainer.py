@@ -79,15 +79,23 @@ class CheckpointTrainer(FiniteTrainer):
             self._cut = None
 
     def make_up_for_evaluation(self) -> None:
-        """Evaluate where the run was stopped before it did: after the step that was saved last."""
+        """Evaluate where the run was stopped before it did: after the step that was saved last.
+
+        Raises:
+            EvaluationCutError: it is asked to stop again; another step would leave this evaluation behind.
+        """
         step = self.state.global_step
         is_due = self._epoch_ends_with_evaluation
         if self.args.eval_strategy == "steps":
             is_due = self.args.eval_delay <= step and step % self.state.eval_steps == 0
         is_there = any("eval_loss" in entry and entry["step"] == step for entry in self.state.log_history)
         if step and is_due and not is_there:
-            with contextlib.suppress(EvaluationCutError), self._broken_off_if_asked():
-                self.evaluate()
+            try:
+                with self._broken_off_if_asked():
+                    self.evaluate()
+            except EvaluationCutError:
+                self.control = self.stop.stop_if_asked(self.args, self.state, self.control)
+                raise
 
     @property
     def _epoch_ends_with_evaluation(self) -> bool:

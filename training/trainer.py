@@ -16,7 +16,7 @@ from .augmentation.counter_random import Purpose, seed_of
 from .augmentation.pipeline import Augmenter
 from .checkpoint_trainer import CheckpointTrainer, MissedEvaluation
 from .epochs import Epochs
-from .evaluation import evaluate
+from .evaluation import EvaluationCutError, evaluate
 from .images.bad_images import BadImageList, check_usable
 from .images.batches import EpochBatches, EvaluationImages, TrainingImages, as_it_is
 from .models import LossSettings
@@ -118,6 +118,8 @@ class RecipeTrainer(CheckpointTrainer):
         self.args.save_total_limit = None
         try:
             return super().train(*args, **kwargs)
+        except EvaluationCutError:  # with which the run was to go on: what it went on from is there, and it leaves
+            return None
         finally:
             self.args.save_total_limit = self.checkpoints_kept
 

@@ -1,0 +1,62 @@
+"""A run that was stopped before an evaluation, or in it, begins with it, and is then as one that was not stopped."""
+
+import os
+import signal
+
+import pytest
+
+from qkvit.training import evaluation, report, train
+from qkvit.training.checkpoints import checkpoints, step_of
+from qkvit.training.errors import TrainingTerminatedError
+
+EVERY_THIRD = {"arguments": {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "no"}}
+
+
+@pytest.fixture
+def stopped_in_an_evaluation(monkeypatch):
+    """`stopped_in_an_evaluation(recipe, resume=...)`: the first evaluation is broken off, after this step."""
+    usable = evaluation.usable
+
+    def asked(batch, images):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return usable(batch, images)
+
+    def run(recipe, step, **settings):
+        recipe["arguments"]["per_device_eval_batch_size"] = 64
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluation, "usable", asked)
+            with pytest.raises(TrainingTerminatedError, match=f"after step {step}, which is saved"):
+                train(recipe, **settings)
+
+    return run
+
+
+@pytest.fixture
+def log_of(monkeypatch):
+    """`log_of(recipe, resume=...)`: the log of a run that comes to its end."""
+
+    def run(recipe, **settings):
+        logs = []
+        with monkeypatch.context() as patch:
+            patch.setattr(report, "draw_curves", lambda path, log: logs.append(log))
+            train(recipe, **settings)
+        return logs[0]
+
+    return run
+
+
+def evaluations(log):
+    return [entry for entry in log if "eval_loss" in entry]
+
+
+def test_one_that_is_broken_off_again_is_begun_with_again(tiny, tmp_path, stopped_in_an_evaluation, log_of):
+    """Another step would leave it behind; in the middle of one, gradients are accumulated."""
+
+    def recipe(name):
+        both = {"output_dir": str(tmp_path / name), "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
+        return tiny(EVERY_THIRD, {"arguments": both, "optimisation": {"average_decay": 0.9}})
+
+    for resume in (False, True, True):
+        stopped_in_an_evaluation(recipe("stopped"), 3, resume=resume)
+        assert [step_of(each) for each in checkpoints(tmp_path / "stopped")] == [3]
+    assert evaluations(log_of(recipe("stopped"), resume=True)) == evaluations(log_of(recipe("whole")))
