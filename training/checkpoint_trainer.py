@@ -92,7 +92,7 @@ class CheckpointTrainer(FiniteTrainer):
         if step and is_due and not is_there:
             try:
                 with self._broken_off_if_asked():
-                    self.evaluate()
+                    self._determine_best_metric(metrics=self._evaluate(None, None), trial=None)
             except EvaluationCutError:
                 self.control = self.stop.stop_if_asked(self.args, self.state, self.control)
                 raise

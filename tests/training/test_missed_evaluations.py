@@ -8,6 +8,7 @@ import pytest
 from qkvit.training import evaluation, report, train
 from qkvit.training.checkpoints import checkpoints, step_of
 from qkvit.training.errors import TrainingTerminatedError
+from qkvit.training.trainer import RecipeTrainer
 
 EVERY_THIRD = {"arguments": {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "no"}}
 
@@ -60,3 +61,17 @@ def test_one_that_is_broken_off_again_is_begun_with_again(tiny, tmp_path, stoppe
         stopped_in_an_evaluation(recipe("stopped"), 3, resume=resume)
         assert [step_of(each) for each in checkpoints(tmp_path / "stopped")] == [3]
     assert evaluations(log_of(recipe("stopped"), resume=True)) == evaluations(log_of(recipe("whole")))
+
+
+def test_the_best_so_far_is_the_one_that_was_missed(tiny, tmp_path, monkeypatch, stopped_in_an_evaluation):
+    """Its checkpoint stays beside the newest."""
+    best = {"save_strategy": "steps", "save_steps": 3, "metric_for_best_model": "loss", "max_steps": 15}
+    recipe = tiny(EVERY_THIRD, {"arguments": {"output_dir": str(tmp_path / "run"), **best}})
+    stopped_in_an_evaluation(recipe, 3)
+
+    def rising(self, images, prefix):
+        return {f"{prefix}_loss": float(self.state.global_step), f"{prefix}_images": 1}
+
+    monkeypatch.setattr(RecipeTrainer, "_measure", rising)
+    train(recipe, resume=True)
+    assert [step_of(each) for each in checkpoints(tmp_path / "run")] == [15, 3]
