@@ -213,6 +213,7 @@ class MissedEvaluation(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        args.eval_on_start = args.eval_on_start and not state.global_step  # the start of the run, not of its rest
         self.trainer.make_up_for_evaluation()
 
 

@@ -75,3 +75,13 @@ def test_the_best_so_far_is_the_one_that_was_missed(tiny, tmp_path, monkeypatch,
     monkeypatch.setattr(RecipeTrainer, "_measure", rising)
     train(recipe, resume=True)
     assert [step_of(each) for each in checkpoints(tmp_path / "run")] == [15, 3]
+
+
+def test_what_goes_on_does_not_start_with_an_evaluation(tiny, tmp_path, stopped_in_an_evaluation, log_of):
+    """Early stopping would count it too."""
+
+    def recipe(name):
+        return tiny(EVERY_THIRD, {"arguments": {"output_dir": str(tmp_path / name), "eval_on_start": True}})
+
+    stopped_in_an_evaluation(recipe("stopped"), 1)  # that of the start is finished, and a step made
+    assert evaluations(log_of(recipe("stopped"), resume=True)) == evaluations(log_of(recipe("whole")))
