@@ -35,7 +35,7 @@ class CheckpointTrainer(FiniteTrainer):
     checkpoints_kept: int | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._saved = -1  # the step that was saved last
+        self._saved = (-1, 0)  # the step that was saved last, and how long its log was
         self._waits = False  # a checkpoint, for the evaluation at the end of the epoch
         self._folder: str | None = None
         self._cut: Callable[[], bool] | None = None  # says whether the evaluation is to be broken off
@@ -54,14 +54,10 @@ class CheckpointTrainer(FiniteTrainer):
             self._waits, self.control.should_save = self.control.should_save, False
             return super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         self._waits, self.control.should_save = False, self.control.should_save or self._waits
-        without_it = self._saved
-        if evaluates:
-            self._saved = -1  # what was saved has not this evaluation
         try:
             with self._broken_off_if_asked():
                 super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         except EvaluationCutError:
-            self._saved = without_it
             self.control.should_evaluate = False
             self.control = self.stop.stop_if_asked(self.args, self.state, self.control)
         if self.stop.stopped:
@@ -115,7 +111,7 @@ class CheckpointTrainer(FiniteTrainer):
         )
 
     def _save_once(self, model: nn.Module, trial: Any) -> None:
-        if self._saved != self.state.global_step:
+        if self._saved != (self.state.global_step, len(self.state.log_history)):
             self._save_checkpoint(model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
@@ -148,7 +144,7 @@ class CheckpointTrainer(FiniteTrainer):
             aside.rmdir()
             self._remove_old(output)
         self._barrier()
-        self._saved = step
+        self._saved = (step, len(self.state.log_history))
 
     def _name_best(self, part: Path, output: Path) -> None:
         if self.state.best_global_step:

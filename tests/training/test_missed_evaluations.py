@@ -85,3 +85,13 @@ def test_what_goes_on_does_not_start_with_an_evaluation(tiny, tmp_path, stopped_
 
     stopped_in_an_evaluation(recipe("stopped"), 1)  # that of the start is finished, and a step made
     assert evaluations(log_of(recipe("stopped"), resume=True)) == evaluations(log_of(recipe("whole")))
+
+
+def test_the_line_of_the_epoch_before_one_is_saved(tiny, tmp_path, stopped_in_an_evaluation, log_of):
+    """The step was saved before the end of its epoch, of 12 steps, was logged."""
+    epochs = {"max_steps": 24, "eval_strategy": "epoch", "logging_strategy": "epoch", "save_steps": 12}
+    recipe = tiny({"arguments": {"output_dir": str(tmp_path / "run"), **epochs}})
+    stopped_in_an_evaluation(recipe, 12)
+    log = log_of(recipe, resume=True)
+    assert [entry["step"] for entry in log if "loss" in entry] == [12, 24]
+    assert [entry["step"] for entry in evaluations(log)] == [12, 24]
