@@ -273,6 +273,7 @@ class Run:
                 trainer._load_from_checkpoint(str(checkpoint))
                 trainer.state = state
                 record.write()
+                trainer.make_up_for_evaluation()
                 if self.args.load_best_model_at_end and trainer.best_checkpoint is not None:
                     trainer._load_best_model()
                 return

@@ -95,3 +95,19 @@ def test_the_line_of_the_epoch_before_one_is_saved(tiny, tmp_path, stopped_in_an
     log = log_of(recipe, resume=True)
     assert [entry["step"] for entry in log if "loss" in entry] == [12, 24]
     assert [entry["step"] for entry in evaluations(log)] == [12, 24]
+
+
+def test_that_of_the_last_step_is_made_up_for_too(tiny, tmp_path, monkeypatch, log_of):
+    """The step is saved before it; the second ctrl-C leaves at once."""
+
+    def recipe(name):
+        return tiny({"arguments": {"output_dir": str(tmp_path / name), "eval_strategy": "epoch"}})
+
+    def asked_twice(batch, images):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "usable", asked_twice)
+        with pytest.raises(KeyboardInterrupt, match="goes on after step 9"):
+            train(recipe("stopped"))
+    assert evaluations(log_of(recipe("stopped"), resume=True)) == evaluations(log_of(recipe("whole"))) != []
