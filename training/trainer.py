@@ -242,6 +242,9 @@ class RecipeTrainer(CheckpointTrainer):
         return metrics
 
     def _measure(self, images: Any, prefix: str) -> dict[str, float]:
+        if self.args.world_size > 1 and not self.sharded:
+            for buffer in self.model.buffers():  # statistics of a process's own images; those of the first are saved
+                torch.distributed.broadcast(buffer, src=0)
         measured = evaluate(
             self.model,
             images,

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from qkvit.training import TrainingRefusedError, train
+from qkvit.training import TrainingRefusedError, train, trainer
 from qkvit.training.recipe import Recipe
 from qkvit.training.run import Run
 
@@ -100,3 +100,25 @@ def test_a_head_of_other_classes_is_new_and_positions_are_not(recipe, started, t
     assert weights["classifier.weight"].shape == (3, 16)
     before = load_file(tmp_path / "start" / "model.safetensors")["vit.embeddings.position_embeddings"]
     torch.testing.assert_close(weights["vit.embeddings.position_embeddings"], before, rtol=0, atol=0.01)
+
+
+def test_batch_statistics_are_those_of_one_process_where_a_model_is_measured(tiny, tmp_path, run_in_processes):
+    """Each process has those of its own images, and the first one's are saved; also in the average of the weights."""
+    config = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
+    arguments = {"output_dir": str(tmp_path / "run"), "max_steps": 2, "per_device_train_batch_size": 4}
+    made = tiny({"arguments": arguments, "optimisation": {"average_decay": 0.9}})
+
+    def compared():
+        measure, seen = trainer.evaluate, []
+
+        def measured(model, *given, **settings):
+            buffers = [None, None]
+            torch.distributed.all_gather_object(buffers, [each.tolist() for each in model.buffers()])
+            seen.append(buffers[0] == buffers[1] != [])
+            return measure(model, *given, **settings)
+
+        trainer.evaluate = measured
+        train(made | {"model": {"type": "resnet", "config": config}})
+        assert seen == [True, True]
+
+    assert run_in_processes(2, compared) == [0, 0]
