@@ -72,14 +72,15 @@ def compiled(launch: fused_gpu.Launch, capability: int) -> Any:
     multiples: dict[tuple[int], list[list[Any]]] = {}
     for place, parameter in enumerate(kernel.params):
         given = launch.arguments[parameter.name]
-        if parameter.is_constexpr or (isinstance(given, int) and given == 1):  # Triton makes a constant of every 1
+        special = isinstance(given, int) and not parameter.do_not_specialize
+        if parameter.is_constexpr or (special and given == 1):  # Triton makes a constant of every 1
             signature[parameter.name], constants[(place,)] = "constexpr", given
             continue
         if isinstance(given, torch.Tensor):
             signature[parameter.name] = POINTERS[given.dtype]
         else:
             signature[parameter.name] = "fp32" if isinstance(given, float) else "i32"
-        if isinstance(given, torch.Tensor) or (isinstance(given, int) and given % 16 == 0):
+        if isinstance(given, torch.Tensor) or (special and given % 16 == 0):
             multiples[(place,)] = [["tt.divisibility", 16]]
     source = triton.compiler.ASTSource(kernel, signature=signature, constexprs=constants, attrs=multiples)
     options = {"num_warps": launch.num_warps, "num_stages": fused_gpu.NUM_STAGES}

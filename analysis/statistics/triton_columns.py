@@ -91,12 +91,15 @@ def column_kernel(
 
 @triton.jit
 def _weights(
-    query, key, mask, log_sums, i, j, exists, there, image, head, heads,
-    base, hidden, tokens,
-    q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
+    layer, i, j, image, head,
     MASK: tl.constexpr, D: tl.constexpr, WIDEN: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """p_ij of one head, 0 for a head that is not there: (BLOCK_M, BLOCK_N)."""
+    query, key, mask, log_sums, base, hidden, heads, tokens, q, k, m = layer
+    q_image, q_head, q_token = q
+    k_image, k_head, k_token = k
+    m_image, m_head, m_query, m_key = m
+    exists, there = i < tokens, j < tokens
     exists, there = exists & (head < heads), there & (head < heads)
     queries, keys = query + image * q_image + head * q_head, key + image * k_image + head * k_head
     scores = base * products(queries, i, q_token, exists, keys, j, k_token, there, D, BLOCK_D, CHUNK, WIDEN)
@@ -109,27 +112,13 @@ def _weights(
 
 @triton.jit
 def _three_weights(
-    query, key, mask, log_sums, i, j, exists, there, image, first, heads,
-    base, hidden, tokens,
-    q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
+    layer, i, j, image, first,
     MASK: tl.constexpr, D: tl.constexpr, WIDEN: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Those of the heads of a group, from its first on."""
-    p0 = _weights(
-        query, key, mask, log_sums, i, j, exists, there, image, first, heads, base, hidden, tokens,
-        q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
-        MASK, D, WIDEN, BLOCK_D, CHUNK,
-    )  # fmt: skip
-    p1 = _weights(
-        query, key, mask, log_sums, i, j, exists, there, image, first + 1, heads, base, hidden, tokens,
-        q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
-        MASK, D, WIDEN, BLOCK_D, CHUNK,
-    )  # fmt: skip
-    p2 = _weights(
-        query, key, mask, log_sums, i, j, exists, there, image, first + 2, heads, base, hidden, tokens,
-        q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
-        MASK, D, WIDEN, BLOCK_D, CHUNK,
-    )  # fmt: skip
+    p0 = _weights(layer, i, j, image, first, MASK, D, WIDEN, BLOCK_D, CHUNK)
+    p1 = _weights(layer, i, j, image, first + 1, MASK, D, WIDEN, BLOCK_D, CHUNK)
+    p2 = _weights(layer, i, j, image, first + 2, MASK, D, WIDEN, BLOCK_D, CHUNK)
     return p0, p1, p2
 
 
@@ -144,9 +133,7 @@ def _store(products, at, one, other, heads):
 
 @triton.jit
 def _products_of_groups(
-    query, key, mask, log_sums, at, i, exists, image, p_first, q_first,
-    base, hidden, heads, tokens,
-    q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
+    layer, at, i, image, p_first, q_first, heads, tokens,
     SAME: tl.constexpr, MASK: tl.constexpr, D: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -155,19 +142,10 @@ def _products_of_groups(
     s01, s02, s10, s11, s12, s20, s21, s22 = s00, s00, s00, s00, s00, s00, s00, s00
     for start in range(0, tokens, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
-        there = j < tokens
-        p0, p1, p2 = _three_weights(
-            query, key, mask, log_sums, i, j, exists, there, image, p_first, heads, base, hidden, tokens,
-            q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
-            MASK, D, WIDEN, BLOCK_D, CHUNK,
-        )  # fmt: skip
+        p0, p1, p2 = _three_weights(layer, i, j, image, p_first, MASK, D, WIDEN, BLOCK_D, CHUNK)
         q0, q1, q2 = p0, p1, p2
         if not SAME:
-            q0, q1, q2 = _three_weights(
-                query, key, mask, log_sums, i, j, exists, there, image, q_first, heads, base, hidden, tokens,
-                q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
-                MASK, D, WIDEN, BLOCK_D, CHUNK,
-            )  # fmt: skip
+            q0, q1, q2 = _three_weights(layer, i, j, image, q_first, MASK, D, WIDEN, BLOCK_D, CHUNK)
             s10 += p1 * q0
             s20 += p2 * q0
             s21 += p2 * q1
@@ -189,7 +167,7 @@ def _products_of_groups(
         _store(s21, at, p_first + 2, q_first + 1, heads)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads"])  # Triton 3.6 fails where a 1 makes constants of groups and pairs
 def product_kernel(
     query, key, mask, log_sums, found_products,
     base, hidden, heads, tokens,
@@ -213,18 +191,16 @@ def product_kernel(
         group += 1
     p_first, q_first = 3 * group, 3 * (pair - group * (group + 1) // 2)
     i = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    exists = i < tokens
-
     at = found_products + (image * blocks + block) * heads * heads
+    q, k, m = (q_image, q_head, q_token), (k_image, k_head, k_token), (m_image, m_head, m_query, m_key)
+    layer = (query, key, mask, log_sums, base, hidden, heads, tokens, q, k, m)
     if p_first == q_first:  # here, and not within the loop, where it would keep loads from running ahead
         _products_of_groups(
-            query, key, mask, log_sums, at, i, exists, image, p_first, q_first, base, hidden, heads, tokens,
-            q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
+            layer, at, i, image, p_first, q_first, heads, tokens,
             True, MASK, D, WIDEN, BLOCK_M, BLOCK_N, BLOCK_D, CHUNK,
         )  # fmt: skip
     else:
         _products_of_groups(
-            query, key, mask, log_sums, at, i, exists, image, p_first, q_first, base, hidden, heads, tokens,
-            q_image, q_head, q_token, k_image, k_head, k_token, m_image, m_head, m_query, m_key,
+            layer, at, i, image, p_first, q_first, heads, tokens,
             False, MASK, D, WIDEN, BLOCK_M, BLOCK_N, BLOCK_D, CHUNK,
         )  # fmt: skip
