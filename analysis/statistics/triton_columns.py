@@ -94,13 +94,12 @@ def _weights(
     layer, i, j, image, head,
     MASK: tl.constexpr, D: tl.constexpr, WIDEN: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """p_ij of one head, 0 for a head that is not there: (BLOCK_M, BLOCK_N)."""
+    """p_ij of one head, 0 for a head that is not there: (BLOCK_M, BLOCK_N). `layer`: see `product_kernel`."""
     query, key, mask, log_sums, base, hidden, heads, tokens, q, k, m = layer
     q_image, q_head, q_token = q
     k_image, k_head, k_token = k
     m_image, m_head, m_query, m_key = m
-    exists, there = i < tokens, j < tokens
-    exists, there = exists & (head < heads), there & (head < heads)
+    exists, there = (i < tokens) & (head < heads), (j < tokens) & (head < heads)
     queries, keys = query + image * q_image + head * q_head, key + image * k_image + head * k_head
     scores = base * products(queries, i, q_token, exists, keys, j, k_token, there, D, BLOCK_D, CHUNK, WIDEN)
     at = mask + image * m_image + head * m_head
