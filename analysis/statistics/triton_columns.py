@@ -9,7 +9,7 @@ Shapes: N tokens, D width of a head; BLOCK_M queries and BLOCK_N keys of a tile.
 import triton
 import triton.language as tl
 
-from .triton_tiles import masked, products
+from .triton_tiles import place_of_program, scores_of
 
 
 @triton.jit
@@ -21,23 +21,20 @@ def log_sum_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """L_i = log2 sum_j 2^s_ij for BLOCK_M queries i of one image and head, where nothing else is asked of rows."""
-    blocks = tl.cdiv(tokens, BLOCK_M)
-    image_head = (tl.program_id(0) // blocks).to(tl.int64)
-    image, head = image_head // heads, image_head % heads
-    i = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
+    image_head, image, head, block = place_of_program(tl.cdiv(tokens, BLOCK_M), heads)
+    i = block * BLOCK_M + tl.arange(0, BLOCK_M)
     exists = i < tokens
-    query += image * q_image + head * q_head
-    key += image * k_image + head * k_head
-    mask += image * m_image + head * m_head
+    layer = (
+        query, key, mask, base, hidden,
+        (q_image, q_head, q_token), (k_image, k_head, k_token), (m_image, m_head, m_query, m_key),
+    )  # fmt: skip
 
     sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)  # for each place of a tile by itself, as in `row_kernel`
     highest = sums - 1e38  # not -inf, which would be subtracted from itself where nothing is seen
     for start in range(0, tokens, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
         there = j < tokens
-        scores = base * products(query, i, q_token, exists, key, j, k_token, there, D, BLOCK_D, CHUNK, WIDEN)
-        inside = exists[:, None] & there[None, :]
-        scores = masked(scores, mask, i[:, None], j[None, :], inside, m_query, m_key, hidden, MASK)
+        scores = scores_of(layer, image, head, i, exists, j, there, MASK, D, WIDEN, BLOCK_D, CHUNK)
         scores = tl.where(there[None, :], scores, float("-inf"))
         step = scores - highest
         u = tl.exp2(-tl.abs(step))  # one power: that of the larger of the two scores is 1
@@ -57,14 +54,13 @@ def column_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """sum_i p_ij, if it is to be PLAIN, and sum_i r_i p_ij, if WEIGHTED, for BLOCK_N keys j of one image and head."""
-    blocks = tl.cdiv(tokens, BLOCK_N)
-    image_head = (tl.program_id(0) // blocks).to(tl.int64)
-    image, head = image_head // heads, image_head % heads
-    j = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    image_head, image, head, block = place_of_program(tl.cdiv(tokens, BLOCK_N), heads)
+    j = block * BLOCK_N + tl.arange(0, BLOCK_N)
     there = j < tokens
-    query += image * q_image + head * q_head
-    key += image * k_image + head * k_head
-    mask += image * m_image + head * m_head
+    layer = (
+        query, key, mask, base, hidden,
+        (q_image, q_head, q_token), (k_image, k_head, k_token), (m_image, m_head, m_query, m_key),
+    )  # fmt: skip
 
     plain = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)  # reduced to columns at the end
     weighted = plain
@@ -73,9 +69,7 @@ def column_kernel(
     for start in range(0, tokens, BLOCK_M):
         i = start + tl.arange(0, BLOCK_M)
         exists = i < tokens
-        scores = base * products(query, i, q_token, exists, key, j, k_token, there, D, BLOCK_D, CHUNK, WIDEN)
-        inside = exists[:, None] & there[None, :]
-        scores = masked(scores, mask, i[:, None], j[None, :], inside, m_query, m_key, hidden, MASK)
+        scores = scores_of(layer, image, head, i, exists, j, there, MASK, D, WIDEN, BLOCK_D, CHUNK)
         p = tl.exp2(scores - tl.load(log_sums + i, mask=exists, other=float("inf"))[:, None])
         if PLAIN:
             plain += p
@@ -91,33 +85,25 @@ def column_kernel(
 
 @triton.jit
 def _weights(
-    layer, i, j, image, head,
+    layer, log_sums, heads, tokens, i, j, image, head,
     MASK: tl.constexpr, D: tl.constexpr, WIDEN: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """p_ij of one head, 0 for a head that is not there: (BLOCK_M, BLOCK_N). `layer`: see `product_kernel`."""
-    query, key, mask, log_sums, base, hidden, heads, tokens, q, k, m = layer
-    q_image, q_head, q_token = q
-    k_image, k_head, k_token = k
-    m_image, m_head, m_query, m_key = m
+    """p_ij of one head, 0 for a head that is not there: (BLOCK_M, BLOCK_N)."""
     exists, there = (i < tokens) & (head < heads), (j < tokens) & (head < heads)
-    queries, keys = query + image * q_image + head * q_head, key + image * k_image + head * k_head
-    scores = base * products(queries, i, q_token, exists, keys, j, k_token, there, D, BLOCK_D, CHUNK, WIDEN)
-    at = mask + image * m_image + head * m_head
-    inside = exists[:, None] & there[None, :]
-    scores = masked(scores, at, i[:, None], j[None, :], inside, m_query, m_key, hidden, MASK)
+    scores = scores_of(layer, image, head, i, exists, j, there, MASK, D, WIDEN, BLOCK_D, CHUNK)
     log_sum = tl.load(log_sums + (image * heads + head) * tokens + i, mask=exists, other=float("inf"))
     return tl.exp2(tl.where(there[None, :], scores - log_sum[:, None], float("-inf")))
 
 
 @triton.jit
 def _three_weights(
-    layer, i, j, image, first,
+    layer, log_sums, heads, tokens, i, j, image, first,
     MASK: tl.constexpr, D: tl.constexpr, WIDEN: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Those of the heads of a group, from its first on."""
-    p0 = _weights(layer, i, j, image, first, MASK, D, WIDEN, BLOCK_D, CHUNK)
-    p1 = _weights(layer, i, j, image, first + 1, MASK, D, WIDEN, BLOCK_D, CHUNK)
-    p2 = _weights(layer, i, j, image, first + 2, MASK, D, WIDEN, BLOCK_D, CHUNK)
+    p0 = _weights(layer, log_sums, heads, tokens, i, j, image, first, MASK, D, WIDEN, BLOCK_D, CHUNK)
+    p1 = _weights(layer, log_sums, heads, tokens, i, j, image, first + 1, MASK, D, WIDEN, BLOCK_D, CHUNK)
+    p2 = _weights(layer, log_sums, heads, tokens, i, j, image, first + 2, MASK, D, WIDEN, BLOCK_D, CHUNK)
     return p0, p1, p2
 
 
@@ -132,7 +118,7 @@ def _store(products, at, one, other, heads):
 
 @triton.jit
 def _products_of_groups(
-    layer, at, i, image, p_first, q_first, heads, tokens,
+    layer, log_sums, heads, tokens, at, i, image, p_first, q_first,
     SAME: tl.constexpr, MASK: tl.constexpr, D: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -141,10 +127,14 @@ def _products_of_groups(
     s01, s02, s10, s11, s12, s20, s21, s22 = s00, s00, s00, s00, s00, s00, s00, s00
     for start in range(0, tokens, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
-        p0, p1, p2 = _three_weights(layer, i, j, image, p_first, MASK, D, WIDEN, BLOCK_D, CHUNK)
+        p0, p1, p2 = _three_weights(
+            layer, log_sums, heads, tokens, i, j, image, p_first, MASK, D, WIDEN, BLOCK_D, CHUNK
+        )
         q0, q1, q2 = p0, p1, p2
         if not SAME:
-            q0, q1, q2 = _three_weights(layer, i, j, image, q_first, MASK, D, WIDEN, BLOCK_D, CHUNK)
+            q0, q1, q2 = _three_weights(
+                layer, log_sums, heads, tokens, i, j, image, q_first, MASK, D, WIDEN, BLOCK_D, CHUNK
+            )
             s10 += p1 * q0
             s20 += p2 * q0
             s21 += p2 * q1
@@ -191,15 +181,17 @@ def product_kernel(
     p_first, q_first = 3 * group, 3 * (pair - group * (group + 1) // 2)
     i = block * BLOCK_M + tl.arange(0, BLOCK_M)
     at = found_products + (image * blocks + block) * heads * heads
-    q, k, m = (q_image, q_head, q_token), (k_image, k_head, k_token), (m_image, m_head, m_query, m_key)
-    layer = (query, key, mask, log_sums, base, hidden, heads, tokens, q, k, m)
+    layer = (
+        query, key, mask, base, hidden,
+        (q_image, q_head, q_token), (k_image, k_head, k_token), (m_image, m_head, m_query, m_key),
+    )  # fmt: skip
     if p_first == q_first:  # here, and not within the loop, where it would keep loads from running ahead
         _products_of_groups(
-            layer, at, i, image, p_first, q_first, heads, tokens,
+            layer, log_sums, heads, tokens, at, i, image, p_first, q_first,
             True, MASK, D, WIDEN, BLOCK_M, BLOCK_N, BLOCK_D, CHUNK,
         )  # fmt: skip
     else:
         _products_of_groups(
-            layer, at, i, image, p_first, q_first, heads, tokens,
+            layer, log_sums, heads, tokens, at, i, image, p_first, q_first,
             False, MASK, D, WIDEN, BLOCK_M, BLOCK_N, BLOCK_D, CHUNK,
         )  # fmt: skip

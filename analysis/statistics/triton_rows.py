@@ -11,7 +11,7 @@ of a tile.
 import triton
 import triton.language as tl
 
-from .triton_tiles import LN_2, masked, products, vectors
+from .triton_tiles import LN_2, masked, part_of_layer, place_of_program, scores_of, vectors
 
 FURTHEST = tl.constexpr(1e4)  # 2 to the power of minus this is 0; 0 times infinity would be NaN
 
@@ -65,10 +65,11 @@ def _add_product(u, vectors, sums, WIDEN: tl.constexpr):
 
 @triton.jit
 def _one_key_each(
-    query, i, q_token, key, j, k_token, there, mask, base, hidden, m_query, m_key,
+    layer, image, head, i, j, there,
     MASK: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """The score of each query i with one key j of its own: (BLOCK_M,)."""
+    query, q_token, key, k_token, mask, m_query, m_key, base, hidden = part_of_layer(layer, image, head)
     found = tl.zeros([i.shape[0]], tl.float32)
     for first in tl.static_range(0, BLOCK_D, 16):
         left = vectors(query, i, q_token, there, first, D, 16, True)
@@ -97,15 +98,14 @@ def row_kernel(
     Writes, for each row, the planes that `fused_gpu.planes` names into `rows`; and into `state` L_i, with which
     p_ij = 2^(s_ij - L_i), and, with VALUES, 1 / sum_k p_ik ||v_k W||.
     """
-    blocks = tl.cdiv(tokens, BLOCK_M)
-    image_head = (tl.program_id(0) // blocks).to(tl.int64)
-    image, head = image_head // heads, image_head % heads
-    i = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
+    image_head, image, head, block = place_of_program(tl.cdiv(tokens, BLOCK_M), heads)
+    i = block * BLOCK_M + tl.arange(0, BLOCK_M)
     exists = i < tokens
-    query += image * q_image + head * q_head
-    key += image * k_image + head * k_head
+    layer = (
+        query, key, mask, base, hidden,
+        (q_image, q_head, q_token), (k_image, k_head, k_token), (m_image, m_head, m_query, m_key),
+    )  # fmt: skip
     value += image * v_image + head * v_head
-    mask += image * m_image + head * m_head
     norms += image_head * tokens
 
     patches = tokens - PREFIX
@@ -120,9 +120,7 @@ def row_kernel(
     for start in range(0, patches, BLOCK_N):
         j = start + in_tile
         there = j < patches
-        scores = base * products(query, i, q_token, exists, key, PREFIX + j, k_token, there, D, BLOCK_D, CHUNK, WIDEN)
-        inside = exists[:, None] & there[None, :]
-        scores = masked(scores, mask, i[:, None], (PREFIX + j)[None, :], inside, m_query, m_key, hidden, MASK)
+        scores = scores_of(layer, image, head, i, exists, PREFIX + j, there, MASK, D, WIDEN, BLOCK_D, CHUNK)
         higher = there[None, :] & (scores > highest)
         highest = tl.where(higher, scores, highest)
         came = tl.where(higher, start, came)
@@ -142,9 +140,7 @@ def row_kernel(
             there = exists & (me >= 0) & (at_row >= 0) & (at_column >= 0) & (at_column < columns)
             j = PREFIX + at_row * columns + at_column
             there &= j < tokens
-            score = _one_key_each(
-                query, i, q_token, key, j, k_token, there, mask, base, hidden, m_query, m_key, MASK, D, BLOCK_D
-            )
+            score = _one_key_each(layer, image, head, i, j, there, MASK, D, BLOCK_D)
             u = tl.where(there, tl.exp2(score - level), 0.0)
             if step == 4:
                 own = u
@@ -160,9 +156,7 @@ def row_kernel(
     for start in range(0, patches, BLOCK_N):
         j = start + in_tile
         there = j < patches
-        scores = base * products(query, i, q_token, exists, key, PREFIX + j, k_token, there, D, BLOCK_D, CHUNK, WIDEN)
-        inside = exists[:, None] & there[None, :]
-        scores = masked(scores, mask, i[:, None], (PREFIX + j)[None, :], inside, m_query, m_key, hidden, MASK)
+        scores = scores_of(layer, image, head, i, exists, PREFIX + j, there, MASK, D, WIDEN, BLOCK_D, CHUNK)
         counts = there[None, :] & (j[None, :] != left_out[:, None])
         fall = tl.where(counts, level[:, None] - scores, FURTHEST)
         u = tl.exp2(-fall)
@@ -200,9 +194,7 @@ def row_kernel(
     if PREFIX > 0:
         x = tl.arange(0, BLOCK_X)
         before_patches = x < PREFIX
-        scores = base * products(query, i, q_token, exists, key, x, k_token, before_patches, D, BLOCK_D, CHUNK, WIDEN)
-        inside = exists[:, None] & before_patches[None, :]
-        scores = masked(scores, mask, i[:, None], x[None, :], inside, m_query, m_key, hidden, MASK)
+        scores = scores_of(layer, image, head, i, exists, x, before_patches, MASK, D, WIDEN, BLOCK_D, CHUNK)
         scores = tl.where(before_patches[None, :], scores, float("-inf"))
         largest_x = tl.max(scores, axis=1)
         best_x = tl.min(tl.where(scores == largest_x[:, None], x[None, :], PREFIX - 1), axis=1)
