@@ -32,7 +32,7 @@ PACKAGES = {
 PACKAGE_DATA = {
     "qkvit": ["py.typed"],
     "qkvit.training": ["recipes/*.yaml", "accelerate/*.yaml"],
-    "qkvit.analysis.statistics": ["*.c"],
+    "qkvit.analysis.statistics": ["*.c", "*.h"],
 }
 
 REQUIRED = [

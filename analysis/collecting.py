@@ -34,7 +34,7 @@ OUTLIER = 5.0  # a patch that draws so many times the average attention is count
 class Collecting(Session):
     """Takes the statistics of the layers while the model runs.
 
-    One layer's queries and keys are there at a time, or, of few tokens on a GPU, those of several (`LayersTogether`).
+    One layer's queries and keys are there at a time, or, of few tokens, those of several (`LayersTogether`).
     """
 
     def __init__(

@@ -160,13 +160,14 @@ class _Pass:
             self._add_map(block, queries, attention)  # the last to read the weights
 
     def _compiled(self, block: _Block, queries: slice) -> tiles.Attention:
-        """As `_rows` and what is summed over them, by the kernels of cpu_kernels.c."""
+        """As `_rows` and what is summed over them, by the kernels in C."""
         query = block.query[:, queries]
         [scores] = self._room(query)
         mask, scaling = self._mask(block, queries), self.inputs.scaling
         prefix_scores = tiles.score(query, block.patch_keys, block.prefix_keys, mask, scaling, scores)
         at = (block.images, block.heads, queries, self.inputs.query.shape[1])
-        return fused_cpu.read_rows(scores, prefix_scores, self.grid, *at, block.value_norm, self.results)
+        makes_outputs = block.value is not None and not self.has_outputs
+        return fused_cpu.read_rows(scores, prefix_scores, self.grid, *at, block.value_norm, self.results, makes_outputs)
 
     def _rows(self, block: _Block, queries: slice) -> tuple[tiles.Attention, torch.Tensor | None]:
         """Read some rows. Returns their attention, and 1 / sum_j p_ij ||v_j W||, (g, t), where there are values."""

@@ -1,48 +1,49 @@
 /* The fused CPU path, in C: everything that is read off a row of attention or summed over rows, while the row is in a
  * core's cache.
  *
- * cpu_library.py compiles this file when it is first needed and fused_cpu.py calls it; tile.py says the same in torch.
- * The definitions are in reference.py. Sums over patches are float32 within PIECE patches, and double over the pieces;
+ * cpu_library.py compiles these files when they are first needed and fused_cpu.py calls them; tile.py says the same in torch,
+ * and cpu_values.c has what is made of the values. The definitions are in reference.py. Sums over patches are float32 within PIECE patches, and double over the pieces;
  * what is done once a row is double.
  *
  * Shapes: b images, H heads of them, g = b H, t queries, P patches, X tokens before them, N tokens, C width of the model.
  */
 
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
 
-enum { PIECE = 512, SEARCH = 64, WIDTH = 128, MOST_HEADS = 256 };
+#include "cpu_vectors.h"
+
+int64_t lanes(void) { return LANES; }
 
 /* e^x for -87 <= x <= 0, within one unit of the last place: a power of two times a polynomial on half of log 2. */
-static inline float exp_of(float x) {
-    const float n = rintf(x * 1.44269504f);
-    const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-    float p = 1.98756912e-4f;
-    p = p * r + 1.39819994e-3f;
+static inline Lanes exp_of(Lanes x) {
+    const Lanes n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* rounded, for 2^23 + 2^22 has no places left */
+    const Lanes r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+    Lanes p = r * 1.98756912e-4f + 1.39819994e-3f;
     p = p * r + 8.33345205e-3f;
     p = p * r + 4.16657962e-2f;
     p = p * r + 1.66666657e-1f;
     p = p * r + 0.5f;
     p = p * r * r + r + 1.0f;
-    union { int32_t bits; float number; } power = {((int32_t)n + 127) * (1 << 23)};
-    return p * power.number;
+    return p * (Lanes)((__builtin_convertvector(n, Whole) + 127) << 23);
 }
 
 /* What a row is read into. A field that is not asked for is NULL. fused_cpu.py has the same list. */
 typedef struct {
     int64_t images, heads, queries, patches, prefix, tokens; /* b, H, t, P, X, N */
+    int64_t padded;                                          /* P rounded up to a multiple of LANES */
     int64_t columns, first;                                  /* patches in a line of the grid; which token the first query is */
     int64_t threads, parts;                                  /* how many to use; of an image's queries, to share them out */
     int64_t of_heads;                                        /* how many the layer has, where H is some of them */
     int64_t class_token, registers;                   /* its index, -1 for none; how many there are, last before the patches */
-    float *scores;          /* (g, t, P); becomes the softmax over the patches alone */
+    int64_t keeps_weights;                            /* whether the scores become the weights */
+    float *scores;          /* (g, t, P); may become the softmax over the patches alone */
     float *prefix_scores;   /* (g, t, X); becomes their weights in the whole row */
     const float *places;    /* (2, P), line and column of each patch */
     const float *distances; /* (t, P), in patches */
     const float *norms;     /* (g, N), of the projected values */
     float *share;           /* (g, t), the weight on all patches */
-    float *sums;            /* (b parts, H, 2, N), room */
+    float *room;            /* (threads, 2 H + 4, padded), for what a thread has at hand */
+    float *sums;            /* (b parts, H, 2, padded + X), room */
     double *products_sums;  /* (b parts, H, H), room */
     float *entropy, *maximum, *spread, *distance, *centre; /* (g, N); centre (g, N, 2) */
     int64_t *argmaximum;
@@ -63,71 +64,90 @@ typedef struct {
     double down, down_squared, across, across_squared; /* moments about the best patch */
 } Sums;
 
-/* The first of the largest scores; NaN is passed over. */
-static void find_largest(const float *restrict scores, int64_t count, float *largest, int64_t *best) {
-    int64_t piece = 0; /* a search that stops early is not vectorised: find the piece, then the place in it */
-    *largest = -INFINITY;
-    for (int64_t start = 0; start < count; start += SEARCH) {
-        const int64_t end = start + SEARCH < count ? start + SEARCH : count;
-        float here = -INFINITY;
-#pragma omp simd reduction(max : here)
-        for (int64_t j = start; j < end; j++) here = scores[j] > here ? scores[j] : here;
-        if (here > *largest) *largest = here, piece = start;
-    }
-    *best = piece;
-    while (*best + 1 < count && scores[*best] != *largest) ++*best;
+/* What a thread has at hand of one image: rows end with zeros, so that they are whole Lanes. */
+typedef struct {
+    float *weights;   /* (H, padded), of one query: the softmax over the patches */
+    float *norms;     /* (H, padded), of the patches' projected values */
+    float *places;    /* (2, padded) */
+    float *distances; /* (padded), of one query */
+    float *map;       /* (padded), of one query */
+} Hand;
+
+static Hand hand_of(const Rows *rows, int64_t thread) {
+    const int64_t padded = rows->padded, heads = rows->heads;
+    float *at = rows->room + thread * (2 * heads + 4) * padded;
+    return (Hand){at, at + heads * padded, at + 2 * heads * padded, at + (2 * heads + 2) * padded,
+                  at + (2 * heads + 3) * padded};
 }
 
-/* The scores of a row become u_j, without the largest. */
-static Sums exponentials(float *restrict scores, int64_t count, int64_t columns, const float *restrict places,
-                         const float *restrict distances, const float *restrict norms) {
+static void copy_padded(float *to, const float *from, int64_t count, int64_t padded, float padding) {
+    memcpy(to, from, sizeof(float) * (size_t)count);
+    for (int64_t j = count; j < padded; j++) to[j] = padding;
+}
+
+/* The first of the largest scores; NaN is passed over. */
+static void find_largest(const float *scores, int64_t padded, float *largest, int64_t *best) {
+    const Lanes none = (Lanes){0} - INFINITY;
+    Lanes most = none;
+    Whole block = {0}, at = {0}; /* of Lanes: which one is looked at, and which one the most of each lane is in */
+    for (int64_t j = 0; j < padded; j += LANES, block += 1) {
+        const Lanes here = load(scores + j);
+        const Whole larger = here > most;
+        most = choose(larger, here, most);
+        at = (larger & block) | (~larger & at);
+    }
+    *largest = most[0], *best = (int64_t)at[0] * LANES;
+    for (int64_t k = 1; k < LANES; k++) {
+        const int64_t place = (int64_t)at[k] * LANES + k;
+        const int is_first = most[k] > *largest || (most[k] == *largest && place < *best);
+        *largest = is_first ? most[k] : *largest;
+        *best = is_first ? place : *best;
+    }
+}
+
+/* The scores of a row, which end with -inf, become u_j, without the largest. */
+static Sums exponentials(float *scores, int64_t padded, int64_t columns, const float *places, const float *distances,
+                         const float *norms) {
     Sums sums = {0};
-    find_largest(scores, count, &sums.largest, &sums.best);
+    find_largest(scores, padded, &sums.largest, &sums.best);
     const float largest = sums.largest;
     if (largest == -INFINITY) return sums;
     scores[sums.best] = -INFINITY;
     const float first_line = (float)(sums.best / columns), first_column = (float)(sums.best % columns);
-    for (int64_t start = 0; start < count; start += PIECE) {
-        const int64_t end = start + PIECE < count ? start + PIECE : count;
-        float others = 0, fall = 0;
-#pragma omp simd reduction(+ : others, fall)
-        for (int64_t j = start; j < end; j++) {
-            const float x = scores[j] - largest;
-            const float near = x >= -87.0f ? x : -87.0f;
-            float u = x >= -87.0f ? exp_of(near) : 0.0f;
-            u = x == x ? u : x; /* NaN */
-            scores[j] = u;
+    for (int64_t start = 0; start < padded; start += PIECE) {
+        const int64_t end = start + PIECE < padded ? start + PIECE : padded;
+        Lanes others = {0}, fall = {0}, distance = {0}, weighted = {0};
+        for (int64_t j = start; j < end; j += LANES) {
+            const Lanes x = load(scores + j) - largest, least = (Lanes){0} - 87.0f;
+            const Whole counts = x >= least;
+            const Lanes near = choose(counts, x, least);
+            const Lanes u = (Lanes)(((Whole)exp_of(near) & counts) | (x != x)); /* NaN stays NaN */
+            store(scores + j, u);
             others += u;
             fall -= u * near;
         }
-        sums.others += others;
-        sums.fall += fall;
+        sums.others += sum_lanes(others);
+        sums.fall += sum_lanes(fall);
         if (places) {
-            float down = 0, down_squared = 0, across = 0, across_squared = 0;
-#pragma omp simd reduction(+ : down, down_squared, across, across_squared)
-            for (int64_t j = start; j < end; j++) {
-                const float line = places[j] - first_line, column = places[count + j] - first_column;
-                down += scores[j] * line;
-                down_squared += scores[j] * line * line;
-                across += scores[j] * column;
-                across_squared += scores[j] * column * column;
+            Lanes down = {0}, down_squared = {0}, across = {0}, across_squared = {0};
+            for (int64_t j = start; j < end; j += LANES) {
+                const Lanes u = load(scores + j);
+                const Lanes line = load(places + j) - first_line, column = load(places + padded + j) - first_column;
+                const Lanes u_line = u * line, u_column = u * column;
+                down += u_line;
+                down_squared += u_line * line;
+                across += u_column;
+                across_squared += u_column * column;
             }
-            sums.down += down;
-            sums.down_squared += down_squared;
-            sums.across += across;
-            sums.across_squared += across_squared;
+            sums.down += sum_lanes(down);
+            sums.down_squared += sum_lanes(down_squared);
+            sums.across += sum_lanes(across);
+            sums.across_squared += sum_lanes(across_squared);
         }
-        float distance = 0, weighted = 0;
-        if (distances) {
-#pragma omp simd reduction(+ : distance)
-            for (int64_t j = start; j < end; j++) distance += scores[j] * distances[j];
-        }
-        if (norms) {
-#pragma omp simd reduction(+ : weighted)
-            for (int64_t j = start; j < end; j++) weighted += scores[j] * norms[j];
-        }
-        sums.distance += distance;
-        sums.weighted += weighted;
+        for (int64_t j = start; distances && j < end; j += LANES) distance += load(scores + j) * load(distances + j);
+        for (int64_t j = start; norms && j < end; j += LANES) weighted += load(scores + j) * load(norms + j);
+        sums.distance += sum_lanes(distance);
+        sums.weighted += sum_lanes(weighted);
     }
     if (!(largest < INFINITY)) sums.others = NAN;
     return sums;
@@ -175,21 +195,25 @@ static double around(const float *weights, int64_t lines, int64_t columns, int64
 }
 
 /* Returns 1 / weighted_sum, or 0 without norms. */
-static double read_row(const Rows *rows, int64_t group, int64_t row) {
-    const int64_t patches = rows->patches, prefix = rows->prefix, columns = rows->columns;
-    const int64_t lines = patches / columns, at = group * rows->queries + row, token = rows->first + row;
+static double read_row(const Rows *rows, const Hand *hand, int64_t image, int64_t head, int64_t row) {
+    const int64_t patches = rows->patches, padded = rows->padded, prefix = rows->prefix, columns = rows->columns;
+    const int64_t group = image * rows->heads + head, at = group * rows->queries + row, token = rows->first + row;
+    const int64_t lines = patches / columns;
     const int64_t out = group * rows->tokens + token, first_register = prefix - rows->registers;
     const float *norms = rows->norms ? rows->norms + group * rows->tokens : 0;
-    const float *distances = rows->distances ? rows->distances + row * patches : 0;
-    float *weights = rows->scores + at * patches, *before = rows->prefix_scores + at * prefix;
+    const float *places = rows->places ? hand->places : 0, *distances = rows->distances ? hand->distances : 0;
+    float *weights = hand->weights + head * padded, *before = rows->prefix_scores + at * prefix;
 
-    Sums sums = exponentials(weights, patches, columns, rows->places, distances, norms ? norms + prefix : 0);
+    copy_padded(weights, rows->scores + at * patches, patches, padded, -INFINITY);
+    Sums sums = exponentials(weights, padded, columns, places, distances, norms ? hand->norms + head * padded : 0);
     const int sees_patches = sums.largest > -INFINITY;
     const double sum = 1 + sums.others, of_patches = sum_of(weights, sees_patches ? 0 : patches);
     /* Of nothing but -inf, or NaN among them: the weights are 0, or NaN. */
     const double inverse = sees_patches ? 1 / sum : of_patches == -INFINITY ? 0 : NAN;
     if (sees_patches) weights[sums.best] = 1;
-    for (int64_t j = 0; j < patches; j++) weights[j] = sees_patches ? weights[j] * (float)inverse : (float)inverse;
+    for (int64_t j = 0; sees_patches && j < padded; j += LANES) store(weights + j, load(weights + j) * (float)inverse);
+    for (int64_t j = 0; !sees_patches && j < padded; j++) weights[j] = j < patches ? (float)inverse : 0;
+    if (rows->keeps_weights) memcpy(rows->scores + at * patches, weights, sizeof(float) * (size_t)patches);
 
     /* Patches and the tokens before them have a softmax each; the odds say how the row is divided between them. */
     const double log_others = log1p(sums.others);
@@ -259,64 +283,74 @@ static double read_row(const Rows *rows, int64_t group, int64_t row) {
     return inverse_total;
 }
 
-/* A row's weights are added to the sums (2, N) over queries, the second time with the factor. */
-static void add_to_columns(const Rows *rows, int64_t at, float factor, float *restrict sums) {
-    const int64_t patches = rows->patches, prefix = rows->prefix;
-    const float *restrict weights = rows->scores + at * patches, *restrict before = rows->prefix_scores + at * prefix;
-    const float share = rows->share[at];
-    float *restrict weighted = sums + rows->tokens;
-    for (int64_t k = 0; k < prefix; k++) sums[k] += before[k], weighted[k] += factor * before[k];
-#pragma omp simd
-    for (int64_t j = 0; j < patches; j++) {
-        const float p = share * weights[j];
-        sums[prefix + j] += p;
-        weighted[prefix + j] += factor * p;
+/* A row's weights are added to the sums over queries, (2, padded) of patches and then (2, X), the second time with the
+ * factor. */
+static void add_to_columns(const Rows *rows, const float *weights, int64_t at, float factor, float *sums) {
+    const int64_t padded = rows->padded, prefix = rows->prefix;
+    const float *before = rows->prefix_scores + at * prefix, share = rows->share[at];
+    float *sums_before = sums + 2 * padded;
+    for (int64_t k = 0; k < prefix; k++) {
+        sums_before[k] += before[k];
+        if (factor != 0) sums_before[prefix + k] += factor * before[k];
+    }
+    for (int64_t j = 0; j < padded; j += LANES) {
+        const Lanes p = share * load(weights + j);
+        store(sums + j, load(sums + j) + p);
+        if (factor != 0) store(sums + padded + j, load(sums + padded + j) + factor * p);
     }
 }
 
-static void add_to_map(const Rows *rows, int64_t image, int64_t row) {
-    const int64_t patches = rows->patches, prefix = rows->prefix;
+static void add_to_map(const Rows *rows, const Hand *hand, int64_t image, int64_t row) {
+    const int64_t padded = rows->padded, prefix = rows->prefix, first = image * rows->heads * rows->queries + row;
+    const float each = 1.0f / (float)rows->of_heads;
     float *restrict map = rows->mean_map + (image * rows->tokens + rows->first + row) * rows->tokens;
     for (int64_t head = 0; head < rows->heads; head++) {
-        const int64_t at = (image * rows->heads + head) * rows->queries + row;
-        const float *restrict weights = rows->scores + at * patches, *restrict before = rows->prefix_scores + at * prefix;
-        const float each = 1.0f / (float)rows->of_heads, share = rows->share[at] * each;
+        const float *before = rows->prefix_scores + (first + head * rows->queries) * prefix;
         for (int64_t k = 0; k < prefix; k++) map[k] += each * before[k];
-#pragma omp simd
-        for (int64_t j = 0; j < patches; j++) map[prefix + j] += share * weights[j];
+    }
+    for (int64_t j = 0; j < padded; j += LANES) {
+        Lanes sum = {0};
+        for (int64_t head = 0; head < rows->heads; head++)
+            sum += rows->share[first + head * rows->queries] * load(hand->weights + head * padded + j);
+        store(hand->map + j, each * sum);
+    }
+    const float *restrict found = hand->map;
+    for (int64_t j = 0; j < rows->patches; j++) map[prefix + j] += found[j];
+}
+
+/* The products of a row with `count` others, each `padded` after the last. */
+static inline __attribute__((always_inline)) void multiply(const float *row, const float *others, int64_t padded, const int count,
+                                                           double *found) {
+    for (int64_t start = 0; start < padded; start += PIECE) {
+        const int64_t end = start + PIECE < padded ? start + PIECE : padded;
+        Lanes sums[4] = {{0}, {0}, {0}, {0}};
+        for (int64_t j = start; j < end; j += LANES) {
+            const Lanes weights = load(row + j);
+            for (int k = 0; k < count; k++) sums[k] += weights * load(others + k * padded + j);
+        }
+        for (int k = 0; k < count; k++) found[k] += sum_lanes(sums[k]);
     }
 }
 
 /* The product of each head's row with those of the heads from it on is added to the products (H, H). */
-static void add_to_products(const Rows *rows, int64_t image, int64_t row, double *products) {
-    const int64_t heads = rows->heads, patches = rows->patches, prefix = rows->prefix, stride = rows->queries;
+static void add_to_products(const Rows *rows, const Hand *hand, int64_t image, int64_t row, double *products) {
+    const int64_t heads = rows->heads, padded = rows->padded, prefix = rows->prefix, stride = rows->queries;
     const int64_t first = image * heads * stride + row;
     for (int64_t head = 0; head < heads; head++) {
         const int64_t at = first + head * stride;
         for (int64_t other = head; other < heads; other += 4) { /* four sums at once: one waits for its last addition */
-            const float *restrict weights = rows->scores + at * patches, *restrict with[4];
-            int64_t where[4];
-            for (int64_t k = 0; k < 4; k++) {
-                where[k] = first + (other + k < heads ? other + k : other) * stride;
-                with[k] = rows->scores + where[k] * patches;
-            }
+            const float *row = hand->weights + head * padded, *others = hand->weights + other * padded;
+            const int64_t left = heads - other;
             double found[4] = {0};
-            for (int64_t start = 0; start < patches; start += PIECE) {
-                const int64_t end = start + PIECE < patches ? start + PIECE : patches;
-                float a = 0, b = 0, c = 0, d = 0;
-#pragma omp simd reduction(+ : a, b, c, d)
-                for (int64_t j = start; j < end; j++) {
-                    a += weights[j] * with[0][j];
-                    b += weights[j] * with[1][j];
-                    c += weights[j] * with[2][j];
-                    d += weights[j] * with[3][j];
-                }
-                found[0] += a, found[1] += b, found[2] += c, found[3] += d;
-            }
-            for (int64_t k = 0; k < 4 && other + k < heads; k++) {
-                double product = (double)rows->share[at] * rows->share[where[k]] * found[k];
+            if (left == 1) multiply(row, others, padded, 1, found);
+            else if (left == 2) multiply(row, others, padded, 2, found);
+            else if (left == 3) multiply(row, others, padded, 3, found);
+            else multiply(row, others, padded, 4, found);
+            for (int64_t k = 0; k < 4 && k < left; k++) {
+                const int64_t with = first + (other + k) * stride;
+                double product = (double)rows->share[at] * rows->share[with] * found[k];
                 for (int64_t x = 0; x < prefix; x++)
-                    product += (double)rows->prefix_scores[at * prefix + x] * rows->prefix_scores[where[k] * prefix + x];
+                    product += (double)rows->prefix_scores[at * prefix + x] * rows->prefix_scores[with * prefix + x];
                 products[head * heads + other + k] += product;
             }
         }
@@ -324,34 +358,46 @@ static void add_to_products(const Rows *rows, int64_t image, int64_t row, double
 }
 
 /* Some queries of an image, all heads of each before the next: what joins heads finds their rows in the cache. */
-static void read_part(const Rows *rows, int64_t unit) {
-    const int64_t image = unit / rows->parts, part = unit % rows->parts, heads = rows->heads;
-    float *sums = rows->sums ? rows->sums + unit * heads * 2 * rows->tokens : 0;
+static void read_part(const Rows *rows, const Hand *hand, int64_t unit) {
+    const int64_t image = unit / rows->parts, part = unit % rows->parts, heads = rows->heads, padded = rows->padded;
+    const int64_t sums_of_head = 2 * (padded + rows->prefix);
+    float *sums = rows->sums ? rows->sums + unit * heads * sums_of_head : 0;
     double *products = rows->products ? rows->products_sums + unit * heads * heads : 0;
-    if (sums) memset(sums, 0, sizeof(float) * (size_t)(heads * 2 * rows->tokens));
+    if (sums) memset(sums, 0, sizeof(float) * (size_t)(heads * sums_of_head));
     if (products) memset(products, 0, sizeof(double) * (size_t)(heads * heads));
+    for (int64_t head = 0; rows->norms && head < heads; head++) {
+        const float *norms = rows->norms + (image * heads + head) * rows->tokens + rows->prefix;
+        copy_padded(hand->norms + head * padded, norms, rows->patches, padded, 0);
+    }
     const int64_t end = rows->queries * (part + 1) / rows->parts;
     for (int64_t row = rows->queries * part / rows->parts; row < end; row++) {
+        if (rows->distances) copy_padded(hand->distances, rows->distances + row * rows->patches, rows->patches, padded, 0);
         for (int64_t head = 0; head < heads; head++) {
-            const int64_t group = image * heads + head;
-            const double inverse_total = read_row(rows, group, row);
-            if (sums) add_to_columns(rows, group * rows->queries + row, (float)inverse_total, sums + head * 2 * rows->tokens);
+            const float inverse_total = (float)read_row(rows, hand, image, head, row);
+            const int64_t at = (image * heads + head) * rows->queries + row;
+            if (sums) add_to_columns(rows, hand->weights + head * padded, at, inverse_total, sums + head * sums_of_head);
         }
-        if (rows->mean_map) add_to_map(rows, image, row);
-        if (products) add_to_products(rows, image, row, products);
+        if (rows->mean_map) add_to_map(rows, hand, image, row);
+        if (products) add_to_products(rows, hand, image, row, products);
     }
 }
 
 /* The sums of an image's parts are added to the results, always in the same order. */
 static void join_parts(const Rows *rows, int64_t image) {
-    const int64_t heads = rows->heads, tokens = rows->tokens;
+    const int64_t heads = rows->heads, tokens = rows->tokens, padded = rows->padded, prefix = rows->prefix;
     for (int64_t unit = image * rows->parts; unit < (image + 1) * rows->parts; unit++) {
         for (int64_t head = 0; head < heads; head++) {
             const int64_t group = image * heads + head;
-            const float *sums = rows->sums + (unit * heads + head) * 2 * tokens;
-            for (int64_t j = 0; rows->received && j < tokens; j++) rows->received[group * tokens + j] += sums[j];
-            for (int64_t j = 0; rows->weighted_received && j < tokens; j++)
-                rows->weighted_received[group * tokens + j] += sums[tokens + j] * rows->norms[group * tokens + j];
+            for (int which = 0; which < 2; which++) {
+                float *restrict found = which ? rows->weighted_received : rows->received;
+                if (!found) continue;
+                const float *restrict sums = rows->sums + (unit * heads + head) * 2 * (padded + prefix) + which * padded;
+                const float *restrict before = sums + 2 * padded + which * (prefix - padded);
+                const float *norms = which ? rows->norms + group * tokens : 0;
+                for (int64_t k = 0; k < prefix; k++) found[group * tokens + k] += norms ? before[k] * norms[k] : before[k];
+                for (int64_t j = prefix; j < tokens; j++)
+                    found[group * tokens + j] += norms ? sums[j - prefix] * norms[j] : sums[j - prefix];
+            }
             for (int64_t other = head; rows->products && other < heads; other++) {
                 const float found = (float)rows->products_sums[(unit * heads + head) * heads + other];
                 rows->products[group * heads + other] += found;
@@ -362,42 +408,15 @@ static void join_parts(const Rows *rows, int64_t image) {
 }
 
 void read_rows(const Rows *rows) {
-    const int64_t units = rows->images * rows->parts;
+    const int64_t units = rows->images * rows->parts, patches = rows->patches;
     const int threads = (int)rows->threads;
-    (void)threads; /* without OpenMP */
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows->images * rows->heads * rows->queries * rows->patches > 32768)
-    for (int64_t unit = 0; unit < units; unit++) read_part(rows, unit);
-    for (int64_t image = 0; image < rows->images; image++) join_parts(rows, image);
-}
-
-/* Of every head's part of the output (H, t, C), `stride` numbers from head to head: its norm (H, t), and its product with
- * the sum of all parts, summed over the tokens: (H). */
-void norms_and_products(const float *parts, int64_t heads, int64_t stride, int64_t tokens, int64_t width, int64_t threads,
-                        float *norms, double *products) {
-    (void)threads; /* without OpenMP */
-#pragma omp parallel for schedule(static) num_threads((int)threads) reduction(+ : products[:heads]) if (heads * tokens * width > 32768)
-    for (int64_t token = 0; token < tokens; token++) {
-        double squares[MOST_HEADS] = {0}; /* fused_cpu.py asks for no more */
-        for (int64_t start = 0; start < width; start += WIDTH) {
-            const int64_t count = start + WIDTH < width ? WIDTH : width - start;
-            float output[WIDTH] = {0};
-            for (int64_t head = 0; head < heads; head++) {
-                const float *restrict part = parts + head * stride + token * width + start;
-#pragma omp simd
-                for (int64_t c = 0; c < count; c++) output[c] += part[c];
-            }
-            for (int64_t head = 0; head < heads; head++) {
-                const float *restrict part = parts + head * stride + token * width + start;
-                float square = 0, product = 0;
-#pragma omp simd reduction(+ : square, product)
-                for (int64_t c = 0; c < count; c++) {
-                    square += part[c] * part[c];
-                    product += part[c] * output[c];
-                }
-                squares[head] += square;
-                products[head] += product;
-            }
-        }
-        for (int64_t head = 0; head < heads; head++) norms[head * tokens + token] = (float)sqrt(squares[head]);
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows->images * rows->heads * rows->queries * patches > 32768)
+    for (int thread = 0; thread < threads; thread++) {
+        const Hand hand = hand_of(rows, thread);
+        for (int which = 0; rows->places && which < 2; which++)
+            copy_padded(hand.places + which * rows->padded, rows->places + which * patches, patches, rows->padded, 0);
+        for (int64_t unit = units * thread / threads; unit < units * (thread + 1) / threads; unit++)
+            read_part(rows, &hand, unit);
     }
+    for (int64_t image = 0; image < rows->images; image++) join_parts(rows, image);
 }

@@ -1,4 +1,4 @@
-"""`cpu_kernels.c`, compiled when it is first needed and kept for later processes.
+"""`cpu_kernels.c` and `cpu_values.c`, compiled when it is first needed and kept for later processes.
 
 The compiler is the C compiler of the machine, as torch.compile and Triton use it too. Where there is none, or where
 QKVIT_COMPILE=0 says so, the same numbers are computed by torch, slower.
@@ -15,10 +15,18 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("cpu_kernels.c")
-FLAGS = ("-std=c11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+SOURCES = [Path(__file__).with_name(name) for name in ("cpu_kernels.c", "cpu_values.c")]
+HEADER = Path(__file__).with_name("cpu_vectors.h")
+FLAGS = ("-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 # From the fastest to what every compiler knows. Where torch's OpenMP is the compiler's, both share one pool of threads.
-CHOICES = (("-march=native", "-fopenmp"), ("-march=native", "-fopenmp-simd"), ("-fopenmp-simd",), ())
+# GCC halves the widest vectors of some processors unless it is told not to.
+CHOICES = (
+    ("-march=native", "-mprefer-vector-width=512", "-fopenmp"),
+    ("-march=native", "-fopenmp"),
+    ("-march=native", "-fopenmp-simd"),
+    ("-fopenmp-simd",),
+    (),
+)
 SECONDS = 60  # a compiler that takes longer hangs
 
 
@@ -42,9 +50,12 @@ def find_library() -> ctypes.CDLL | None:
 
 def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     pointer, count = ctypes.c_void_p, ctypes.c_int64
+    loaded.lanes.argtypes, loaded.lanes.restype = [], count
     loaded.read_rows.argtypes, loaded.read_rows.restype = [pointer], None
     loaded.norms_and_products.argtypes = [pointer, count, count, count, count, count, pointer, pointer]
     loaded.norms_and_products.restype = None
+    loaded.products_of_parts.argtypes = [pointer, count, count, count, pointer, count, pointer, pointer]
+    loaded.products_of_parts.restype = None
     return loaded
 
 
@@ -58,7 +69,7 @@ def _compiled(path: Path) -> ctypes.CDLL | None:
             if "-march=native" in choice and not _features():
                 continue
             made = Path(folder) / f"{number}.so"
-            command = [compiler, *FLAGS, *choice, str(SOURCE), "-o", str(made), "-lm"]
+            command = [compiler, *FLAGS, *choice, *map(str, SOURCES), "-o", str(made), "-lm"]
             with contextlib.suppress(subprocess.SubprocessError, OSError, AttributeError):
                 subprocess.run(command, capture_output=True, timeout=SECONDS, check=True)
                 loaded = _declared(ctypes.CDLL(str(made)))
@@ -83,8 +94,9 @@ def _folder() -> Path:
 
 def _fingerprint() -> str:
     """Of all that the compiled code depends on. A home folder may be shared by machines of several kinds."""
-    parts = (SOURCE.read_text(encoding="utf-8"), FLAGS, CHOICES, platform.system(), platform.machine(), _features())
-    return hashlib.sha256(repr((*parts, platform.libc_ver())).encode()).hexdigest()[:32]
+    sources = [path.read_text(encoding="utf-8") for path in (*SOURCES, HEADER)]
+    machine = (platform.system(), platform.machine(), platform.libc_ver(), _features())
+    return hashlib.sha256(repr((sources, FLAGS, CHOICES, machine)).encode()).hexdigest()[:32]
 
 
 def _features() -> str:

@@ -1,6 +1,7 @@
 """The fused CPU path: `cpu_kernels.c` reads a row of attention while it is in a core's cache.
 
-Products of matrices stay torch's. What comes out is what `tile.py` gives, in the same fields.
+Products of matrices stay torch's, but for those of the heads' parts of the output (`cpu_values.c`). What comes out is
+what `tile.py` gives, in the same fields.
 
 Shapes: B images, H heads, N tokens, P patches, X tokens before them, C width of the model; g images times heads and
 t queries of a tile.
@@ -16,15 +17,17 @@ from ..token_layout import TokenLayout
 from .cpu_library import library
 from .grid import Grid
 from .groups import row_fields
+from .inputs import pieces
 from .tile import Attention
 
 MOST_HEADS = 256
+TOKENS_AT_ONCE = 512  # whose vectors a core's cache holds while every two heads are multiplied
 
 _COUNTS = (
-    *("images", "heads", "queries", "patches", "prefix", "tokens", "columns", "first", "threads", "parts", "of_heads"),
-    *("class_token", "registers"),
+    *("images", "heads", "queries", "patches", "prefix", "tokens", "padded", "columns", "first", "threads", "parts"),
+    *("of_heads", "class_token", "registers", "keeps_weights"),
 )
-_TENSORS = ("scores", "prefix_scores", "places", "distances", "norms", "share", "sums", "products_sums")
+_TENSORS = ("scores", "prefix_scores", "places", "distances", "norms", "share", "room", "sums", "products_sums")
 _OF_HEADS = (
     *("entropy", "maximum", "spread", "distance", "centre", "argmaximum", "on_prefix", "on_patches", "on_self"),
     *("on_class_token", "on_registers", "on_neighbours", "weighted_sum", "weighted_on_prefix", "weighted_on_patches"),
@@ -44,6 +47,14 @@ class _Rows(ctypes.Structure):
 def suits(dtype: torch.dtype, device: torch.device, num_heads: int) -> bool:
     """Whether the kernels can take it: float32 on a CPU for which they could be compiled."""
     return dtype == torch.float32 and device.type == "cpu" and num_heads <= MOST_HEADS and library() is not None
+
+
+def multiplies(width: int) -> bool:
+    """Whether the kernels multiply heads of this width: with vectors so short that all processors have them, torch's
+    products of all with all are as fast.
+    """
+    kernels = library()
+    return kernels is not None and kernels.lanes() > 4 and width % kernels.lanes() == 0
 
 
 def room_for(groups: frozenset[str], layout: TokenLayout, query: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -79,11 +90,12 @@ def read_rows(
     of_heads: int,
     norms: torch.Tensor | None,
     results: dict[str, torch.Tensor],
+    keeps_weights: bool,
 ) -> Attention:
     """Read the rows of some queries into `results`, and add to them what is summed over rows.
 
     Args:
-        scores: (g, t, P), on the patches; becomes the softmax over them alone.
+        scores: (g, t, P), on the patches; with `keeps_weights` they become the softmax over them alone.
         prefix_scores: (g, t, X), on the tokens before them; becomes their weights in the whole row.
         images, heads, tokens: Which the queries are of; all heads, or one image.
         of_heads: How many heads there are.
@@ -91,13 +103,15 @@ def read_rows(
         results: Room for the fields, as `room_for` gives it.
 
     Returns:
-        The attention.
+        The attention; without `keeps_weights` its weights are the scores.
     """
     kernels, layout = library(), grid.layout
     assert kernels is not None
     groups, queries, patches = scores.shape
     count, threads = images.stop - images.start, torch.get_num_threads()
     some_heads, num_tokens = groups // count, patches + grid.prefix
+    lanes = kernels.lanes()
+    padded = -(-patches // lanes) * lanes
     parts = threads // math.gcd(count, threads)  # no thread has more to do than another
     share = scores.new_empty(groups, queries)
     prefix = prefix_scores.contiguous()
@@ -109,7 +123,8 @@ def read_rows(
         "distances": grid.distances(tokens) if "distance" in results else None,
         "norms": norms if norms is None else norms.contiguous(),
         "share": share,
-        "sums": scores.new_empty(count * parts, some_heads, 2, num_tokens) if has_columns else None,
+        "room": scores.new_empty(threads, 2 * some_heads + 4, padded),
+        "sums": scores.new_empty(count * parts, some_heads, 2, padded + grid.prefix) if has_columns else None,
         "products_sums": torch.empty(count * parts, some_heads, some_heads, dtype=torch.float64)
         if has_products
         else None,
@@ -121,6 +136,7 @@ def read_rows(
         "patches": patches,
         "prefix": grid.prefix,
         "tokens": num_tokens,
+        "padded": padded,
         "columns": layout.grid[1],
         "first": tokens.start,
         "threads": threads,
@@ -128,6 +144,7 @@ def read_rows(
         "of_heads": of_heads,
         "class_token": -1 if layout.class_token is None else layout.class_token,
         "registers": layout.num_register_tokens,
+        "keeps_weights": keeps_weights,
     }
     pointers = {name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
     for name, field in results.items():
@@ -162,3 +179,30 @@ def norms_and_products(parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
             products[image].data_ptr(),
         )
     return norms, products.to(parts.dtype)
+
+
+def products_of_parts(outputs: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
+    """What each head's parts of an image have in common with the other heads' parts: (H), from (H, N, D).
+
+    Args:
+        products: (H * D, H * D), as `PreparedProjection` has them.
+    """
+    kernels = library()
+    assert kernels is not None
+    heads, num_tokens, width = outputs.shape
+    room = torch.empty(heads, heads, width // kernels.lanes(), dtype=torch.float64)
+    totals = torch.zeros(heads, dtype=torch.float64)
+    factors = products.contiguous()
+    for tokens in pieces(num_tokens, TOKENS_AT_ONCE):
+        vectors = outputs[:, tokens].contiguous()
+        kernels.products_of_parts(
+            vectors.data_ptr(),
+            heads,
+            vectors.shape[1],
+            width,
+            factors.data_ptr(),
+            torch.get_num_threads(),
+            room.data_ptr(),
+            totals.data_ptr(),
+        )
+    return totals.to(outputs.dtype)

@@ -1,7 +1,8 @@
 """Layers that wait for each other, so that their statistics are taken together.
 
-On a GPU a layer of few tokens is done sooner than the processor has told the device of it. So layers wait until there
-is work enough, and are then given on one after the other in the dimension of images, as if they were one layer.
+A layer of few tokens is done sooner than Python has called what it takes, and on a GPU sooner than the processor has
+told the device of it. So layers wait until there is work enough, and are then given on one after the other in the
+dimension of images, as if they were one layer.
 
 Shapes: B images, H heads, N tokens.
 """
@@ -13,9 +14,11 @@ import torch
 
 from .fused_gpu import suits
 
-# A layer of small/16 has 2.3e5 scores an image at 197 tokens, 6.3e6 at 1,025, 1.0e8 at 4,097.
-SCORES_AT_ONCE = 2**27
-BYTES_AT_ONCE = 2**28  # of the tensors that wait; joined they are there twice for a moment
+# Scores that are work enough, by the kind of device. A layer of small/16 has 2.3e5 an image at 197 tokens, 6.3e6 at
+# 1,025, 1.0e8 at 4,097.
+SCORES_AT_ONCE = {"cuda": 2**27, "cpu": 2**22}
+BYTES_AT_ONCE = 2**28  # of the tensors that wait; on a GPU, joined they are there twice for a moment
+LAYERS_AT_ONCE = 64  # on a CPU
 
 
 class Taken(NamedTuple):
@@ -40,7 +43,8 @@ class LayersTogether:
 
     def forget(self) -> None:
         """Leave out those that still wait."""
-        self._waiting: dict[int, dict[str, torch.Tensor]] = {}
+        self._waiting: list[int] = []
+        self._held: _Room | _Parts | None = None
         self._kind: Any = None
         self._scores = self._bytes = 0
 
@@ -60,29 +64,81 @@ class LayersTogether:
         if mask is not None or not pays_to_wait(query, tensors.get("value")):
             yield Taken((layer,), tensors, scaling, mask, groups)
             return
+        scores, size = query.shape[:3].numel() * query.shape[2], sum(it.nbytes for it in tensors.values())
+        enough = SCORES_AT_ONCE[query.device.type]
+        if self._held is None:
+            layers = min(LAYERS_AT_ONCE, -(-enough // scores), -(-BYTES_AT_ONCE // size))
+            self._held = _Room(tensors, layers) if query.device.type == "cpu" else _Parts()
+        self._held.put(tensors)
         self._kind = kind
-        self._waiting[layer] = tensors
-        self._scores += query.shape[:3].numel() * query.shape[2]
-        self._bytes += sum(it.nbytes for it in tensors.values())
-        if self._scores >= SCORES_AT_ONCE or self._bytes >= BYTES_AT_ONCE:
+        self._waiting.append(layer)
+        self._scores += scores
+        self._bytes += size
+        if self._scores >= enough or self._bytes >= BYTES_AT_ONCE or self._held.is_full:
             yield from self.flush()
 
     def flush(self) -> Iterator[Taken]:
         """Those that wait: no more layers come, or none that go with them."""
-        waiting, kind = self._waiting, self._kind
+        layers, held, kind = tuple(self._waiting), self._held, self._kind
         self.forget()
-        if not waiting:
-            return
-        scaling, groups, names = kind
-        layers, each = tuple(waiting), list(waiting.values())
-        if len(layers) == 1:
-            yield Taken(layers, each[0], scaling, None, groups)
-            return
+        if held is not None:
+            scaling, groups, _ = kind
+            yield Taken(layers, held.joined(), scaling, None, groups)
+
+
+class _Room:
+    """Tensors on a CPU, copied as they come: they are in its caches then, and their memory can serve the next layer.
+
+    In one piece: pieces that are as large as each other go back to the system when they are freed, which clears their
+    pages before it gives them out again.
+    """
+
+    def __init__(self, tensors: dict[str, torch.Tensor], layers: int) -> None:
+        sizes = [-(-layers * it.nbytes // 64) * 64 for it in tensors.values()]
+        parts = torch.empty(sum(sizes), dtype=torch.uint8).split(sizes)
+        self._tensors = {
+            name: part[: layers * it.nbytes].view(it.dtype).view(layers, *it.shape)
+            for part, (name, it) in zip(parts, tensors.items(), strict=True)
+        }
+        self._layers, self._count = layers, 0
+
+    @property
+    def is_full(self) -> bool:
+        return self._count == self._layers
+
+    def put(self, tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self._tensors[name][self._count].copy_(tensor)
+        self._count += 1
+
+    def joined(self) -> dict[str, torch.Tensor]:
+        return {name: tensor[: self._count].flatten(0, 1) for name, tensor in self._tensors.items()}
+
+
+class _Parts:
+    """Tensors on a GPU, joined when the last one has come."""
+
+    is_full = False
+
+    def __init__(self) -> None:
+        self._parts: list[dict[str, torch.Tensor]] = []
+
+    def put(self, tensors: dict[str, torch.Tensor]) -> None:
+        self._parts.append(dict(tensors))
+
+    def joined(self) -> dict[str, torch.Tensor]:
+        if len(self._parts) == 1:
+            return self._parts[0]
         # One name at a time, and not kept meanwhile: what is joined goes as its parts come.
-        tensors = {name: torch.cat([it.pop(name) for it in each]) for name, *_ in names}
-        yield Taken(layers, tensors, scaling, None, groups)
+        return {name: torch.cat([it.pop(name) for it in self._parts]) for name in tuple(self._parts[0])}
 
 
 def pays_to_wait(query: torch.Tensor, value: torch.Tensor | None = None) -> bool:
-    """Whether launches are what a layer's statistics cost: on a GPU, where the fused kernels suit."""
+    """Whether calls and launches are much of what a layer's statistics cost.
+
+    So they are on a GPU where the fused kernels suit, and on a CPU for layers of which four or more are taken at once:
+    with fewer, copying them costs as much.
+    """
+    if query.device.type == "cpu":
+        return 4 * query.shape[:3].numel() * query.shape[2] <= SCORES_AT_ONCE["cpu"]
     return query.is_cuda and suits(query, value)

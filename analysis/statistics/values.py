@@ -67,16 +67,20 @@ def norms_and_shares(
 def _products_with_output(outputs: torch.Tensor, norms: torch.Tensor, prepared: PreparedProjection) -> torch.Tensor:
     """sum_i <o_hi, o_i> from sum_i v_hi v_gi^T of every two heads h and g: (B, H), with (B, H, N, D) as they are.
 
-    One product of matrices, and no part of a head is made. What a head has with itself comes from the norms, which do
-    not lose digits where its block of the projection all but cancels v.
+    No part of a head is made. On a CPU the kernel multiplies every two heads once, where torch multiplies all with all.
+    What a head has with itself comes from the norms, which do not lose digits where its block of the projection all but
+    cancels v.
     """
     batch, heads, _, width = outputs.shape
     squares = norms.square().sum(dim=-1)  # (B, H)
     products = prepared.products.to(outputs.dtype)  # (H D, H D), or for each layer
-    at_once = 1 if outputs.device.type == "cpu" else max(1, GPU_PIECE // (heads * width) ** 2)
-    along = torch.empty_like(squares)
     if products.ndim == 3:
         layers = torch.arange(len(products), device=outputs.device).repeat_interleave(batch // len(products))
+    if fused_cpu.suits(outputs.dtype, outputs.device, heads) and fused_cpu.multiplies(width):
+        of_images = [products] * batch if products.ndim == 2 else [products[layer] for layer in layers.tolist()]
+        return squares + torch.stack(list(map(fused_cpu.products_of_parts, outputs, of_images)))
+    at_once = 1 if outputs.device.type == "cpu" else max(1, GPU_PIECE // (heads * width) ** 2)
+    along = torch.empty_like(squares)
     for images in pieces(batch, at_once):
         side_by_side = outputs[images].transpose(1, 2).flatten(2)  # (b, N, H D)
         with_others = side_by_side.mT @ side_by_side

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from qkvit.analysis import TokenLayout, attention_statistics
+from qkvit.analysis import PreparedProjection, TokenLayout, attention_statistics
 from qkvit.analysis.statistics import cpu_library, fused_cpu
 from qkvit.analysis.statistics.grid import grid_of
 from qkvit.analysis.statistics.groups import GROUPS
@@ -43,11 +43,14 @@ def test_the_kernels_are_compiled_once(cache, monkeypatch):
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
 
 
-def test_another_source_is_another_library(cache, monkeypatch, tmp_path):
+@pytest.mark.parametrize("changed", [*cpu_library.SOURCES, cpu_library.HEADER], ids=lambda path: path.name)
+def test_another_source_is_another_library(cache, monkeypatch, tmp_path, changed):
     cpu_library.find_library()
-    source = tmp_path / "changed.c"
-    source.write_text(cpu_library.SOURCE.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    monkeypatch.setattr(cpu_library, "SOURCE", source)
+    moved = {path: tmp_path / path.name for path in (*cpu_library.SOURCES, cpu_library.HEADER)}
+    for path, copy in moved.items():
+        copy.write_text(path.read_text(encoding="utf-8") + "\n" * (path == changed), encoding="utf-8")
+    monkeypatch.setattr(cpu_library, "SOURCES", [moved[path] for path in cpu_library.SOURCES])
+    monkeypatch.setattr(cpu_library, "HEADER", moved[cpu_library.HEADER])
     cpu_library.find_library()
     assert len(list(cache.glob("*.so"))) == 2
 
@@ -177,13 +180,32 @@ def test_long_rows_keep_their_digits_whatever_the_compiler_makes_of_them(choice,
     results = fused_cpu.room_for(frozenset(["maximum", "place", "distance"]), layout, query)
     grid = grid_of(layout, query.device, torch.float32)
     first = slice(0, 1)
-    fused_cpu.read_rows(scores, scores.new_empty(1, 1, 0), grid, first, first, first, 1, None, results)
+    fused_cpu.read_rows(scores, scores.new_empty(1, 1, 0), grid, first, first, first, 1, None, results, True)
     places = grid.lines_and_columns.double()
     centre = places @ exact
     spread = (exact * (places - centre[:, None]).square().sum(dim=0)).sum().sqrt()
     assert results["maximum"][0, 0, 0].item() == pytest.approx(exact.max().item(), rel=3e-5)
     assert results["spread"][0, 0, 0].item() == pytest.approx(spread.item(), rel=3e-5)
     assert results["distance"][0, 0, 0].item() == pytest.approx((exact @ places.norm(dim=0)).item(), rel=3e-5)
+
+
+@pytest.mark.parametrize("choice", cpu_library.CHOICES)
+def test_whatever_the_compiler_makes_of_them_the_numbers_are_those_of_the_definitions(choice, cache, monkeypatch):
+    """35 patches are two whole vectors and three numbers more; heads of width 32 are multiplied by the kernel."""
+    monkeypatch.setattr(cpu_library, "CHOICES", (choice,))
+    found = cpu_library.find_library()
+    assert found is not None
+    monkeypatch.setattr(fused_cpu, "library", lambda: found)
+    torch.manual_seed(0)
+    layout = TokenLayout(grid=(5, 7), has_class_token=True, num_register_tokens=2)
+    query, key, value = (torch.randn(2, 7, layout.num_tokens, 32) for _ in range(3))
+    linear = torch.nn.Linear(224, 40)
+    given = {"scaling": 0.3, "value": value, "output_projection": PreparedProjection.of(linear, 7)}
+    exact = dict(attention_statistics(query, key, layout, **given, backend="reference").items())
+    for name, numbers in attention_statistics(query, key, layout, **given).items():
+        torch.testing.assert_close(
+            numbers.double(), exact[name].double(), rtol=1e-4, atol=1e-6, equal_nan=True, check_dtype=False, msg=name
+        )
 
 
 @pytest.fixture

@@ -14,8 +14,15 @@ SCORES = 2 * HEADS * LAYOUT.num_tokens**2
 
 @pytest.fixture
 def waiting(monkeypatch) -> None:
-    """Here too layers wait, as on a GPU."""
+    """All layers wait, whatever their size."""
     monkeypatch.setattr(layers_together, "pays_to_wait", lambda query, value=None: True)
+
+
+@pytest.fixture(params=["as on a GPU", "copied"])
+def held(request, monkeypatch) -> None:
+    """What waits is kept as it is, or copied into room of its own."""
+    if request.param == "as on a GPU":
+        monkeypatch.setattr(layers_together, "_Room", lambda tensors, layers: layers_together._Parts())
 
 
 def tensors(seed: int, tokens: int = LAYOUT.num_tokens) -> dict[str, torch.Tensor]:
@@ -31,8 +38,8 @@ def added(layers: dict[int, dict[str, torch.Tensor]], scaling: float = 0.3, mask
     return [*taken, *together.flush()]
 
 
-def test_layers_wait_until_there_is_work_enough(waiting, monkeypatch):
-    monkeypatch.setattr(layers_together, "SCORES_AT_ONCE", 3 * SCORES)
+def test_layers_wait_until_there_is_work_enough(waiting, held, monkeypatch):
+    monkeypatch.setitem(layers_together.SCORES_AT_ONCE, "cpu", 3 * SCORES)
     layers = {layer: tensors(layer) for layer in range(7)}
     taken = added(layers)
     assert [it.layers for it in taken] == [(0, 1, 2), (3, 4, 5), (6,)]
@@ -57,11 +64,31 @@ def test_layers_that_wait_go_before_one_with_a_mask(waiting):
     assert [it.layers for it in together.add(1, tensors(1), 0.3, mask, frozenset())] == [(0,), (1,)]
 
 
-def test_on_a_cpu_each_layer_is_taken_as_it_comes():
-    layers = {layer: tensors(layer) for layer in range(3)}
+@pytest.mark.parametrize(("at_once", "expected"), [(4 * SCORES, [(0, 1, 2, 3), (4,)]), (4 * SCORES - 1, [])])
+def test_on_a_cpu_layers_wait_where_four_are_taken_together(monkeypatch, at_once, expected):
+    monkeypatch.setitem(layers_together.SCORES_AT_ONCE, "cpu", at_once)
+    layers = {layer: tensors(layer) for layer in range(5)}
     taken = added(layers)
-    assert [it.layers for it in taken] == [(0,), (1,), (2,)]
-    assert all(it.tensors["query"] is layers[place]["query"] for place, it in enumerate(taken))
+    assert [it.layers for it in taken] == (expected or [(layer,) for layer in layers])
+    if not expected:
+        assert all(it.tensors["query"] is layers[place]["query"] for place, it in enumerate(taken))
+
+
+def test_no_more_layers_wait_than_there_is_room_for(waiting, monkeypatch):
+    monkeypatch.setattr(layers_together, "LAYERS_AT_ONCE", 2)
+    assert [it.layers for it in added({layer: tensors(layer) for layer in range(3)})] == [(0, 1), (2,)]
+
+
+def test_what_waits_on_a_cpu_is_what_it_was(waiting):
+    """The model writes over its tensors in the layers after it. Data types and shapes differ from name to name."""
+    together = LayersTogether()
+    given = {**tensors(0), "token_norms": torch.rand(2, 12), "value": tensors(1)["value"].bfloat16().transpose(2, 3)}
+    before = {name: tensor.clone() for name, tensor in given.items()}
+    assert not list(together.add(0, given, 0.3, None, frozenset()))
+    for tensor in given.values():
+        tensor.zero_()
+    [taken] = together.flush()
+    assert all(torch.equal(taken.tensors[name], tensor) for name, tensor in before.items())
 
 
 def test_what_waits_can_be_left_out(waiting):
@@ -71,7 +98,7 @@ def test_what_waits_can_be_left_out(waiting):
     assert not list(together.flush())
 
 
-def test_what_waits_is_not_more_than_so_many_bytes(waiting, monkeypatch):
+def test_what_waits_is_not_more_than_so_many_bytes(waiting, held, monkeypatch):
     given = {layer: tensors(layer) for layer in range(4)}
     monkeypatch.setattr(layers_together, "BYTES_AT_ONCE", 2 * sum(it.nbytes for it in given[0].values()))
     assert [it.layers for it in added(given)] == [(0, 1), (2, 3)]
@@ -110,8 +137,8 @@ def test_a_projection_of_several_layers_wants_images_of_each(raises_sentence):
 
 
 @pytest.mark.parametrize("at_once", [1, 2 * SCORES, 10**9])
-def test_a_rollout_is_the_same_with_layers_together(kernels, waiting, monkeypatch, at_once):
-    monkeypatch.setattr(layers_together, "SCORES_AT_ONCE", at_once)
+def test_a_rollout_is_the_same_with_layers_together(kernels, waiting, held, monkeypatch, at_once):
+    monkeypatch.setattr(layers_together, "SCORES_AT_ONCE", {"cuda": at_once, "cpu": at_once})
     layers = [tensors(layer) for layer in range(3)]
     queries, keys = ([it[name] for it in layers] for name in ("query", "key"))
     exact = rollout(queries, keys, start=0, scaling=0.3, backend="reference")

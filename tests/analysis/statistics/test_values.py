@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as some
 
+from qkvit.analysis import PreparedProjection
 from qkvit.analysis.statistics.values import head_factors, norms_and_shares, projected_norms
 
 
@@ -71,3 +72,38 @@ def test_shares_are_those_of_the_output(rows_read_by, images, heads, tokens, col
     torch.testing.assert_close(norms.double(), parts.norm(dim=-1), rtol=1e-4, atol=1e-6)
     lost = 1e-5 * parts.norm(dim=(2, 3)).sum(dim=1, keepdim=True) ** 2
     assert ((shares.double() * along.sum(dim=1, keepdim=True) - along).abs() <= lost).all()
+
+
+@given(
+    images=some.integers(1, 3),
+    heads=some.integers(1, 5),
+    tokens=some.integers(1, 40),
+    width=some.sampled_from([4, 16, 48]),  # torch multiplies all heads with all, or the kernel every two
+    at_once=some.sampled_from([1, 16, 512]),
+    is_transposed=some.booleans(),
+    seed=some.integers(0, 1000),
+)
+def test_shares_by_a_prepared_projection_are_those_of_the_output(
+    rows_read_by, images, heads, tokens, width, at_once, is_transposed, seed
+):
+    torch.manual_seed(seed)
+    projection = torch.nn.Linear(heads * width, 20, dtype=torch.float64).requires_grad_(False)
+    outputs = torch.randn(images, tokens, heads, width).transpose(1, 2)  # as a backend gives it
+    outputs = outputs if is_transposed else outputs.contiguous()
+    parts = outputs.double() @ projection.weight.T.unflatten(0, (heads, width))  # (B, H, N, C)
+    along = (parts * parts.sum(dim=1, keepdim=True)).sum(dim=(2, 3))
+    prepared = PreparedProjection.of(projection.float(), heads)
+    with mock.patch("qkvit.analysis.statistics.fused_cpu.TOKENS_AT_ONCE", at_once):
+        _, shares = norms_and_shares(outputs, prepared.weight, prepared)
+    lost = 1e-5 * parts.norm(dim=(2, 3)).sum(dim=1, keepdim=True) ** 2
+    assert ((shares.double() * along.sum(dim=1, keepdim=True) - along).abs() <= lost).all()
+
+
+def test_outputs_that_are_not_numbers_are_not_hidden_by_a_prepared_projection(rows_read_by):
+    prepared = PreparedProjection.of(torch.nn.Linear(48, 20), 3)
+    outputs = torch.randn(2, 3, 9, 16)
+    outputs[0, 1, 5, 3] = torch.nan
+    norms, shares = norms_and_shares(outputs, prepared.weight, prepared)
+    assert shares[0].isnan().all()
+    assert shares[1].isfinite().all()
+    assert norms.isnan().nonzero().tolist() == [[0, 1, 5]]
