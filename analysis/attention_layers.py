@@ -74,7 +74,7 @@ def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
 def encoder_and_layers(model: nn.Module) -> tuple[nn.Module, dict[int, nn.Module]]:
     """The encoder whose forward pass goes through the layers, and `attention_layers`."""
     towers: dict[nn.Module, list[nn.Module]] = {}
-    for owner, module in _walk(model, model):
+    for owner, module in _walk(model):
         modules = towers.setdefault(owner, [])
         if module not in modules:  # a layer that is used twice is one layer
             modules.append(module)
@@ -201,14 +201,16 @@ def _refuse_compiled(model: nn.Module) -> None:
             )
 
 
-def _walk(module: nn.Module, owner: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+def _walk(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Each attention module with the innermost model that it belongs to, in order."""
-    if isinstance(module, PreTrainedModel):
-        owner = module
-    if calls_interface(module):
-        yield owner, module
-    for child in module.children():
-        yield from _walk(child, owner)
+    waiting = [(model, model)]
+    while waiting:
+        module, owner = waiting.pop()
+        if isinstance(module, PreTrainedModel):
+            owner = module
+        if calls_interface(module):
+            yield owner, module
+        waiting.extend((child, owner) for child in reversed(module._modules.values()) if child is not None)
 
 
 def _tower(model: nn.Module, towers: list[nn.Module]) -> nn.Module:

@@ -17,6 +17,7 @@ import torch
 from ..attention_layers import attention_layers, see_images, unwrapped
 from ..recording import Recording, record
 from ..token_layout import TokenLayout
+from . import fused_cpu
 from .blockwise import full_precision, numbers_for, plan_for
 from .fused_gpu import fused_row_product, row_sums, suits
 from .groups import Backend, backend_for
@@ -331,7 +332,9 @@ def _blockwise_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
     """r A: (B, N), a few queries at a time. Those of weight 0 in r are left out: most in the last layer."""
     batch, heads, tokens, _ = layer.query.shape
     plan = plan_for(heads, tokens, numbers_for(row.device), all_heads=False)
-    room = [torch.empty(plan.heads * plan.queries * tokens, dtype=row.dtype, device=row.device) for _ in range(2)]
+    is_compiled = fused_cpu.suits(row.dtype, row.device, heads)
+    buffers = 1 if is_compiled else 2
+    room = [torch.empty(plan.heads * plan.queries * tokens, dtype=row.dtype, device=row.device) for _ in range(buffers)]
     taken = torch.zeros_like(row)
     with full_precision(row.device):
         for image in range(batch):
@@ -342,11 +345,14 @@ def _blockwise_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
                 for piece in pieces(len(asked), plan.queries):
                     part = piece if len(asked) == tokens else asked[piece]  # a slice copies nothing
                     shape = (len(query), piece.stop - piece.start, tokens)
-                    scores, weights = (it[: shape[0] * shape[1] * shape[2]].view(shape) for it in room)
+                    scores, *weights = (it[: shape[0] * shape[1] * shape[2]].view(shape) for it in room)
                     torch.baddbmm(scores, query[:, part], key, beta=0, alpha=layer.scaling, out=scores)  # (g, t, N)
                     if layer.mask is not None:
                         mask = piece_of_mask(layer.mask, slice(image, image + 1), some, part)
                         scores += added_mask(mask, row.dtype)[0]
-                    torch.softmax(scores, dim=-1, out=weights)
-                    taken[image] += row[image, part].repeat(len(query)) @ weights.flatten(0, 1)
+                    if is_compiled:
+                        fused_cpu.add_rows(scores, row[image, part], taken[image])
+                    else:
+                        torch.softmax(scores, dim=-1, out=weights[0])
+                        taken[image] += row[image, part].repeat(len(query)) @ weights[0].flatten(0, 1)
     return taken / heads

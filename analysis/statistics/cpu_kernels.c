@@ -2,7 +2,7 @@
  * core's cache.
  *
  * cpu_library.py compiles these files when they are first needed and fused_cpu.py calls them; tile.py says the same in torch,
- * and cpu_values.c has what is made of the values. The definitions are in reference.py. Sums over patches are float32 within PIECE patches, and double over the pieces;
+ * cpu_values.c has what is made of the values, cpu_rollout.c a step of rollout. The definitions are in reference.py. Sums over patches are float32 within PIECE patches, and double over the pieces;
  * what is done once a row is double.
  *
  * Shapes: b images, H heads of them, g = b H, t queries, P patches, X tokens before them, N tokens, C width of the model.
@@ -13,19 +13,6 @@
 #include "cpu_vectors.h"
 
 int64_t lanes(void) { return LANES; }
-
-/* e^x for -87 <= x <= 0, within one unit of the last place: a power of two times a polynomial on half of log 2. */
-static inline Lanes exp_of(Lanes x) {
-    const Lanes n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* rounded, for 2^23 + 2^22 has no places left */
-    const Lanes r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-    Lanes p = r * 1.98756912e-4f + 1.39819994e-3f;
-    p = p * r + 8.33345205e-3f;
-    p = p * r + 4.16657962e-2f;
-    p = p * r + 1.66666657e-1f;
-    p = p * r + 0.5f;
-    p = p * r * r + r + 1.0f;
-    return p * (Lanes)((__builtin_convertvector(n, Whole) + 127) << 23);
-}
 
 /* What a row is read into. A field that is not asked for is NULL. fused_cpu.py has the same list. */
 typedef struct {
@@ -78,11 +65,6 @@ static Hand hand_of(const Rows *rows, int64_t thread) {
     float *at = rows->room + thread * (2 * heads + 4) * padded;
     return (Hand){at, at + heads * padded, at + 2 * heads * padded, at + (2 * heads + 2) * padded,
                   at + (2 * heads + 3) * padded};
-}
-
-static void copy_padded(float *to, const float *from, int64_t count, int64_t padded, float padding) {
-    memcpy(to, from, sizeof(float) * (size_t)count);
-    for (int64_t j = count; j < padded; j++) to[j] = padding;
 }
 
 /* The first of the largest scores; NaN is passed over. */

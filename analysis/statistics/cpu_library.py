@@ -1,4 +1,4 @@
-"""`cpu_kernels.c` and `cpu_values.c`, compiled when it is first needed and kept for later processes.
+"""`cpu_kernels.c` and its like, compiled when it is first needed and kept for later processes.
 
 The compiler is the C compiler of the machine, as torch.compile and Triton use it too. Where there is none, or where
 QKVIT_COMPILE=0 says so, the same numbers are computed by torch, slower.
@@ -15,7 +15,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-SOURCES = [Path(__file__).with_name(name) for name in ("cpu_kernels.c", "cpu_values.c")]
+SOURCES = [Path(__file__).with_name(name) for name in ("cpu_kernels.c", "cpu_rollout.c", "cpu_values.c")]
 HEADER = Path(__file__).with_name("cpu_vectors.h")
 FLAGS = ("-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 # From the fastest to what every compiler knows. Where torch's OpenMP is the compiler's, both share one pool of threads.
@@ -56,6 +56,8 @@ def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     loaded.norms_and_products.restype = None
     loaded.products_of_parts.argtypes = [pointer, count, count, count, pointer, count, pointer, pointer]
     loaded.products_of_parts.restype = None
+    loaded.add_rows.argtypes = [pointer, count, count, count, count, pointer, count, pointer, pointer]
+    loaded.add_rows.restype = None
     return loaded
 
 

@@ -36,3 +36,22 @@ static inline float sum_lanes(Lanes numbers) {
     for (int k = 1; k < LANES / 4; k++) sum += all.part[k];
     return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
+
+/* e^x for -87 <= x <= 0, within one unit of the last place: a power of two times a polynomial on half of log 2. */
+static inline Lanes exp_of(Lanes x) {
+    const Lanes n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* rounded, for 2^23 + 2^22 has no places left */
+    const Lanes r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+    Lanes p = r * 1.98756912e-4f + 1.39819994e-3f;
+    p = p * r + 8.33345205e-3f;
+    p = p * r + 4.16657962e-2f;
+    p = p * r + 1.66666657e-1f;
+    p = p * r + 0.5f;
+    p = p * r * r + r + 1.0f;
+    return p * (Lanes)((__builtin_convertvector(n, Whole) + 127) << 23);
+}
+
+/* Numbers and what makes them whole Lanes. */
+static inline void copy_padded(float *to, const float *from, int64_t count, int64_t padded, float padding) {
+    memcpy(to, from, sizeof(float) * (size_t)count);
+    for (int64_t j = count; j < padded; j++) to[j] = padding;
+}

@@ -206,3 +206,16 @@ def products_of_parts(outputs: torch.Tensor, products: torch.Tensor) -> torch.Te
             totals.data_ptr(),
         )
     return totals.to(outputs.dtype)
+
+
+def add_rows(scores: torch.Tensor, weights: torch.Tensor, found: torch.Tensor) -> None:
+    """Add sum_hi r_i p_hij to `found` (N), from the scores (g, t, N) and the queries' weights r (t)."""
+    kernels = library()
+    assert kernels is not None
+    heads, queries, tokens = scores.shape
+    lanes, threads = kernels.lanes(), torch.get_num_threads()
+    padded = -(-tokens // lanes) * lanes
+    weights, room = weights.contiguous(), scores.new_empty(threads, 2, padded)
+    sizes = (heads, queries, tokens, padded)
+    pointers = (weights.data_ptr(), threads, room.data_ptr(), found.data_ptr())
+    kernels.add_rows(scores.data_ptr(), *sizes, *pointers)

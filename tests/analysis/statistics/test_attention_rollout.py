@@ -18,6 +18,8 @@ from qkvit.analysis import (
 )
 from qkvit.analysis.attention_product import AttentionCall
 from qkvit.analysis.recording import LayerRecord, Recording
+from qkvit.analysis.statistics import fused_cpu
+from qkvit.analysis.statistics.cpu_library import library
 
 
 def matrix(maps):
@@ -46,12 +48,42 @@ LAYOUT = TokenLayout(grid=(3, 5), has_class_token=True)
     mask=some.sampled_from([None, "keys", "pairs"]),
     seed=some.integers(0, 1000),
 )
-def test_a_row_of_the_rollout_is_that_of_the_product_of_the_maps(random_attention, depth, largest, start, mask, seed):
+def test_a_row_of_the_rollout_is_that_of_the_product_of_the_maps(
+    rows_read_by, random_attention, depth, largest, start, mask, seed
+):
     queries, keys, first, maps = random_layers(depth, largest, seed, random_attention, LAYOUT, mask)
     exact = matrix(maps)[:, start]
     for backend in ("cpu", "reference"):
         row = rollout(queries, keys, start, scaling=first.scaling, attention_mask=first.mask, backend=backend)
         torch.testing.assert_close(row.double(), exact, rtol=1e-4, atol=1e-35)
+
+
+@pytest.mark.skipif(library() is None, reason="there is no C compiler")
+@given(
+    heads=some.integers(1, 4),
+    queries=some.integers(1, 30),
+    tokens=some.integers(1, 600),  # whole vectors and not, one piece of a row and more
+    hidden=some.sampled_from([0.0, 0.5]),
+    largest=some.sampled_from([0.0, 1.0, 80.0]),
+    seed=some.integers(0, 1000),
+)
+def test_rows_are_added_up_as_their_softmax(heads, queries, tokens, hidden, largest, seed):
+    torch.manual_seed(seed)
+    scores, weights, before = largest * torch.rand(heads, queries, tokens), torch.rand(queries), torch.rand(tokens)
+    scores[..., 1:].masked_fill_(torch.rand(heads, queries, tokens - 1) < hidden, -torch.inf)
+    exact = before.double() + (weights.double()[:, None] * scores.double().softmax(dim=-1)).sum(dim=(0, 1))
+    found = before.clone()
+    fused_cpu.add_rows(scores, weights, found)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-35)
+
+
+@pytest.mark.skipif(library() is None, reason="there is no C compiler")
+def test_scores_that_are_not_numbers_are_not_hidden_in_what_is_added():
+    scores = torch.rand(2, 3, 21)
+    scores[1, 2, 20] = torch.nan
+    found = torch.zeros(21)
+    fused_cpu.add_rows(scores, torch.ones(3), found)
+    assert found.isnan().all()
 
 
 @given(
