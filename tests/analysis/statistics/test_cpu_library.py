@@ -208,6 +208,18 @@ def test_whatever_the_compiler_makes_of_them_the_numbers_are_those_of_the_defini
         )
 
 
+@pytest.mark.parametrize("choice", cpu_library.CHOICES)
+def test_of_equal_weights_the_first_is_the_largest_whatever_the_vectors_of_the_processor(choice, cache, monkeypatch):
+    monkeypatch.setattr(cpu_library, "CHOICES", (choice,))
+    found = cpu_library.find_library()
+    monkeypatch.setattr(fused_cpu, "library", lambda: found)
+    layout = TokenLayout(grid=(5, 7))
+    key = torch.zeros(1, 1, 35, 1)
+    key[..., [19, 21, 34], 0] = 1.0
+    statistics = attention_statistics(torch.ones_like(key), key, layout, scaling=1.0, statistics="maximum")
+    assert (statistics.argmaximum == 19).all()
+
+
 @pytest.fixture
 def threads_of_torch():
     before = torch.get_num_threads()
