@@ -335,7 +335,7 @@ def _blockwise_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
     is_compiled = fused_cpu.suits(row.dtype, row.device, heads)
     buffers = 1 if is_compiled else 2
     room = [torch.empty(plan.heads * plan.queries * tokens, dtype=row.dtype, device=row.device) for _ in range(buffers)]
-    taken = torch.zeros_like(row)
+    taken = row.new_zeros(row.shape)  # one row after the other, as the kernel writes them
     with full_precision(row.device):
         for image in range(batch):
             asked = row[image].nonzero()[:, 0]

@@ -51,7 +51,7 @@ typedef struct {
     double down, down_squared, across, across_squared; /* moments about the best patch */
 } Sums;
 
-/* What a thread has at hand of one image: rows end with zeros, so that they are whole Lanes. */
+/* What a thread has at hand of one image: rows go on to whole Lanes, with zeros or what is not read. */
 typedef struct {
     float *weights;   /* (H, padded), of one query: the softmax over the patches */
     float *norms;     /* (H, padded), of the patches' projected values */

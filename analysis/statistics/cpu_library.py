@@ -18,8 +18,8 @@ from pathlib import Path
 SOURCES = [Path(__file__).with_name(name) for name in ("cpu_kernels.c", "cpu_rollout.c", "cpu_values.c")]
 HEADER = Path(__file__).with_name("cpu_vectors.h")
 FLAGS = ("-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
-# From the fastest to what every compiler knows. Where torch's OpenMP is the compiler's, both share one pool of threads.
-# GCC halves the widest vectors of some processors unless it is told not to.
+# From the fastest to what every gcc and clang knows. Where torch's OpenMP is the compiler's, both share one pool of
+# threads. GCC halves the widest vectors of some processors unless it is told not to.
 CHOICES = (
     ("-march=native", "-mprefer-vector-width=512", "-fopenmp"),
     ("-march=native", "-fopenmp"),

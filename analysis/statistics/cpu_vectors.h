@@ -39,7 +39,8 @@ static inline float sum_lanes(Lanes numbers) {
 
 /* e^x for -87 <= x <= 0, within one unit of the last place: a power of two times a polynomial on half of log 2. */
 static inline Lanes exp_of(Lanes x) {
-    const Lanes n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* rounded, for 2^23 + 2^22 has no places left */
+    const Lanes rounded = x * 1.44269504f + 12582912.0f; /* 2^23 + 2^22, which has no places left: its last bits are n */
+    const Lanes n = rounded - 12582912.0f;
     const Lanes r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
     Lanes p = r * 1.98756912e-4f + 1.39819994e-3f;
     p = p * r + 8.33345205e-3f;
@@ -47,7 +48,7 @@ static inline Lanes exp_of(Lanes x) {
     p = p * r + 1.66666657e-1f;
     p = p * r + 0.5f;
     p = p * r * r + r + 1.0f;
-    return p * (Lanes)((__builtin_convertvector(n, Whole) + 127) << 23);
+    return p * (Lanes)(((Whole)rounded - 0x4B400000 + 127) << 23);
 }
 
 /* Numbers and what makes them whole Lanes. */

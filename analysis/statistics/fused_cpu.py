@@ -190,8 +190,8 @@ def products_of_parts(outputs: torch.Tensor, products: torch.Tensor) -> torch.Te
     kernels = library()
     assert kernels is not None
     heads, num_tokens, width = outputs.shape
-    room = torch.empty(heads, heads, width // kernels.lanes(), dtype=torch.float64)
-    totals = torch.zeros(heads, dtype=torch.float64)
+    room = outputs.new_empty(heads, heads, width // kernels.lanes(), dtype=torch.float64)
+    totals = outputs.new_zeros(heads, dtype=torch.float64)
     factors = products.contiguous()
     for tokens in pieces(num_tokens, TOKENS_AT_ONCE):
         vectors = outputs[:, tokens].contiguous()
@@ -212,6 +212,8 @@ def add_rows(scores: torch.Tensor, weights: torch.Tensor, found: torch.Tensor) -
     """Add sum_hi r_i p_hij to `found` (N), from the scores (g, t, N) and the queries' weights r (t)."""
     kernels = library()
     assert kernels is not None
+    assert scores.is_contiguous()
+    assert found.is_contiguous()
     heads, queries, tokens = scores.shape
     lanes, threads = kernels.lanes(), torch.get_num_threads()
     padded = -(-tokens // lanes) * lanes

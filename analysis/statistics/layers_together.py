@@ -18,7 +18,10 @@ from .fused_gpu import suits
 # 1,025, 1.0e8 at 4,097.
 SCORES_AT_ONCE = {"cuda": 2**27, "cpu": 2**22}
 BYTES_AT_ONCE = 2**28  # of the tensors that wait; on a GPU, joined they are there twice for a moment
-LAYERS_AT_ONCE = 64  # on a CPU
+LAYERS_AT_ONCE, IMAGES_AT_ONCE = (
+    16,
+    8,
+)  # on a CPU; some of what is made for an image and layer is larger than its tensors
 
 
 class Taken(NamedTuple):
@@ -95,7 +98,7 @@ class _Room:
 
     def __init__(self, tensors: dict[str, torch.Tensor], layers: int) -> None:
         sizes = [-(-layers * it.nbytes // 64) * 64 for it in tensors.values()]
-        parts = torch.empty(sum(sizes), dtype=torch.uint8).split(sizes)
+        parts = torch.empty(sum(sizes), dtype=torch.uint8, device="cpu").split(sizes)
         self._tensors = {
             name: part[: layers * it.nbytes].view(it.dtype).view(layers, *it.shape)
             for part, (name, it) in zip(parts, tensors.items(), strict=True)
@@ -136,9 +139,10 @@ class _Parts:
 def pays_to_wait(query: torch.Tensor, value: torch.Tensor | None = None) -> bool:
     """Whether calls and launches are much of what a layer's statistics cost.
 
-    So they are on a GPU where the fused kernels suit, and on a CPU for layers of which four or more are taken at once:
-    with fewer, copying them costs as much.
+    So they are on a GPU where the fused kernels suit, and on a CPU for layers of few images, of which four or more are
+    taken at once: with fewer, copying them costs as much.
     """
     if query.device.type == "cpu":
-        return 4 * query.shape[:3].numel() * query.shape[2] <= SCORES_AT_ONCE["cpu"]
+        scores = query.shape[:3].numel() * query.shape[2]
+        return 0 < len(query) <= IMAGES_AT_ONCE and 4 * scores <= SCORES_AT_ONCE["cpu"]
     return query.is_cuda and suits(query, value)

@@ -67,7 +67,8 @@ def norms_and_shares(
 def _products_with_output(outputs: torch.Tensor, norms: torch.Tensor, prepared: PreparedProjection) -> torch.Tensor:
     """sum_i <o_hi, o_i> from sum_i v_hi v_gi^T of every two heads h and g: (B, H), with (B, H, N, D) as they are.
 
-    No part of a head is made. On a CPU the kernel multiplies every two heads once, where torch multiplies all with all.
+    No part of a head is made. Where the kernel suits (`fused_cpu.multiplies`), every two heads are multiplied once; torch
+    multiplies all with all.
     What a head has with itself comes from the norms, which do not lose digits where its block of the projection all but
     cancels v.
     """
@@ -76,7 +77,7 @@ def _products_with_output(outputs: torch.Tensor, norms: torch.Tensor, prepared: 
     products = prepared.products.to(outputs.dtype)  # (H D, H D), or for each layer
     if products.ndim == 3:
         layers = torch.arange(len(products), device=outputs.device).repeat_interleave(batch // len(products))
-    if fused_cpu.suits(outputs.dtype, outputs.device, heads) and fused_cpu.multiplies(width):
+    if fused_cpu.suits(outputs.dtype, outputs.device, heads) and fused_cpu.multiplies(width) and batch:
         of_images = [products] * batch if products.ndim == 2 else [products[layer] for layer in layers.tolist()]
         return squares + torch.stack(list(map(fused_cpu.products_of_parts, outputs, of_images)))
     at_once = 1 if outputs.device.type == "cpu" else max(1, GPU_PIECE // (heads * width) ** 2)

@@ -138,6 +138,13 @@ def test_a_vector_weighs_the_rows(random_attention):
     torch.testing.assert_close(row.double(), (start.double()[:, None] @ matrix(maps))[:, 0], rtol=1e-4, atol=0)
 
 
+def test_it_does_not_matter_how_the_vector_lies_in_memory(rows_read_by, random_attention):
+    queries, keys, first, _ = random_layers(3, 5.0, 0, random_attention, LAYOUT)
+    start = torch.rand(16, 2, generator=torch.Generator().manual_seed(0)).T
+    row = rollout(queries, keys, start, scaling=first.scaling)
+    torch.testing.assert_close(row, rollout(queries, keys, start.contiguous(), scaling=first.scaling))
+
+
 def test_the_layout_says_where_to_start(random_attention):
     queries, keys, first, maps = random_layers(2, 5.0, 0, random_attention, LAYOUT)
     given_layout = rollout(queries, keys, layout=LAYOUT, scaling=first.scaling)

@@ -74,6 +74,13 @@ def test_on_a_cpu_layers_wait_where_four_are_taken_together(monkeypatch, at_once
         assert all(it.tensors["query"] is layers[place]["query"] for place, it in enumerate(taken))
 
 
+@pytest.mark.parametrize("images", [0, 1, 8, 9])
+def test_on_a_cpu_layers_of_few_images_wait(images):
+    given = {name: it[:1].expand(images, -1, -1, -1) for name, it in tensors(0).items()}
+    taken = added({0: given, 1: given})
+    assert [it.layers for it in taken] == ([(0, 1)] if images in (1, 8) else [(0,), (1,)])
+
+
 def test_no_more_layers_wait_than_there_is_room_for(waiting, monkeypatch):
     monkeypatch.setattr(layers_together, "LAYERS_AT_ONCE", 2)
     assert [it.layers for it in added({layer: tensors(layer) for layer in range(3)})] == [(0, 1), (2,)]
