@@ -67,10 +67,9 @@ def norms_and_shares(
 def _products_with_output(outputs: torch.Tensor, norms: torch.Tensor, prepared: PreparedProjection) -> torch.Tensor:
     """sum_i <o_hi, o_i> from sum_i v_hi v_gi^T of every two heads h and g: (B, H), with (B, H, N, D) as they are.
 
-    No part of a head is made. Where the kernel suits (`fused_cpu.multiplies`), every two heads are multiplied once; torch
-    multiplies all with all.
-    What a head has with itself comes from the norms, which do not lose digits where its block of the projection all but
-    cancels v.
+    No part of a head is made. Where the kernel suits (`fused_cpu.multiplies`), every two heads are multiplied once;
+    torch multiplies all with all. What a head has with itself comes from the norms, which do not lose digits where its
+    block of the projection all but cancels v.
     """
     batch, heads, _, width = outputs.shape
     squares = norms.square().sum(dim=-1)  # (B, H)
