@@ -18,10 +18,8 @@ from .fused_gpu import suits
 # 1,025, 1.0e8 at 4,097.
 SCORES_AT_ONCE = {"cuda": 2**27, "cpu": 2**22}
 BYTES_AT_ONCE = 2**28  # of the tensors that wait; on a GPU, joined they are there twice for a moment
-LAYERS_AT_ONCE, IMAGES_AT_ONCE = (
-    16,
-    8,
-)  # on a CPU; some of what is made for an image and layer is larger than its tensors
+# On a CPU; some of what is made for an image and a layer is larger than its tensors.
+LAYERS_AT_ONCE, IMAGES_AT_ONCE = 16, 8
 
 
 class Taken(NamedTuple):
