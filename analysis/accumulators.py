@@ -32,8 +32,8 @@ class Moments:
     >>> moments.update(torch.tensor([[1.0, 5.0], [3.0, math.nan]]))
     >>> moments.count.tolist(), moments.mean.tolist()
     ([2, 1], [2.0, 5.0])
-    >>> moments.standard_deviation().tolist()
-    [1.4142135623730951, nan]
+    >>> moments.standard_deviation()
+    tensor([1.4142,    nan], dtype=torch.float64)
 
     ```
     """

@@ -87,12 +87,14 @@ def test_layers_that_are_not_asked_for_have_no_statistics_of_their_maps(model, q
 
 
 def test_the_second_run_that_rollout_needs_takes_no_statistics(model, monkeypatch, quiet, rollout_way):
-    calls, take = [], collecting.attention_statistics
+    images, take = [], collecting.attention_statistics
     monkeypatch.setattr(
-        collecting, "attention_statistics", lambda *args, **kwargs: calls.append(1) or take(*args, **kwargs)
+        collecting,
+        "attention_statistics",
+        lambda query, *args, **kwargs: images.append(len(query)) or take(query, *args, **kwargs),
     )
     quiet(model, [torch.rand(2, 3, 16, 16)], rollout=True)
-    assert len(calls) == len(model.layers)
+    assert sum(images) == 2 * len(model.layers)  # of layers that were taken together, one after the other
 
 
 def test_a_model_that_runs_twice_for_a_batch_is_refused(model, quiet, raises_sentence, rollout_way):
