@@ -104,12 +104,12 @@ class _Pass:
         self.results: dict[str, torch.Tensor] = {}
         self.norms: torch.Tensor | None = None
         self.outputs: torch.Tensor | None = None
-        self.has_outputs = False
+        self.makes_outputs = False
         if "values" in groups:
             assert inputs.value is not None
             self.norms = projected_norms(inputs.value.to(inputs.precise), inputs.output_projection, inputs.prepared)
-            self.has_outputs = inputs.output is not None and inputs.output.dtype == inputs.precise
-            self.outputs = inputs.output if self.has_outputs else self.norms.new_empty(inputs.value.shape)
+            self.makes_outputs = inputs.output is None or inputs.output.dtype != inputs.precise
+            self.outputs = self.norms.new_empty(inputs.value.shape) if self.makes_outputs else inputs.output
             self.results["value_norm"] = self.norms
         heads = inputs.query.shape[1]
         is_dense = plan.images == 1 or plan.heads >= heads  # the kernels write to planes that follow each other
@@ -152,7 +152,8 @@ class _Pass:
             if "similarity" in self.groups:
                 heads = len(attention.weights) // self._images(block)
                 self._add("products", tiles.products_of_heads(attention, heads), block.images)
-        if block.value is not None and not self.has_outputs:
+        if self.makes_outputs:
+            assert block.value is not None
             assert self.outputs is not None
             at = (block.images, block.heads, queries)
             self.outputs[at] = tiles.outputs(attention, block.value).view(self.outputs[at].shape)
@@ -166,8 +167,8 @@ class _Pass:
         mask, scaling = self._mask(block, queries), self.inputs.scaling
         prefix_scores = tiles.score(query, block.patch_keys, block.prefix_keys, mask, scaling, scores)
         at = (block.images, block.heads, queries, self.inputs.query.shape[1])
-        makes_outputs = block.value is not None and not self.has_outputs
-        return fused_cpu.read_rows(scores, prefix_scores, self.grid, *at, block.value_norm, self.results, makes_outputs)
+        norms, keeps_weights = block.value_norm, self.makes_outputs
+        return fused_cpu.read_rows(scores, prefix_scores, self.grid, *at, norms, self.results, keeps_weights)
 
     def _rows(self, block: _Block, queries: slice) -> tuple[tiles.Attention, torch.Tensor | None]:
         """Read some rows. Returns their attention, and 1 / sum_j p_ij ||v_j W||, (g, t), where there are values."""

@@ -1,9 +1,9 @@
 /* The fused CPU path, in C: everything that is read off a row of attention or summed over rows, while the row is in a
  * core's cache.
  *
- * cpu_library.py compiles these files when they are first needed and fused_cpu.py calls them; tile.py says the same in torch,
- * cpu_values.c has what is made of the values, cpu_rollout.c a step of rollout. The definitions are in reference.py. Sums over patches are float32 within PIECE patches, and double over the pieces;
- * what is done once a row is double.
+ * cpu_library.py compiles these files when they are first needed and fused_cpu.py calls them; tile.py says the same in torch.
+ * cpu_values.c has what is made of the values, cpu_rollout.c a step of rollout. The definitions are in reference.py. Sums
+ * over patches are float32 within PIECE patches, and double over the pieces; what is done once a row is double.
  *
  * Shapes: b images, H heads of them, g = b H, t queries, P patches, X tokens before them, N tokens, C width of the model.
  */
@@ -100,13 +100,10 @@ static Sums exponentials(float *scores, int64_t padded, int64_t columns, const f
         const int64_t end = start + PIECE < padded ? start + PIECE : padded;
         Lanes others = {0}, fall = {0}, distance = {0}, weighted = {0};
         for (int64_t j = start; j < end; j += LANES) {
-            const Lanes x = load(scores + j) - largest, least = (Lanes){0} - 87.0f;
-            const Whole counts = x >= least;
-            const Lanes near = choose(counts, x, least);
-            const Lanes u = (Lanes)(((Whole)exp_of(near) & counts) | (x != x)); /* NaN stays NaN */
+            const Lanes x = load(scores + j) - largest, u = exp_or_zero(x);
             store(scores + j, u);
             others += u;
-            fall -= u * near;
+            fall -= u * at_least(x);
         }
         sums.others += sum_lanes(others);
         sums.fall += sum_lanes(fall);

@@ -9,8 +9,7 @@
 
 /* factor * softmax(row) is added to the sums; the row, which ends with -inf, is used up. */
 static void add_softmax(float *row, int64_t padded, float factor, float *sums) {
-    const Lanes none = (Lanes){0} - INFINITY, least = (Lanes){0} - 87.0f;
-    Lanes most = none;
+    Lanes most = (Lanes){0} - INFINITY;
     for (int64_t j = 0; j < padded; j += LANES) {
         const Lanes here = load(row + j);
         most = choose(here > most, here, most);
@@ -22,9 +21,7 @@ static void add_softmax(float *row, int64_t padded, float factor, float *sums) {
         const int64_t end = start + PIECE < padded ? start + PIECE : padded;
         Lanes piece = {0};
         for (int64_t j = start; j < end; j += LANES) {
-            const Lanes x = load(row + j) - largest;
-            const Whole counts = x >= least;
-            const Lanes u = (Lanes)(((Whole)exp_of(choose(counts, x, least)) & counts) | (x != x)); /* NaN stays NaN */
+            const Lanes u = exp_or_zero(load(row + j) - largest);
             store(row + j, u);
             piece += u;
         }

@@ -51,6 +51,17 @@ static inline Lanes exp_of(Lanes x) {
     return p * (Lanes)(((Whole)rounded - 0x4B400000 + 127) << 23);
 }
 
+/* x, or the least number of which exp_of is defined. */
+static inline Lanes at_least(Lanes x) {
+    const Lanes least = (Lanes){0} - 87.0f;
+    return choose(x >= least, x, least);
+}
+
+/* e^x for x <= 0: 0 below the least, and NaN stays NaN. */
+static inline Lanes exp_or_zero(Lanes x) {
+    return (Lanes)(((Whole)exp_of(at_least(x)) & (x >= (Lanes){0} - 87.0f)) | (x != x));
+}
+
 /* Numbers and what makes them whole Lanes. */
 static inline void copy_padded(float *to, const float *from, int64_t count, int64_t padded, float padding) {
     memcpy(to, from, sizeof(float) * (size_t)count);

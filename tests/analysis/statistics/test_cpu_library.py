@@ -165,13 +165,17 @@ def test_the_default_data_type_of_the_user_changes_nothing(dtype):
         torch.testing.assert_close(after[name], numbers, equal_nan=True, rtol=1e-4, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("choice", cpu_library.CHOICES)
-def test_long_rows_keep_their_digits_whatever_the_compiler_makes_of_them(choice, cache, monkeypatch):
-    """65,536 patches, of which one is ahead: equal numbers round to the same side each time that one is added."""
-    monkeypatch.setattr(cpu_library, "CHOICES", (choice,))
+@pytest.fixture(params=cpu_library.CHOICES, ids=" ".join)
+def each_choice(request, cache, monkeypatch):
+    """The kernels of each choice of flags, in turn: vectors of all widths that the machine has."""
+    monkeypatch.setattr(cpu_library, "CHOICES", (request.param,))
     found = cpu_library.find_library()
     assert found is not None
     monkeypatch.setattr(fused_cpu, "library", lambda: found)
+
+
+def test_long_rows_keep_their_digits_whatever_the_compiler_makes_of_them(each_choice):
+    """65,536 patches, of which one is ahead: equal numbers round to the same side each time that one is added."""
     layout = TokenLayout(grid=(256, 256))
     scores = torch.full((1, 1, layout.num_patches), 0.3)
     scores[..., 1234] = 7.7
@@ -189,13 +193,8 @@ def test_long_rows_keep_their_digits_whatever_the_compiler_makes_of_them(choice,
     assert results["distance"][0, 0, 0].item() == pytest.approx((exact @ places.norm(dim=0)).item(), rel=3e-5)
 
 
-@pytest.mark.parametrize("choice", cpu_library.CHOICES)
-def test_whatever_the_compiler_makes_of_them_the_numbers_are_those_of_the_definitions(choice, cache, monkeypatch):
+def test_whatever_the_compiler_makes_of_them_the_numbers_are_those_of_the_definitions(each_choice):
     """35 patches are two whole vectors and three numbers more; heads of width 32 are multiplied by the kernel."""
-    monkeypatch.setattr(cpu_library, "CHOICES", (choice,))
-    found = cpu_library.find_library()
-    assert found is not None
-    monkeypatch.setattr(fused_cpu, "library", lambda: found)
     torch.manual_seed(0)
     layout = TokenLayout(grid=(5, 7), has_class_token=True, num_register_tokens=2)
     query, key, value = (torch.randn(2, 7, layout.num_tokens, 32) for _ in range(3))
@@ -208,11 +207,7 @@ def test_whatever_the_compiler_makes_of_them_the_numbers_are_those_of_the_defini
         )
 
 
-@pytest.mark.parametrize("choice", cpu_library.CHOICES)
-def test_of_equal_weights_the_first_is_the_largest_whatever_the_vectors_of_the_processor(choice, cache, monkeypatch):
-    monkeypatch.setattr(cpu_library, "CHOICES", (choice,))
-    found = cpu_library.find_library()
-    monkeypatch.setattr(fused_cpu, "library", lambda: found)
+def test_of_equal_weights_the_first_is_the_largest_whatever_the_vectors_of_the_processor(each_choice):
     layout = TokenLayout(grid=(5, 7))
     key = torch.zeros(1, 1, 35, 1)
     key[..., [19, 21, 34], 0] = 1.0
