@@ -18,7 +18,7 @@ takes turns:
 
 Ratios are of times in the same round, medians and quartiles over the rounds. "with forward" counts the pass that the
 statistics ride on; "alone" is without it. Memory is the peak of what torch allocates beyond weights and input
-(torch.profiler), and, in a process of its own each, the largest resident set.
+(torch's profiler), and, in a process of its own each, the largest resident set.
 """
 
 import argparse
