@@ -201,6 +201,7 @@ class TestAnEndTogether:
             recipe.write_text(json.dumps(made))
 
             def worker():
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and not the agent's, as in a program that it starts
                 last_words.PATIENCE = 1.0
                 before()
                 main([str(recipe), *arguments])
