@@ -10,6 +10,9 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED_FROM := setup.py constraints.txt qkvit/version.py
 
+# Set in many containers. Every command would compile all of torch and transformers anew: 20 seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help run test lint format types wheel clean distclean
