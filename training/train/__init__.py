@@ -1,8 +1,10 @@
 """`train`: a recipe, from its file to a finished model. `python -m qkvit.training.train` does it on many processes."""
 
+import traceback
 from pathlib import Path
 from typing import Any
 
+from ..errors import TrainingStoppedError
 from ..recipe import Recipe
 
 __all__ = ["train"]
@@ -54,5 +56,19 @@ def train(
     run = Run(Recipe.load(recipe, settings), name=recipe if isinstance(recipe, (str, Path)) else "RECIPE.yaml")
     if dry_run:
         return run.dry_run()
-    with told(run.output):
-        return run.train(resume=resume, allow=tuple(allow))
+    try:
+        with told(run.output):
+            return run.train(resume=resume, allow=tuple(allow))
+    except TrainingStoppedError as error:
+        _let_go(error)
+        raise
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the frames of an error hold: the model on its device, and processes that load images.
+
+    A notebook keeps its last error. Left to the garbage collector, each such process takes five seconds to end.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
