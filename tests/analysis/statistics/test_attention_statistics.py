@@ -52,9 +52,9 @@ def test_all_that_can_be_had_is_computed_unless_less_is_asked(random_attention):
 
 
 @pytest.mark.parametrize("mask", [None, "keys", "pairs"])
-@pytest.mark.parametrize("layout", [LAYOUT, TokenLayout(grid=(5, 3)), TokenLayout(grid=(11, 13), has_class_token=True)])
+@pytest.mark.parametrize("layout", [LAYOUT, TokenLayout(grid=(5, 3)), TokenLayout(grid=(7, 13), has_class_token=True)])
 def test_the_mean_map_is_the_mean_of_the_heads_maps(random_attention, assert_as_exact, backend, device, layout, mask):
-    interpreted = backend == "gpu" and not torch.cuda.is_available()  # by Triton: a minute for nine maps of the largest
+    interpreted = backend == "gpu" and not torch.cuda.is_available()  # by Triton: seconds for each map
     batch, heads = (1, 2) if interpreted else (3, 3)
     inputs = random_attention(layout, batch=batch, heads=heads, largest=30.0, mask=mask)
     moved = {"query": inputs.query.to(device), "key": inputs.key.to(device)}
