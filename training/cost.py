@@ -1,8 +1,9 @@
 """What a model costs: operations an image, and memory. The model and its weights stay as they are."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def forward_flops(model: nn.Module, size: tuple[int, int]) -> int:
         with torch.no_grad():
             model(pixel_values=_image(model, size))
 
-    return _counted(model, run)
+    return _counted(model, size, run)
 
 
 def training_flops(model: nn.Module, size: tuple[int, int]) -> int:
@@ -69,22 +70,24 @@ def training_flops(model: nn.Module, size: tuple[int, int]) -> int:
             if trained and logits.requires_grad:
                 torch.autograd.grad(logits, trained, torch.ones_like(logits), allow_unused=True)
 
-    return _counted(model, run)
+    return _counted(model, size, run)
 
 
-def _counted(model: nn.Module, run: Callable[[nn.Module], None]) -> int:
+def _counted(model: nn.Module, size: tuple[int, int], run: Callable[[nn.Module], None]) -> int:
     """Operations of the matrix products while `run` runs a copy of the model in evaluation mode.
 
     The copy's tensors have shapes and no numbers: the maps of 4,097 tokens would be 0.8 GB a layer of base/16, and the
-    backward pass keeps them all. Code that looks at numbers cannot run so; it gets a copy that has them.
+    backward pass keeps them all. Code that looks at numbers cannot run so; it gets a copy that has them. So does a
+    small model with a small image, for which shapes, worked out in Python, take ten times as long.
     """
-    shapes: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
-    for parameter in model.parameters():
-        shapes[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-    try:
-        return _operations(copy.deepcopy(model, shapes), run)
-    except (NotImplementedError, RuntimeError):
-        return _operations(copy.deepcopy(model), run)
+    is_small = sum(parameter.numel() for parameter in model.parameters()) <= 10**6 and math.prod(size) <= 32**2
+    if not is_small:
+        shapes: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+        for parameter in model.parameters():
+            shapes[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+        with suppress(NotImplementedError, RuntimeError):
+            return _operations(copy.deepcopy(model, shapes), run)
+    return _operations(copy.deepcopy(model), run)
 
 
 def _operations(model: nn.Module, run: Callable[[nn.Module], None]) -> int:

@@ -39,6 +39,37 @@ def test_patches_that_are_dropped_are_not_counted(tiny_model):
     assert not any(module.training for module in dropping.eval().modules())
 
 
+def test_a_large_image_is_counted_without_memory(tiny_model):
+    """Of 4,097 tokens, a head's map is 67 MB."""
+    model = tiny_model(image_size=64)
+    size = (256, 256)
+    torch.manual_seed(3)
+    with torch.autograd.profiler.profile(use_cpu=True, profile_memory=True) as profile:
+        forward, backward = forward_flops(model, size), training_flops(model, size)
+    assert max(event.nbytes() for event in profile.kineto_results.events() if event.name() == "[memory]") < 10**6
+    tokens, width = 64**2 + 1, model.config.hidden_size
+    maps = model.config.num_hidden_layers * 4 * tokens**2 * width
+    assert forward > maps
+    assert backward > 2.9 * forward
+
+
+class LooksAtNumbers(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, pixel_values):
+        return self.model(pixel_values + float(pixel_values.mean()))
+
+
+@pytest.mark.parametrize("measure", [forward_flops, training_flops])
+def test_code_that_looks_at_numbers_is_counted_too(tiny_model, measure):
+    model = tiny_model()
+    size = (64, 64)
+    assert measure(LooksAtNumbers(model), size) == measure(model, size)
+    assert model.config._attn_implementation == "sdpa"
+
+
 @pytest.mark.parametrize("family", ["resnet", "levit"])
 @pytest.mark.parametrize("measure", [activation_bytes, forward_flops, training_flops])
 def test_batch_normalisation_stays_as_it_is(request, family, measure):
