@@ -58,44 +58,50 @@ typedef struct {
     float *places;    /* (2, padded) */
     float *distances; /* (padded), of one query */
     float *map;       /* (padded), of one query */
+    int64_t lines;    /* of the grid */
+    int64_t line, column; /* of the query, where it is a patch */
 } Hand;
 
 static Hand hand_of(const Rows *rows, int64_t thread) {
     const int64_t padded = rows->padded, heads = rows->heads;
     float *at = rows->room + thread * (2 * heads + 4) * padded;
-    return (Hand){at, at + heads * padded, at + 2 * heads * padded, at + (2 * heads + 2) * padded,
-                  at + (2 * heads + 3) * padded};
+    return (Hand){.weights = at,
+                  .norms = at + heads * padded,
+                  .places = at + 2 * heads * padded,
+                  .distances = at + (2 * heads + 2) * padded,
+                  .map = at + (2 * heads + 3) * padded,
+                  .lines = rows->patches / rows->columns};
 }
 
-/* The first of the largest scores; NaN is passed over. */
-static void find_largest(const float *scores, int64_t padded, float *largest, int64_t *best) {
+/* Copies a row of scores and ends it with -inf; finds the first of the largest. NaN is passed over. */
+static void copy_and_find_largest(const float *from, int64_t count, float *scores, int64_t padded, float *largest,
+                                  int64_t *best) {
     const Lanes none = (Lanes){0} - INFINITY;
+    const int64_t whole = count - count % LANES;
     Lanes most = none;
     Whole block = {0}, at = {0}; /* of Lanes: which one is looked at, and which one the most of each lane is in */
+    copy_padded(scores + whole, from + whole, count - whole, padded - whole, -INFINITY);
     for (int64_t j = 0; j < padded; j += LANES, block += 1) {
-        const Lanes here = load(scores + j);
+        const Lanes here = load(j < whole ? from + j : scores + j);
+        __builtin_prefetch(from + count + j); /* the head's next query, whose row is read after those of other heads */
+        store(scores + j, here);
         const Whole larger = here > most;
         most = choose(larger, here, most);
         at = (larger & block) | (~larger & at);
     }
-    *largest = most[0], *best = (int64_t)at[0] * LANES;
-    for (int64_t k = 1; k < LANES; k++) {
-        const int64_t place = (int64_t)at[k] * LANES + k;
-        const int is_first = most[k] > *largest || (most[k] == *largest && place < *best);
-        *largest = is_first ? most[k] : *largest;
-        *best = is_first ? place : *best;
-    }
+    *largest = largest_lane(most);
+    *best = least_lane((Whole)choose(most == *largest, (Lanes)(at * LANES + number_of_lane()), (Lanes)((Whole){0} + INT32_MAX)));
 }
 
-/* The scores of a row, which end with -inf, become u_j, without the largest. */
-static Sums exponentials(float *scores, int64_t padded, int64_t columns, const float *places, const float *distances,
-                         const float *norms) {
+/* The scores of a row become u_j, without the largest. */
+static Sums exponentials(const float *from, int64_t count, float *scores, int64_t padded, const float *places,
+                         const float *distances, const float *norms) {
     Sums sums = {0};
-    find_largest(scores, padded, &sums.largest, &sums.best);
+    copy_and_find_largest(from, count, scores, padded, &sums.largest, &sums.best);
     const float largest = sums.largest;
     if (largest == -INFINITY) return sums;
     scores[sums.best] = -INFINITY;
-    const float first_line = (float)(sums.best / columns), first_column = (float)(sums.best % columns);
+    const float first_line = places ? places[sums.best] : 0, first_column = places ? places[padded + sums.best] : 0;
     for (int64_t start = 0; start < padded; start += PIECE) {
         const int64_t end = start + PIECE < padded ? start + PIECE : padded;
         Lanes others = {0}, fall = {0}, distance = {0}, weighted = {0};
@@ -104,6 +110,8 @@ static Sums exponentials(float *scores, int64_t padded, int64_t columns, const f
             store(scores + j, u);
             others += u;
             fall -= u * at_least(x);
+            if (distances) distance += u * load(distances + j);
+            if (norms) weighted += u * load(norms + j);
         }
         sums.others += sum_lanes(others);
         sums.fall += sum_lanes(fall);
@@ -123,14 +131,15 @@ static Sums exponentials(float *scores, int64_t padded, int64_t columns, const f
             sums.across += sum_lanes(across);
             sums.across_squared += sum_lanes(across_squared);
         }
-        for (int64_t j = start; distances && j < end; j += LANES) distance += load(scores + j) * load(distances + j);
-        for (int64_t j = start; norms && j < end; j += LANES) weighted += load(scores + j) * load(norms + j);
         sums.distance += sum_lanes(distance);
         sums.weighted += sum_lanes(weighted);
     }
     if (!(largest < INFINITY)) sums.others = NAN;
     return sums;
 }
+
+/* log(1 + x) for x >= 0: `log1p` takes three times as long as `log`. */
+static double log_of_1_and(double x) { return x < 1e-5 ? x - 0.5 * x * x : log(1 + x); }
 
 /* Entropy of weights that sum to 1, by their logarithms. The largest is taken as 1 less the others: near 1, its logarithm
  * is lost in its rounding. */
@@ -163,13 +172,14 @@ static double log_sum_of(const float *scores, int64_t count) {
     return largest + log(sum);
 }
 
-/* The weights of the up to eight patches around one, among the patches. */
-static double around(const float *weights, int64_t lines, int64_t columns, int64_t patch) {
-    const int64_t line = patch / columns, column = patch % columns;
+/* The weights of the up to eight patches around the query. */
+static double around(const float *weights, int64_t columns, const Hand *hand) {
+    const int64_t line = hand->line, column = hand->column;
     double sum = 0;
     for (int64_t i = line - 1; i <= line + 1; i++)
         for (int64_t j = column - 1; j <= column + 1; j++)
-            if (i >= 0 && i < lines && j >= 0 && j < columns && (i != line || j != column)) sum += weights[i * columns + j];
+            if (i >= 0 && i < hand->lines && j >= 0 && j < columns && (i != line || j != column))
+                sum += weights[i * columns + j];
     return sum;
 }
 
@@ -177,14 +187,13 @@ static double around(const float *weights, int64_t lines, int64_t columns, int64
 static double read_row(const Rows *rows, const Hand *hand, int64_t image, int64_t head, int64_t row) {
     const int64_t patches = rows->patches, padded = rows->padded, prefix = rows->prefix, columns = rows->columns;
     const int64_t group = image * rows->heads + head, at = group * rows->queries + row, token = rows->first + row;
-    const int64_t lines = patches / columns;
     const int64_t out = group * rows->tokens + token, first_register = prefix - rows->registers;
     const float *norms = rows->norms ? rows->norms + group * rows->tokens : 0;
     const float *places = rows->places ? hand->places : 0, *distances = rows->distances ? hand->distances : 0;
     float *weights = hand->weights + head * padded, *before = rows->prefix_scores + at * prefix;
 
-    copy_padded(weights, rows->scores + at * patches, patches, padded, -INFINITY);
-    Sums sums = exponentials(weights, padded, columns, places, distances, norms ? hand->norms + head * padded : 0);
+    Sums sums = exponentials(rows->scores + at * patches, patches, weights, padded, places, distances,
+                             norms ? hand->norms + head * padded : 0);
     const int sees_patches = sums.largest > -INFINITY;
     const double sum = 1 + sums.others, of_patches = sum_of(weights, sees_patches ? 0 : patches);
     /* Of nothing but -inf, or NaN among them: the weights are 0, or NaN. */
@@ -195,7 +204,7 @@ static double read_row(const Rows *rows, const Hand *hand, int64_t image, int64_
     if (rows->keeps_weights) memcpy(rows->scores + at * patches, weights, sizeof(float) * (size_t)patches);
 
     /* Patches and the tokens before them have a softmax each; the odds say how the row is divided between them. */
-    const double log_others = log1p(sums.others);
+    const double log_others = log_of_1_and(sums.others);
     const double log_sum = sees_patches ? sums.largest + log_others : of_patches;
     const double log_sum_before = log_sum_of(before, prefix);
     const double log_odds = prefix ? log_sum - log_sum_before : isfinite(log_sum) ? INFINITY : NAN;
@@ -204,7 +213,7 @@ static double read_row(const Rows *rows, const Hand *hand, int64_t image, int64_
     const double best_weight = share * inverse;
 
     if (rows->entropy) {
-        double found = isinf(log_odds) ? 0 : log1p(odds) + smaller * fabs(log_odds); /* of the two shares */
+        double found = isinf(log_odds) ? 0 : log_of_1_and(odds) + smaller * fabs(log_odds); /* of the two shares */
         if (share > 0 || isnan(share)) found += share * (log_others + sums.fall * inverse);
         if (prefix > 1 && log_odds != INFINITY) found += rest * small_entropy(before, prefix, log_sum_before);
         rows->entropy[out] = (float)found;
@@ -213,8 +222,8 @@ static double read_row(const Rows *rows, const Hand *hand, int64_t image, int64_
         const double down = sums.down * inverse, across = sums.across * inverse;
         const double variance = (sums.down_squared + sums.across_squared) * inverse - down * down - across * across;
         const double none = sees_patches ? 0 : NAN;
-        rows->centre[2 * out] = (float)(sums.best / columns + down + none);
-        rows->centre[2 * out + 1] = (float)(sums.best % columns + across + none);
+        rows->centre[2 * out] = (float)(places[sums.best] + down + none);
+        rows->centre[2 * out + 1] = (float)(places[padded + sums.best] + across + none);
         rows->spread[out] = (float)(variance < 0 ? none : sqrt(variance) + none);
     }
     if (rows->distance) {
@@ -242,7 +251,7 @@ static double read_row(const Rows *rows, const Hand *hand, int64_t image, int64_
         rows->on_self[out] = (float)own;
         if (rows->on_class_token) rows->on_class_token[out] = before[rows->class_token];
         if (rows->on_registers) rows->on_registers[out] = (float)sum_of(before + first_register, rows->registers);
-        rows->on_neighbours[out] = token < prefix ? NAN : (float)(share * around(weights, lines, columns, token - prefix));
+        rows->on_neighbours[out] = token < prefix ? NAN : (float)(share * around(weights, columns, hand));
     }
     double inverse_total = 0;
     if (norms) {
@@ -251,12 +260,12 @@ static double read_row(const Rows *rows, const Hand *hand, int64_t image, int64_
         for (int64_t k = first_register; k < prefix; k++) of_registers += before[k] * norms[k];
         rows->weighted_sum[out] = (float)total;
         inverse_total = 1 / total;
-        rows->weighted_on_prefix[out] = (float)(weighted_before / total);
-        rows->weighted_on_patches[out] = (float)(weighted_of_patches / total);
-        rows->weighted_on_self[out] = (float)(own * norms[token] / total);
+        rows->weighted_on_prefix[out] = (float)(weighted_before * inverse_total);
+        rows->weighted_on_patches[out] = (float)(weighted_of_patches * inverse_total);
+        rows->weighted_on_self[out] = (float)(own * norms[token] * inverse_total);
         if (rows->weighted_on_class_token)
-            rows->weighted_on_class_token[out] = (float)(before[rows->class_token] * norms[rows->class_token] / total);
-        if (rows->weighted_on_registers) rows->weighted_on_registers[out] = (float)(of_registers / total);
+            rows->weighted_on_class_token[out] = (float)(before[rows->class_token] * norms[rows->class_token] * inverse_total);
+        if (rows->weighted_on_registers) rows->weighted_on_registers[out] = (float)(of_registers * inverse_total);
     }
     rows->share[at] = (float)share;
     return inverse_total;
@@ -337,7 +346,7 @@ static void add_to_products(const Rows *rows, const Hand *hand, int64_t image, i
 }
 
 /* Some queries of an image, all heads of each before the next: what joins heads finds their rows in the cache. */
-static void read_part(const Rows *rows, const Hand *hand, int64_t unit) {
+static void read_part(const Rows *rows, Hand *hand, int64_t unit) {
     const int64_t image = unit / rows->parts, part = unit % rows->parts, heads = rows->heads, padded = rows->padded;
     const int64_t sums_of_head = 2 * (padded + rows->prefix);
     float *sums = rows->sums ? rows->sums + unit * heads * sums_of_head : 0;
@@ -350,6 +359,8 @@ static void read_part(const Rows *rows, const Hand *hand, int64_t unit) {
     }
     const int64_t end = rows->queries * (part + 1) / rows->parts;
     for (int64_t row = rows->queries * part / rows->parts; row < end; row++) {
+        const int64_t patch = rows->first + row - rows->prefix;
+        hand->line = patch / rows->columns, hand->column = patch % rows->columns;
         if (rows->distances) copy_padded(hand->distances, rows->distances + row * rows->patches, rows->patches, padded, 0);
         for (int64_t head = 0; head < heads; head++) {
             const float inverse_total = (float)read_row(rows, hand, image, head, row);
@@ -391,7 +402,7 @@ void read_rows(const Rows *rows) {
     const int threads = (int)rows->threads;
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows->images * rows->heads * rows->queries * patches > 32768)
     for (int thread = 0; thread < threads; thread++) {
-        const Hand hand = hand_of(rows, thread);
+        Hand hand = hand_of(rows, thread);
         for (int which = 0; rows->places && which < 2; which++)
             copy_padded(hand.places + which * rows->padded, rows->places + which * patches, patches, rows->padded, 0);
         for (int64_t unit = units * thread / threads; unit < units * (thread + 1) / threads; unit++)

@@ -16,6 +16,7 @@ enum { LANES = 4 };
 #endif
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
 typedef float Four __attribute__((vector_size(16)));
+typedef int32_t FourWhole __attribute__((vector_size(16)));
 typedef int32_t Whole __attribute__((vector_size(4 * LANES))); /* -1 where a comparison is true, else 0 */
 
 static inline Lanes load(const float *from) {
@@ -35,6 +36,35 @@ static inline float sum_lanes(Lanes numbers) {
     Four sum = all.part[0];
     for (int k = 1; k < LANES / 4; k++) sum += all.part[k];
     return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+}
+
+static inline float largest_lane(Lanes numbers) {
+    union { Lanes whole; Four part[LANES / 4]; } all = {numbers};
+    Four most = all.part[0];
+    for (int k = 1; k < LANES / 4; k++) {
+        const FourWhole larger = all.part[k] > most;
+        most = (Four)((larger & (FourWhole)all.part[k]) | (~larger & (FourWhole)most));
+    }
+    const float one = most[0] > most[2] ? most[0] : most[2], other = most[1] > most[3] ? most[1] : most[3];
+    return one > other ? one : other;
+}
+
+static inline int32_t least_lane(Whole numbers) {
+    union { Whole whole; FourWhole part[LANES / 4]; } all = {numbers};
+    FourWhole least = all.part[0];
+    for (int k = 1; k < LANES / 4; k++) {
+        const FourWhole less = all.part[k] < least;
+        least = (less & all.part[k]) | (~less & least);
+    }
+    const int32_t one = least[0] < least[2] ? least[0] : least[2], other = least[1] < least[3] ? least[1] : least[3];
+    return one < other ? one : other;
+}
+
+/* 0, 1, 2, ... */
+static inline Whole number_of_lane(void) {
+    Whole numbers;
+    for (int k = 0; k < LANES; k++) numbers[k] = k;
+    return numbers;
 }
 
 /* e^x for -87 <= x <= 0, within one unit of the last place: a power of two times a polynomial on half of log 2. */
