@@ -30,11 +30,14 @@ class Plan(NamedTuple):
 
 
 def cpu_plan(inputs: AttentionInputs, groups: frozenset[str]) -> Plan:
-    """A tile that a core's cache holds, of a few images where they are small."""
+    """A tile that a core's cache holds, or several images where they are small."""
     batch, heads, tokens, _ = inputs.query.shape
     plan = plan_for(heads, tokens, numbers=CPU_NUMBERS, all_heads="similarity" in groups)
-    images = CPU_NUMBERS // 2 // (heads * tokens * tokens)
-    return plan if images < 2 or plan.heads < heads else Plan(min(batch, images), heads, tokens)
+    of_image = heads * tokens * tokens
+    if 4 * of_image > CPU_NUMBERS or plan.heads < heads:
+        return plan
+    # More would leave the caches; with fewer, cores wait between them.
+    return Plan(min(batch, 2 * CPU_NUMBERS // max(of_image, 1)), heads, tokens)
 
 
 def gpu_plan(inputs: AttentionInputs, groups: frozenset[str]) -> Plan:

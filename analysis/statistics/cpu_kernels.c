@@ -90,7 +90,8 @@ static void copy_and_find_largest(const float *from, int64_t count, float *score
         at = (larger & block) | (~larger & at);
     }
     *largest = largest_lane(most);
-    *best = least_lane((Whole)choose(most == *largest, (Lanes)(at * LANES + number_of_lane()), (Lanes)((Whole){0} + INT32_MAX)));
+    const Whole is_largest = most == *largest;
+    *best = least_lane((is_largest & (at * LANES + number_of_lane())) | (~is_largest & INT32_MAX));
 }
 
 /* The scores of a row become u_j, without the largest. */
