@@ -10,7 +10,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED_FROM := setup.py constraints.txt qkvit/version.py
 
-# Set in many containers. Every command would compile all of torch and transformers anew: 20 seconds.
+# Set in many containers. Every command would compile what it imports of torch and transformers anew: 15 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
