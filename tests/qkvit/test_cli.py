@@ -230,14 +230,15 @@ def test_a_run_puts_nothing_on_the_screen_that_a_newcomer_would_not_understand(f
     assert [line for line in errors.splitlines() if line.strip() and not re.match(r" *\d+ % \|", line)] == []
 
 
-def test_a_run_names_commands_that_measure_its_model(finished):
+def test_a_run_names_commands_that_measure_its_model(finished, capsys, monkeypatch):
     folder, done = finished
     assert len(list((folder / "quickstart" / "digits").glob("[0-9]/*.png"))) == 1000
     told = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("  ") and "--data" in line]
     assert [arguments[0] for arguments in told] == ["evaluate", "statistics"]
+    monkeypatch.chdir(folder)
     for arguments in told:
-        measured = run(*arguments, "-o", arguments[0], cwd=folder)
-        assert measured.returncode == 0, measured.stderr
+        code, _, errors = leave(capsys, *arguments, "-o", arguments[0])
+        assert code == 0, errors
         shutil.rmtree(folder / arguments[0])
     assert f'classify("{Path("quickstart", "digits", "7", "0.png")}")' in done.stdout
 

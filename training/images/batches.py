@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from ...data import BadImageError, SourceUnreachableError
@@ -22,6 +23,7 @@ from .progressive import Progression
 from .sources import SourceSplit, Split
 
 Key = tuple[int, int, int]  # epoch, index, repeat
+PIXELS_TOGETHER = 2**20  # of images that wait for an image processor; large ones go through it one by one
 
 
 class EpochBatches(Sampler[list[Key]]):
@@ -169,14 +171,41 @@ class EvaluationImages(Dataset[Any]):
         return len(self.split)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, Any] | Unusable:
+        [item] = self.__getitems__([index])
+        return item
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, Any] | Unusable]:
+        """A batch. Small images reach the processor together: most of what each would take is the call."""
+        items: list[Any] = []
+        waiting: dict[int, Image.Image] = {}  # by their place among the items
+        for place, index in enumerate(indices):
+            items.append(self._image(index))
+            if not isinstance(items[place], Unusable):
+                waiting[place] = items[place]
+            if sum(image.width * image.height for image in waiting.values()) > PIXELS_TOGETHER:
+                self._process(waiting, items)
+        self._process(waiting, items)
+        return [
+            item if isinstance(item, Unusable) else (item, self.split.labels[index])
+            for index, item in zip(indices, items, strict=True)
+        ]
+
+    def _image(self, index: int) -> Image.Image | Unusable:
         try:
-            image = self.split.image(index)
+            return self.split.image(index)
         except BadImageError as error:
             return Unusable(self.split.name(index), str(error))
         except SourceUnreachableError as error:
             return Unusable("", str(error), unreachable=True)
-        pixels = self.processor(images=image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
-        return pixels[0], self.split.labels[index]
+
+    def _process(self, waiting: dict[int, Image.Image], items: list[Any]) -> None:
+        """Put the pixels of those that wait among the items."""
+        if waiting:
+            given = {"return_tensors": "pt", "input_data_format": "channels_last"}
+            pixels = self.processor(images=list(waiting.values()), **given)["pixel_values"]
+            for place, of_image in zip(waiting, pixels, strict=True):
+                items[place] = of_image
+            waiting.clear()
 
 
 def as_it_is(batch: Any) -> Any:

@@ -6,11 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import ViTImageProcessorPil
 
 from qkvit.data import BadImageError, SourceUnreachableError
 from qkvit.training.errors import TrainingRefusedError
 from qkvit.training.evaluation import evaluate
-from qkvit.training.images.bad_images import UnreachableImagesError, check_usable, usable
+from qkvit.training.images import batches
+from qkvit.training.images.bad_images import UnreachableImagesError, Unusable, check_usable, usable
 from qkvit.training.images.batches import EpochBatches, EvaluationImages, TrainingImages
 from qkvit.training.images.sources import SourceSplit, held_out_indices, open_splits
 from qkvit.training.recipe import Augmentation, Data
@@ -109,6 +111,30 @@ def test_an_image_that_cannot_be_reached_stops_a_run_that_skips_bad_ones(raises_
     assert held.bad == {}
 
 
+@pytest.mark.parametrize("together", [0, 40, 10**6])
+def test_images_are_processed_together_as_they_are_alone(monkeypatch, together):
+    class OfAllSizes(WithHoles):
+        def image(self, index):
+            return super().image(index).resize((4 + index, 9 - index))
+
+    monkeypatch.setattr(batches, "PIXELS_TOGETHER", together)
+    calls = []
+
+    def processor(images, **given):
+        calls.append(len(images))
+        return transformers_processor(images=images, **given)
+
+    transformers_processor = ViTImageProcessorPil(size={"height": 5, "width": 5})
+    held = EvaluationImages(OfAllSizes({1, 5}), processor, skip_bad=True)
+    found = held.__getitems__([4, 1, 0, 0, 5, 3, 2])
+    assert calls == {0: [1] * 5, 40: [2, 2, 1], 10**6: [5]}[together]
+    assert [isinstance(each, Unusable) for each in found] == [False, True, False, False, True, False, False]
+    for index, each in zip([4, 0, 0, 3, 2], [each for each in found if not isinstance(each, Unusable)], strict=True):
+        pixels, label = held[index]
+        assert label == each[1] == index
+        assert torch.equal(each[0], pixels)
+
+
 def test_data_that_cannot_be_reached_are_not_taken_for_others(raises_sentence):
     class Unanswered:
         labels = torch.zeros(3, dtype=torch.int64).numpy()
@@ -160,8 +186,8 @@ class Constant(torch.nn.Module):
 @pytest.mark.parametrize("world", [1, 2, 4, 9])
 def test_every_image_is_counted_once_also_with_more_processes_than_images(world):
     class Processed(EvaluationImages):
-        def __getitem__(self, index):
-            return torch.zeros(3, 4, 4), int(self.split.labels[index])
+        def __getitems__(self, indices):
+            return [(torch.zeros(3, 4, 4), int(self.split.labels[index])) for index in indices]
 
     images = Processed(WithHoles(set()), None)
     total, right = 0, 0.0
