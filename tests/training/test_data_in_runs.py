@@ -193,10 +193,11 @@ def test_window_sizes_count_what_is_in_memory_and_not_what_is_trained_on():
 def test_a_bad_image_stops_with_one_sentence_and_code_2(recipe, folders, raises_sentence, split, count):
     bad = sorted((folders / split / "red").iterdir())[0]
     bad.write_bytes(b"not an image")
+    before = multiprocessing.active_children()
     with raises_sentence(TrainingStoppedError, f"red/{bad.name}", "on_bad_image=skip") as caught:
         train(recipe(folders, "run", workers(count)))
     assert caught.value.code == 2
-    assert not multiprocessing.active_children(), "the error, which is still here, keeps those that load images"
+    assert set(multiprocessing.active_children()) <= set(before), "the error keeps those that load images"
     if split == "train" and not count:  # what the sentence says to do
         metrics = train(recipe(folders, "run"), ["on_bad_image=skip"], resume=True, allow=("on_bad_image",))
         assert len(metrics["bad_images"]) == 1
