@@ -139,7 +139,7 @@ static Sums exponentials(const float *from, int64_t count, float *scores, int64_
     return sums;
 }
 
-/* log(1 + x) for x >= 0: `log1p` takes three times as long as `log`. */
+/* log(1 + x) for x >= 0, in less time than `log1p`. */
 static double log_of_1_and(double x) { return x < 1e-5 ? x - 0.5 * x * x : log(1 + x); }
 
 /* Entropy of weights that sum to 1, by their logarithms. The largest is taken as 1 less the others: near 1, its logarithm
