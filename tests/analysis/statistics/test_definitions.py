@@ -89,6 +89,18 @@ def test_every_number_is_its_formula(scores, backend, device, assert_as_exact):
     assert scores.gather(-1, s.argmaximum[0, 0].cpu()[:, None]).flatten().tolist() == scores.amax(dim=-1).tolist()
 
 
+def test_a_row_with_all_its_weight_in_one_place_keeps_the_digits_of_its_entropy(backend, device):
+    """There 1 + x is 1 for what the other places have, in numbers of 16 digits too."""
+    scores = torch.zeros(LAYOUT.num_tokens, LAYOUT.num_tokens)
+    for row, gap in enumerate([10.0, 20.0, 30.0, 35.0, 37.0, 40.0, 50.0, 60.0, 80.0]):
+        scores[row, PATCHES[row % len(PATCHES)]] = gap
+    scores[:, : LAYOUT.num_prefix] = -100.0
+    query, key = (tensor.to(device) for tensor in given_scores(scores))
+    s = attention_statistics(query, key, LAYOUT, scaling=1.0, statistics="entropy", backend=backend)
+    exact = torch.tensor([float(h) for h in by_hand(map_of(scores))["entropy"]], dtype=torch.float64)
+    torch.testing.assert_close(s.entropy[0, 0].double().cpu(), exact, rtol=1e-4, atol=0)
+
+
 def test_sinks_are_the_heaviest_hundredth_of_the_tokens(backend, device):
     layout = TokenLayout(grid=(11, 11))  # 121 tokens: a hundredth is two of them
     scores = torch.zeros(121, 121)
