@@ -23,7 +23,7 @@ from .progressive import Progression
 from .sources import SourceSplit, Split
 
 Key = tuple[int, int, int]  # epoch, index, repeat
-PIXELS_TOGETHER = 2**20  # of images that wait for an image processor; large ones go through it one by one
+PIXELS_TOGETHER = 2**16  # of images that wait for an image processor; for one of 224 pixels the call is nothing
 
 
 class EpochBatches(Sampler[list[Key]]):
