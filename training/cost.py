@@ -74,28 +74,37 @@ def training_flops(model: nn.Module, size: tuple[int, int]) -> int:
 
 
 def _counted(model: nn.Module, size: tuple[int, int], run: Callable[[nn.Module], None]) -> int:
-    """Operations of the matrix products while `run` runs a copy of the model in evaluation mode.
+    """Operations of the matrix products while `run` runs the model in evaluation mode.
 
-    The copy's tensors have shapes and no numbers: the maps of 4,097 tokens would be 0.8 GB a layer of base/16, and the
-    backward pass keeps them all. Code that looks at numbers cannot run so; it gets a copy that has them. So does a
-    small model with a small image, for which shapes, worked out in Python, take ten times as long.
+    A copy is run whose tensors have shapes and no numbers: the maps of 4,097 tokens would be 0.8 GB a layer of base/16,
+    and the backward pass keeps them all. The model itself is run where it cannot be copied, or its code looks at
+    numbers; and where it is small, with a small image, for shapes, worked out in Python, take several times as long.
     """
     is_small = sum(parameter.numel() for parameter in model.parameters()) <= 10**6 and math.prod(size) <= 32**2
     if not is_small:
-        shapes: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
-        for parameter in model.parameters():
-            shapes[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-        with suppress(NotImplementedError, RuntimeError):
-            return _operations(copy.deepcopy(model, shapes), run)
-    return _operations(copy.deepcopy(model), run)
+        # Whatever goes wrong, code of others among it: if the reason is another one, the model itself will tell.
+        with suppress(Exception):
+            return _operations(_without_numbers(model), run)
+    return _operations(model, run)
+
+
+def _without_numbers(model: nn.Module) -> nn.Module:
+    shapes: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    for parameter in model.parameters():
+        shapes[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+    return copy.deepcopy(model, shapes)
 
 
 def _operations(model: nn.Module, run: Callable[[nn.Module], None]) -> int:
     # torch counts every product of "eager" attention, but not those of all fused kernels.
     config: Any = model.config
+    implementation = config._attn_implementation
     config._attn_implementation = "eager"
-    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
-        run(model.eval())
+    try:
+        with _mode(model, training=False), FlopCounterMode(display=False) as counter:
+            run(model)
+    finally:
+        config._attn_implementation = implementation
     return int(counter.get_total_flops())
 
 

@@ -43,7 +43,6 @@ def test_a_large_image_is_counted_without_memory(tiny_model):
     """Of 4,097 tokens, a head's map is 67 MB."""
     model = tiny_model(image_size=64)
     size = (256, 256)
-    torch.manual_seed(3)
     with torch.autograd.profiler.profile(use_cpu=True, profile_memory=True) as profile:
         forward, backward = forward_flops(model, size), training_flops(model, size)
     assert max(event.nbytes() for event in profile.kineto_results.events() if event.name() == "[memory]") < 10**6
@@ -53,21 +52,49 @@ def test_a_large_image_is_counted_without_memory(tiny_model):
     assert backward > 2.9 * forward
 
 
-class LooksAtNumbers(torch.nn.Module):
-    def __init__(self, model):
+class Inconvenient(torch.nn.Module):
+    """Computes what a model computes, and does something with its input that needs numbers."""
+
+    def __init__(self, model, look):
         super().__init__()
-        self.model, self.config = model, model.config
+        self.model, self.config, self.look = model, model.config, look
 
     def forward(self, pixel_values):
-        return self.model(pixel_values + float(pixel_values.mean()))
+        self.look(pixel_values)
+        return self.model(pixel_values)
+
+
+class CannotBeCopied(Inconvenient):
+    def __deepcopy__(self, memo):
+        raise TypeError("cannot pickle a lock")
 
 
 @pytest.mark.parametrize("measure", [forward_flops, training_flops])
-def test_code_that_looks_at_numbers_is_counted_too(tiny_model, measure):
-    model = tiny_model()
-    size = (64, 64)
-    assert measure(LooksAtNumbers(model), size) == measure(model, size)
+@pytest.mark.parametrize(
+    ("kind", "look"),
+    [
+        (Inconvenient, lambda pixels: float(pixels.mean())),
+        (Inconvenient, lambda pixels: pixels.numpy()),
+        (Inconvenient, lambda pixels: pixels[pixels > 0]),
+        (CannotBeCopied, lambda pixels: None),
+    ],
+)
+def test_what_cannot_do_without_numbers_is_counted_with_them(tiny_model, measure, kind, look):
+    model, size = tiny_model(), (64, 64)
+    expected = measure(model, size)
+    next(model.children()).train()
+    modes = [module.training for module in model.modules()]
+    assert measure(kind(model, look), size) == expected
     assert model.config._attn_implementation == "sdpa"
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_an_error_of_the_model_is_the_models_own(tiny_model):
+    def broken(pixels):
+        raise ValueError("no such colour")
+
+    with pytest.raises(ValueError, match="no such colour"):
+        forward_flops(Inconvenient(tiny_model(), broken), (64, 64))
 
 
 @pytest.mark.parametrize("family", ["resnet", "levit"])

@@ -178,12 +178,17 @@ class EvaluationImages(Dataset[Any]):
         """A batch. Small images reach the processor together: most of what each would take is the call."""
         items: list[Any] = []
         waiting: dict[int, Image.Image] = {}  # by their place among the items
+        pixels = 0
         for place, index in enumerate(indices):
-            items.append(self._image(index))
-            if not isinstance(items[place], Unusable):
-                waiting[place] = items[place]
-            if sum(image.width * image.height for image in waiting.values()) > PIXELS_TOGETHER:
+            image = self._image(index)
+            items.append(image)
+            if isinstance(image, Unusable):
+                continue
+            waiting[place] = image
+            pixels += image.width * image.height
+            if pixels > PIXELS_TOGETHER:
                 self._process(waiting, items)
+                pixels = 0
         self._process(waiting, items)
         return [
             item if isinstance(item, Unusable) else (item, self.split.labels[index])
