@@ -1,9 +1,15 @@
-"""What the tests share: tiny models, seeded, and the quick settings of hypothesis."""
+"""What the tests share: tiny models, seeded; processes that begin quickly; the quick settings of hypothesis."""
 
 import contextlib
+import copy
+import gc
+import itertools
+import multiprocessing.forkserver
 import os
+import subprocess
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched
 
@@ -44,9 +50,23 @@ TINY = {
 }
 
 
+def pytest_collection_finish() -> None:
+    """What the imports made lives as long as the process: no collection of garbage has to look at it."""
+    gc.collect()
+    gc.freeze()
+
+
+def seed_torch(seed: int) -> None:
+    """As `torch.manual_seed`, which on a machine without a GPU writes down its caller's stack for each kind of GPU."""
+    if torch.cuda.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    seed_torch(0)
 
 
 @pytest.fixture(scope="session")
@@ -66,15 +86,20 @@ def tiny_model(tiny_config) -> Callable[..., torch.nn.Module]:
     Biases, LayerScale and the mask token are given random values: a test would not see what it forgets of them.
     """
 
+    made = {}
+
     def make(model_class=qkvit.QKViTForImageClassification, *, seed: int = 0, **fields) -> torch.nn.Module:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = model_class(tiny_config(**fields))
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    if parameter.std() == 0 or parameter.numel() == 1:
-                        parameter.add_(torch.randn_like(parameter), alpha=0.3)
-        return model.eval()
+        arguments = repr((model_class, seed, sorted(fields.items())))
+        if arguments not in made:
+            with torch.random.fork_rng():
+                seed_torch(seed)
+                model = model_class(tiny_config(**fields))
+                with torch.no_grad():
+                    for parameter in model.parameters():
+                        if parameter.std() == 0 or parameter.numel() == 1:
+                            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+            made[arguments] = model.eval()
+        return copy.deepcopy(made[arguments])  # a third of the time
 
     return make
 
@@ -110,3 +135,74 @@ def uncompiled_flex() -> Iterator[None]:
     with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
         yield
+
+
+# Two thirds of the time that a process takes to import a model. Nothing here looks at the Hub or its environment.
+PRELOADED = ["torch._dynamo", "torch.distributed.tensor", "torch.distributed._composable.fsdp", "scipy.optimize"]
+
+# Makes of a process with those imported what `python ARGUMENTS` is.
+BEGIN = """
+import atexit, os, runpy, sys, threading
+
+os.environ.clear()
+os.environ.update(environment)
+os.chdir(folder)
+for number, path in ((1, output), (2, errors)):
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+way, *rest = arguments
+# The path is that of the tests, to which they add.
+sys.path[:] = [path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix))]
+try:
+    if way in ("-c", "-m"):
+        sys.path.insert(0, "")
+        sys.argv = [way, *rest[1:]] if way == "-c" else rest
+        if way == "-c":
+            exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.path.insert(0, os.path.dirname(way))
+        sys.argv = arguments
+        runpy.run_path(way, run_name="__main__")
+finally:
+    threading._shutdown()
+    atexit._run_exitfuncs()
+"""
+
+
+@pytest.fixture(scope="session")
+def start_python(tmp_path_factory) -> Callable[..., Callable[[], subprocess.CompletedProcess[str]]]:
+    """`start_python("-m", "qkvit", ..., folder=here, environment={...})()`: a Python process, and what came of it.
+
+    As `subprocess.run([sys.executable, ...], capture_output=True)`, where torch is imported already. Called a second
+    time, it starts a second process before one waits for the first.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(PRELOADED)
+    kept, numbers = tmp_path_factory.mktemp("processes"), itertools.count()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # read when torch is imported
+        multiprocessing.forkserver.ensure_running()
+
+    def start(
+        *arguments: object, folder: Path | None = None, environment: dict[str, str] | None = None, seconds: float = 300
+    ) -> Callable[[], subprocess.CompletedProcess[str]]:
+        number = next(numbers)
+        files = {"output": kept / f"{number}.out", "errors": kept / f"{number}.err"}
+        words = [str(argument) for argument in arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"} if environment is None else environment
+        begin = {"arguments": words, "folder": folder or Path.cwd(), "environment": environment, **files}
+        process = server.Process(target=exec, args=(BEGIN, begin))
+        process.start()
+
+        def ended() -> subprocess.CompletedProcess[str]:
+            process.join(seconds)
+            output, errors = (path.read_text(encoding="utf-8") for path in files.values())
+            if process.exitcode is None:
+                process.kill()
+                raise subprocess.TimeoutExpired(words, seconds, output, errors)
+            return subprocess.CompletedProcess(words, process.exitcode, output, errors)
+
+        return ended
+
+    return start

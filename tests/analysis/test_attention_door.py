@@ -3,7 +3,6 @@
 import copy
 import os
 import socket
-import subprocess
 import sys
 import threading
 from contextlib import ExitStack
@@ -243,25 +242,16 @@ print("done", rank)
 """
 
 
-def test_in_two_processes_each_sees_its_own_images(tmp_path):
+def test_in_two_processes_each_sees_its_own_images(start_python, tmp_path):
     (tmp_path / "script.py").write_text(PROCESS)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "script.py")],
-            env={**shared, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    ended = [process.communicate(timeout=600) for process in started]
-    for rank, (output, errors) in enumerate(ended):
-        assert f"done {rank}" in output, errors
+    script = tmp_path / "script.py"
+    started = [start_python(script, environment={**shared, "RANK": str(rank)}) for rank in range(2)]
+    for rank, ended in enumerate([end() for end in started]):
+        assert f"done {rank}" in ended.stdout, ended.stderr
 
 
 # ---- ways to run a model

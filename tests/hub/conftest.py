@@ -96,7 +96,7 @@ def hub(tmp_path_factory) -> Iterator[_local_hub.LocalHub]:
 
 
 @pytest.fixture(scope="session")
-def process(hub) -> Callable[..., subprocess.CompletedProcess]:
+def process(hub, start_python) -> Callable[..., subprocess.CompletedProcess]:
     """`process(folder, *arguments)`: a Python process in a folder, which also holds its HF_HOME.
 
     huggingface_hub reads its environment when it is imported, so nothing of it can be changed in a test's own process.
@@ -119,8 +119,7 @@ def process(hub) -> Callable[..., subprocess.CompletedProcess]:
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "200",
         }
-        command = [sys.executable, *map(str, arguments)]
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        return start_python(*arguments, folder=folder, environment=environment)()
 
     return run
 

@@ -3,7 +3,6 @@
 import ast
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -141,7 +140,7 @@ facts["imported"] = [name for name in sys.modules if name.partition(".")[0] == "
 '''
 
 
-def without_the_package(work: Path, step: str) -> dict:
+def without_the_package(start_python, work: Path, step: str) -> dict:
     """Run a step of the script in a clean process, with an empty cache of remote code."""
     environment = {
         "PATH": os.environ["PATH"],
@@ -153,9 +152,7 @@ def without_the_package(work: Path, step: str) -> dict:
     }
     script = work / "script.py"
     script.write_text(SCRIPT)
-    run = subprocess.run(
-        [sys.executable, script, work, step], cwd=work, env=environment, capture_output=True, text=True, timeout=300
-    )
+    run = start_python(script, work, step, folder=work, environment=environment)()
     assert run.returncode == 0, run.stdout + run.stderr
     return json.loads((work / f"{step}.json").read_text())
 
@@ -171,7 +168,7 @@ def run_one_step(model, folder: Path) -> Trainer:
 
 
 @pytest.fixture(scope="module")
-def work(tiny_model, tmp_path_factory) -> Path:
+def work(start_python, tiny_model, tmp_path_factory) -> Path:
     """A folder with saved models, and what became of them in two processes without the package."""
     work = tmp_path_factory.mktemp("shipping")
     pixels = torch.rand(2, 3, *IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
@@ -185,8 +182,8 @@ def work(tiny_model, tmp_path_factory) -> Path:
     for name, model in (("classifier", classifier), ("by_trainer", trained)):
         with torch.no_grad():
             torch.save({"logits": model.eval()(pixels).logits, "weights": model.state_dict()}, work / f"{name}.pt")
-    without_the_package(work, "first")
-    without_the_package(work, "second")
+    without_the_package(start_python, work, "first")
+    without_the_package(start_python, work, "second")
     return work
 
 

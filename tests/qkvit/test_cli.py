@@ -18,12 +18,6 @@ import qkvit
 from qkvit.cli import main
 
 
-def run(*arguments, cwd=None):
-    """`qkvit ARGUMENTS` in a process of its own."""
-    command = [sys.executable, "-m", "qkvit", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment())
-
-
 def environment():
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 
@@ -209,10 +203,10 @@ def test_an_option_that_is_not_there_sends_one_to_the_help_of_its_command(capsys
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(start_python, tmp_path_factory):
     """A whole run, with few steps."""
     folder = tmp_path_factory.mktemp("here")
-    return folder, run("quickstart", "--quick", cwd=folder)
+    return folder, start_python("-m", "qkvit", "quickstart", "--quick", folder=folder, environment=environment())()
 
 
 def test_a_run_ends_with_where_everything_is(finished):
@@ -275,16 +269,15 @@ def test_a_run_has_facts_about_every_head(finished):
     assert {row["weights"] for row in rows} == {"trained", "untrained"}
 
 
-def test_what_to_try_next_works(finished):
+def test_what_to_try_next_works(finished, start_python):
     folder, done = finished
     code = done.stdout.partition(" and type\n")[2].partition("\nor ")[0]
-    tried = subprocess.run(
-        [sys.executable, "-c", "\n".join(line.strip() for line in code.splitlines())],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**environment(), "HF_MODULES_CACHE": str(folder.parent / "modules")},
-    )
+    tried = start_python(
+        "-c",
+        "\n".join(line.strip() for line in code.splitlines()),
+        folder=folder,
+        environment={**environment(), "HF_MODULES_CACHE": str(folder.parent / "modules")},
+    )()
     assert tried.returncode == 0, tried.stderr
     assert "'label'" in tried.stdout
 

@@ -4,8 +4,6 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -175,14 +173,13 @@ def test_a_dry_run_says_what_is_spread(tiny, monkeypatch, capsys):
     assert "FSDP is asked for: weights, gradients, optimizer and average take 1/4" in capsys.readouterr().out
 
 
-def test_accelerate_launch_trains(tiny, tmp_path):
+def test_accelerate_launch_trains(start_python, tiny, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     made = tiny({"arguments": {"output_dir": str(tmp_path / "run"), "max_steps": 2, "save_strategy": "no"}})
     recipe.write_text(json.dumps(made))  # JSON is YAML
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1"]
-    command += ["--num_machines", "1", "-m", "qkvit.training.train", str(recipe)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path)
+    launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1"]
+    command = ["--num_machines", "1", "-m", "qkvit.training.train", recipe]
+    done = start_python(*launch, *command, folder=tmp_path)()
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 2
 

@@ -1,6 +1,7 @@
 """What the tests of the statistics share: backends, random attention, and the comparison with float64."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,10 +27,42 @@ def kernels() -> Iterator[str]:
     """The device on which the Triton kernels run: a GPU, or the CPU with the interpreter; skips where they cannot."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
+    if torch.cuda.is_available():
+        yield "cuda"
+        return
     # The interpreter computes with NumPy, also what no result is made of.
-    with np.errstate(all="ignore"), warnings.catch_warnings():
+    with np.errstate(all="ignore"), warnings.catch_warnings(), shorter_interpretation():
         warnings.filterwarnings("ignore", message="All-NaN slice")
-        yield "cuda" if torch.cuda.is_available() else "cpu"
+        yield "cpu"
+
+
+@contextlib.contextmanager
+def shorter_interpretation() -> Iterator[None]:
+    """Half of the interpreter's time goes into what is left out here.
+
+    It puts its operations into triton.language anew at each call of one kernel function by another, where once for
+    each module and launch is enough, and computes each whole number again in 64 bits to see whether 32 were enough.
+    """
+    from triton.runtime import interpreter
+
+    launch, prepared = interpreter.InterpretedFunction.run, set()
+
+    def run(self: interpreter.InterpretedFunction, *arguments: Any, **named: Any) -> Any:
+        prepared.clear()
+        return launch(self, *arguments, **named)
+
+    def call(self: interpreter.InterpretedFunction, *arguments: Any, **named: Any) -> Any:
+        if self.fn.__module__ not in prepared:
+            interpreter._patch_lang(self.fn)
+            prepared.add(self.fn.__module__)
+        return self.rewrite()(*arguments, **named)
+
+    options = dataclasses.replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
+    with (
+        mock.patch.multiple(interpreter.InterpretedFunction, run=run, __call__=call),
+        mock.patch.object(interpreter.interpreter_builder, "options", options),
+    ):
+        yield
 
 
 @pytest.fixture(params=["reference", "cpu", "cpu by torch", "gpu"])
