@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # torch.compile need not try three kinds of vectors first
 
 import pytest
 import torch

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState, set_seed
+from transformers.initialization import no_init_weights
 
 from ..modeling.checksums_qkvit import SUMS
 from .arguments import training_arguments
@@ -84,7 +85,7 @@ class Run:
         check_teacher(self.recipe.distillation)
         several = self.recipe.model.config.get("problem_type") == "multi_label_classification"
         images, names, several = planned_data(self.recipe.data, several, self._say)
-        with quiet_libraries():
+        with quiet_libraries(), no_init_weights():  # drawing those of base/16 would take seconds, to no purpose
             start = None if self._is_new() else self.recipe.model.start
             planned = dataclasses.replace(self.recipe, model=dataclasses.replace(self.recipe.model, start=start))
             model = build_model(planned, names, multi_label=several)

@@ -105,6 +105,7 @@ class RecipeTrainer(CheckpointTrainer):
         # `compute_loss` gives the mean of a micro-batch, of whatever model: Trainer has to divide by their number.
         self.model_accepts_loss_kwargs = False
         self.teacher: Teacher | None = None
+        self.loader: DataLoader | None = None
         self.early_stopping = EarlyStopping(optimisation)
         self.add_callback(self.early_stopping)
         self.average: WeightAverage | None = None
@@ -122,6 +123,9 @@ class RecipeTrainer(CheckpointTrainer):
             return None
         finally:
             self.args.save_total_limit = self.checkpoints_kept
+            if self.loader is not None:
+                # Persistent workers live as long as this; as garbage in a cycle, each would be waited for ten seconds.
+                self.loader._iterator = None
 
     # ---- data
 
@@ -130,7 +134,7 @@ class RecipeTrainer(CheckpointTrainer):
         workers = self.args.dataloader_num_workers
         if workers:
             end_workers_at_exit()
-        return DataLoader(
+        self.loader = DataLoader(
             self.train_dataset,
             batch_sampler=self.batches,
             collate_fn=as_it_is,
@@ -140,6 +144,7 @@ class RecipeTrainer(CheckpointTrainer):
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             worker_init_fn=outlast_a_request,
         )
+        return self.loader
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; the time that is waited is counted."""

@@ -21,7 +21,7 @@ from qkvit.training.watching import meter
 
 TINY: dict[str, Any] = {
     "name": "tiny",
-    "data": {"source": "digits", "images": 100},
+    "data": {"source": "digits", "images": 100, "held_out": 0.05},
     "model": {
         "config": {
             "hidden_size": 16,

@@ -275,7 +275,7 @@ def test_what_one_process_breaks_off_no_process_finishes(tiny, tmp_path, monkeyp
 
     monkeypatch.setattr(evaluation, "usable", asked)
     recipe = tiny(EVERY_THIRD, {"arguments": {"output_dir": str(tmp_path / "run")}})
-    recipe["arguments"]["per_device_train_batch_size"] = 4
+    recipe["arguments"] |= {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 1}
 
     def stopped():
         with pytest.raises(TrainingTerminatedError, match="after step 3, which is saved"):

@@ -62,7 +62,9 @@ def recipe(tiny, busy, tmp_path):
             "per_device_eval_batch_size": 179,  # of 359 images: of two processes, one has a batch more than the other
         }
         options = {"dropout_by_image": True, "average_decay": None}
-        return tiny(busy, {"optimisation": options, "arguments": arguments}), tmp_path / folder
+        return tiny(
+            busy, {"data": {"held_out": 0.2}, "optimisation": options, "arguments": arguments}
+        ), tmp_path / folder
 
     return make
 

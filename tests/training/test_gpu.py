@@ -33,6 +33,7 @@ def start(tiny, busy, tmp_path):
         made = tiny(
             busy,
             {
+                "data": {"held_out": 0.2},
                 "optimisation": {"dropout_by_image": by_image},
                 "arguments": {
                     "output_dir": str(tmp_path / folder),

@@ -45,7 +45,7 @@ def test_a_run_leaves_a_model_checkpoints_and_its_record(run):
 
 def test_the_saved_model_has_the_accuracy_that_was_measured(run):
     folder, metrics = run
-    validation = open_splits(Data("digits")).validation
+    validation = open_splits(Recipe.load(folder / "recipe.yaml").data).validation
     for where, name in ((folder, "validation"), (folder / "averaged", "validation, averaged weights")):
         model, processor = (
             AutoModelForImageClassification.from_pretrained(where),

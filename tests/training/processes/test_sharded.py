@@ -64,7 +64,8 @@ def recipe(tiny, busy, tmp_path_factory):
             "save_total_limit": 9,
             "per_device_eval_batch_size": 179,  # of 359 images: of two processes, one has a batch more than the other
         }
-        made = tiny(busy, {"optimisation": {"dropout_by_image": True}, "arguments": arguments}, *parts)
+        fixed = {"data": {"held_out": 0.2}, "optimisation": {"dropout_by_image": True}, "arguments": arguments}
+        made = tiny(busy, fixed, *parts)
         return made, root / folder
 
     return make
