@@ -5,7 +5,7 @@ Process r of W takes images r, r + W, ...; sums are added up over the processes.
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from itertools import zip_longest
 from typing import Any
 
@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from .images.bad_images import Unusable, usable
+from .images.loader import Loader
 from .multi_label import MultiLabelScores
-from .watching.stops import end_workers_at_exit, outlast_a_request
 
 
 class EvaluationCutError(Exception):
@@ -64,39 +64,36 @@ def evaluate(
     was_training = model.training
     model.eval()
     own = Subset(images, range(rank, len(images), world))
-    if num_workers:
-        end_workers_at_exit()
-    loader: DataLoader[Any] = DataLoader(
-        own, batch_size=batch_size, num_workers=num_workers, collate_fn=list, worker_init_fn=outlast_a_request
-    )
+    loader = Loader(own, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
     sums = torch.zeros(4, dtype=torch.float64)  # loss, right, right among five, images
     num_labels = 0
     several = getattr(model.config, "problem_type", None) == "multi_label_classification"
     scores = MultiLabelScores() if several else None
     passes = math.ceil(math.ceil(len(images) / world) / batch_size) if in_step else len(loader)
     is_cut = False
-    for _, batch in zip_longest(range(passes), loader, fillvalue=()):
-        if cut is not None and cut():
-            is_cut = True
-            break
-        items = usable(batch, images)
-        if not items:
-            if in_step:
-                _run_uncounted(model, images, device, autocast)
-            continue
-        pixels = torch.stack([pixels for pixels, _ in items]).to(device)
-        labels = torch.from_numpy(np.stack([label for _, label in items])).to(device)
-        with autocast():
-            logits = model(pixel_values=pixels).logits.float()
-        if scores is not None:
-            scores.add(logits, labels)
-            continue
-        num_labels = logits.shape[-1]
-        best = logits.topk(min(5, num_labels), dim=-1).indices == labels.unsqueeze(1)
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        sums += torch.tensor(
-            [loss.item(), best[:, 0].sum().item(), best.any(1).sum().item(), len(items)], dtype=torch.float64
-        )
+    with closing(loader):
+        for _, batch in zip_longest(range(passes), loader, fillvalue=()):
+            if cut is not None and cut():
+                is_cut = True
+                break
+            items = usable(batch, images)
+            if not items:
+                if in_step:
+                    _run_uncounted(model, images, device, autocast)
+                continue
+            pixels = torch.stack([pixels for pixels, _ in items]).to(device)
+            labels = torch.from_numpy(np.stack([label for _, label in items])).to(device)
+            with autocast():
+                logits = model(pixel_values=pixels).logits.float()
+            if scores is not None:
+                scores.add(logits, labels)
+                continue
+            num_labels = logits.shape[-1]
+            best = logits.topk(min(5, num_labels), dim=-1).indices == labels.unsqueeze(1)
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            sums += torch.tensor(
+                [loss.item(), best[:, 0].sum().item(), best.any(1).sum().item(), len(items)], dtype=torch.float64
+            )
     model.train(was_training)
     if cut is not None and _in_any(is_cut, device, world):
         raise EvaluationCutError

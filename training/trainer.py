@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
 from ..modeling.losses_qkvit import classification_loss
@@ -19,6 +18,7 @@ from .epochs import Epochs
 from .evaluation import EvaluationCutError, evaluate
 from .images.bad_images import BadImageList, check_usable
 from .images.batches import EpochBatches, EvaluationImages, TrainingImages, as_it_is
+from .images.loader import Loader
 from .models import LossSettings
 from .optimisation.asked_settings import asked_settings, put_back
 from .optimisation.distillation import Teacher
@@ -30,7 +30,7 @@ from .recipe import Optimisation
 from .watching.attention_health import AttentionHealth
 from .watching.best import EarlyStopping
 from .watching.meter import Meter
-from .watching.stops import StopOnRequest, end_workers_at_exit, outlast_a_request
+from .watching.stops import StopOnRequest
 
 
 class RecipeTrainer(CheckpointTrainer):
@@ -105,7 +105,7 @@ class RecipeTrainer(CheckpointTrainer):
         # `compute_loss` gives the mean of a micro-batch, of whatever model: Trainer has to divide by their number.
         self.model_accepts_loss_kwargs = False
         self.teacher: Teacher | None = None
-        self.loader: DataLoader | None = None
+        self.loader: Loader | None = None
         self.early_stopping = EarlyStopping(optimisation)
         self.add_callback(self.early_stopping)
         self.average: WeightAverage | None = None
@@ -124,17 +124,14 @@ class RecipeTrainer(CheckpointTrainer):
         finally:
             self.args.save_total_limit = self.checkpoints_kept
             if self.loader is not None:
-                # Persistent workers live as long as this; as garbage in a cycle, each would be waited for ten seconds.
-                self.loader._iterator = None
+                self.loader.close()
 
     # ---- data
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> Loader:
         """One process's batches, not wrapped by accelerate: the sampler knows about processes."""
         workers = self.args.dataloader_num_workers
-        if workers:
-            end_workers_at_exit()
-        self.loader = DataLoader(
+        self.loader = Loader(
             self.train_dataset,
             batch_sampler=self.batches,
             collate_fn=as_it_is,
@@ -142,7 +139,6 @@ class RecipeTrainer(CheckpointTrainer):
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
-            worker_init_fn=outlast_a_request,
         )
         return self.loader
 
