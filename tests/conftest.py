@@ -1,5 +1,7 @@
 """What the tests share: tiny models, seeded; processes that begin quickly; the quick settings of hypothesis."""
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import gc
@@ -10,24 +12,21 @@ import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:  # see pytest_configure
+    import torch
+
+    import qkvit
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # torch.compile need not try three kinds of vectors first
-
-import pytest
-import torch
-
-if not torch.cuda.is_available():
-    # Triton kernels run on the CPU, interpreted. Triton reads this when it is imported, which transformers' models do.
+if not any(map(os.path.exists, ("/dev/nvidiactl", "/dev/dxg"))):
+    # Triton kernels run on the CPU, interpreted. Triton reads this when it is imported, as it is by transformers.
     os.environ.setdefault("TRITON_INTERPRET", "1")
-
-import transformers
-from hypothesis import HealthCheck, settings
-
-import qkvit
-
-torch.set_num_threads(1)  # the tensors are tiny, and the last bit of a sum may depend on how many threads share it
-transformers.utils.logging.disable_progress_bar()
 
 # The same examples in every run; no file is written.
 settings.register_profile(
@@ -51,6 +50,16 @@ TINY = {
 }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # it hands the tests out and runs none: all would wait until it has imported torch
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)  # the tensors are tiny, and the last bit of a sum may depend on how many threads share it
+    transformers.utils.logging.disable_progress_bar()
+
+
 def pytest_collection_finish() -> None:
     """What the imports made lives as long as the process: no collection of garbage has to look at it."""
     gc.collect()
@@ -59,6 +68,8 @@ def pytest_collection_finish() -> None:
 
 def seed_torch(seed: int) -> None:
     """As `torch.manual_seed`, which on a machine without a GPU writes down its caller's stack for each kind of GPU."""
+    import torch
+
     if torch.cuda.is_available():
         torch.manual_seed(seed)
     else:
@@ -74,6 +85,8 @@ def _seeded() -> None:
 def tiny_config() -> Callable[..., qkvit.QKViTConfig]:
     """`tiny_config(**fields)`: 3 layers, 2 heads, width 32, 4 x 4 patches."""
 
+    import qkvit
+
     def make(**fields) -> qkvit.QKViTConfig:
         return qkvit.QKViTConfig(**{**TINY, **fields})
 
@@ -86,6 +99,10 @@ def tiny_model(tiny_config) -> Callable[..., torch.nn.Module]:
 
     Biases, LayerScale and the mask token are given random values: a test would not see what it forgets of them.
     """
+
+    import torch
+
+    import qkvit
 
     made = {}
 
@@ -108,6 +125,8 @@ def tiny_model(tiny_config) -> Callable[..., torch.nn.Module]:
 @pytest.fixture
 def pixels() -> torch.Tensor:
     """Two images of 16 x 16."""
+    import torch
+
     return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
@@ -133,6 +152,8 @@ def raises_sentence() -> Callable[..., contextlib.AbstractContextManager]:
 @pytest.fixture
 def uncompiled_flex() -> Iterator[None]:
     """FlexAttention without its compilation of ten seconds: the same mathematics, unfused."""
+    import torch
+
     with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
         yield

@@ -34,7 +34,7 @@ def example():
     del sys.modules[spec.name]
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", ["sine", "distilled", "attention pooling"])  # the others go on to ONNX, below
 def test_one_exported_program_serves_every_size(tiny_model, example, options):
     model = tiny_model(num_hidden_layers=2, **OPTIONS[options])
     program = example.export_program(model, **ASKED).module()

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.util
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,6 +31,8 @@ def kernels() -> Iterator[str]:
     if torch.cuda.is_available():
         yield "cuda"
         return
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("torch does not see this machine's GPU, and Triton is not told to interpret (TRITON_INTERPRET=1)")
     # The interpreter computes with NumPy, also what no result is made of.
     with np.errstate(all="ignore"), warnings.catch_warnings(), shorter_interpretation():
         warnings.filterwarnings("ignore", message="All-NaN slice")

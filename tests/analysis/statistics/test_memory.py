@@ -66,9 +66,7 @@ def test_a_rollout_in_groups_keeps_one_group_alone(benchmark, tiny_model, monkey
     assert in_groups < whole - 6 * of_layer  # it would be 4 if the group before were kept too
 
 
-def test_collecting_all_of_12_layers_at_4097_tokens_stays_below_1_5_times_the_plain_pass(
-    rows_read_by, benchmark, monkeypatch
-):
+def test_collecting_all_of_12_layers_at_4097_tokens_stays_below_1_5_times_the_plain_pass(benchmark, monkeypatch):
     """With a narrow model and small tiles, in the proportion that both have in small/16."""
     monkeypatch.setattr("qkvit.analysis.statistics.blockwise.CPU_NUMBERS", 2**17)
     small = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 256, "image_size": 256, "patch_size": 4}
