@@ -190,6 +190,19 @@ def every_module(model: nn.Module) -> Iterator[nn.Module]:
             waiting.extend(child for child in reversed(module._modules.values()) if child is not None)
 
 
+def check_images(layer: int, query: torch.Tensor, images: int) -> None:
+    """Refuse queries (B, H, N, D) of other things than the images, of which statistics are.
+
+    Raises:
+        ValueError: they are of windows of them.
+    """
+    if len(query) != images:
+        raise ValueError(
+            f"layer {layer} attends within {len(query)} parts of {images} images, and statistics over a data set are of"
+            " whole images: record such a layer, and take attention_statistics of what is recorded"
+        )
+
+
 def _refuse_compiled(model: nn.Module) -> None:
     for module in every_module(model):
         original = module._modules.get("_orig_mod")  # of torch.compile(model)

@@ -69,7 +69,10 @@ class AttentionCall:
         """
         if unknown := self._unknown():
             raise ValueError(unknown)
-        query, key = take(take(self.query, heads, 1), rows, 2), take(self._of_all_heads(self.key), heads, 1)
+        query, key = (
+            take(take(self.query, heads, 1), rows, 2),
+            take(of_all_heads(self.key, self.query.shape[1]), heads, 1),
+        )
         precise = torch.promote_types(query.dtype, torch.float32)  # 16-bit scores overflow where fused kernels do not
         with torch.autocast(query.device.type, enabled=False):
             return query.to(precise) * self.scaling @ key.to(precise).transpose(-1, -2)
@@ -91,7 +94,7 @@ class AttentionCall:
     def output(self, weights: torch.Tensor) -> torch.Tensor:
         """dropout(P) V: (B, H, N, D)."""
         dropped = nn.functional.dropout(weights, self.arguments.get("dropout", 0.0), self.module.training)
-        return dropped.to(self.value.dtype) @ self._of_all_heads(self.value)
+        return dropped.to(self.value.dtype) @ of_all_heads(self.value, self.query.shape[1])
 
     def plain_mask(self) -> Callable[[], torch.Tensor | None]:
         """Makes the mask as a tensor of four dimensions: boolean (True: may be seen), or added to the scores."""
@@ -99,11 +102,6 @@ class AttentionCall:
         causal = bool(getattr(self.module, "is_causal", False) if causal is None else causal)
         sizes = (self.query.shape[2], self.key.shape[2])
         return partial(_plain_mask, self.mask, self.arguments.get("position_bias"), causal, sizes, self.query.device)
-
-    def _of_all_heads(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Keys or values for each query head, where several share them (grouped-query attention)."""
-        groups = self.query.shape[1] // tensor.shape[1]
-        return tensor if groups == 1 else tensor.repeat_interleave(groups, dim=1)
 
     def _unknown(self) -> str | None:
         for name in _UNKNOWN_PRODUCTS:
@@ -130,6 +128,11 @@ def _plain_mask(
     if mask is None or bias is None:
         return bias if mask is None else mask
     return bias.masked_fill(~mask, torch.finfo(bias.dtype).min) if mask.dtype == torch.bool else bias + mask
+
+
+def of_all_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Keys or values (B, G, M, D) for each of the query heads, where several share them (grouped-query attention)."""
+    return tensor if tensor.shape[1] == heads else tensor.repeat_interleave(heads // tensor.shape[1], dim=1)
 
 
 def take(tensor: torch.Tensor, index: Index | None, dim: int) -> torch.Tensor:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from .attention_door import Session
-from .attention_layers import chosen
-from .attention_product import AttentionCall
+from .attention_layers import check_images, chosen
+from .attention_product import AttentionCall, of_all_heads
 from .head_weights import output_projection
 from .statistics import AttentionStatistics, attention_statistics
 from .statistics.attention_rollout import rows_by_layer, rows_of_maps
@@ -121,6 +121,7 @@ class Collecting(Session):
                 f"layer {layer} runs twice for a batch, and statistics are of one run; pass forward=, a function that"
                 " runs the model once, or use record(model, keep='all') and attention_statistics"
             )
+        check_images(layer, call.query, self.batch_size)
         groups = self.groups if is_chosen else frozenset[str]()
         if self._keeps_maps:
             groups |= {"mean_map"}
@@ -129,14 +130,16 @@ class Collecting(Session):
         mask = call.plain_mask()()
         if mask is not None:
             self.batch.hiding[layer] = hides_tokens(mask)
-        vectors = {"query": call.query, "key": call.key, "value": call.value, "output": seen["output"]}
+        heads = call.query.shape[1]
+        key, value = of_all_heads(call.key, heads), of_all_heads(call.value, heads)
+        vectors = {"query": call.query, "key": key, "value": value, "output": seen["output"]}
         tensors = {name: vectors[name].detach() for name in (VECTORS if is_chosen else ("query", "key"))}
         if is_chosen and "output" in call.edited:  # one of 16 bits would be computed anew, without the edit
             precise = torch.promote_types(tensors["output"].dtype, torch.float32)
             tensors["output"] = tensors["output"].to(precise)
         if "values" in groups and layer not in self.projections:
             projection = output_projection(layer, call.module, self.model)
-            self.projections[layer] = PreparedProjection.of(projection, call.value.shape[1])
+            self.projections[layer] = PreparedProjection.of(projection, heads)
         if layer in self.norms:
             tensors["token_norms"] = self.norms.pop(layer)
         self.seen.add(layer)

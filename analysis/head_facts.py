@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from .attention_layers import see_images, unwrapped
+from .attention_layers import check_images, see_images, unwrapped
 from .recording import LayerRecord, record
 from .statistics import attention_statistics
 from .token_layout import TokenLayout
@@ -91,6 +91,7 @@ def head_facts(model: Any, batches: Iterable[torch.Tensor], layout: TokenLayout 
         with record(model, tensors=("query", "key")) as recording:
             see_images(unwrapped(model), pixel_values)
         for layer in recording:
+            check_images(layer, recording[layer].query, len(pixel_values))
             seen.setdefault(layer, []).append(_facts_of(recording[layer], fits))
     if not seen:
         raise ValueError("there are no images to take facts from; pass at least one batch")

@@ -30,7 +30,7 @@ class LayerWeights:
     """The weights of one layer's heads, in float64: q = W_Q x + b_Q for a column x, and W_O v at the end.
 
     Args:
-        query, key, value: (H, D, C), W_Q, W_K, W_V of each head.
+        query, key, value: (H, D, C), W_Q, W_K, W_V of each head; keys and values that heads share are repeated.
         output: (H, C, D), W_O of each head.
         query_bias, key_bias, value_bias: (H, D); zeros where there is none.
         gain, shift: (C,) of the norm before attention; ones and zeros where there is none.
@@ -85,7 +85,8 @@ def caveats(model: Any) -> tuple[str, ...]:
     model = unwrapped(model)
     found = []
     attentions = list(attention_layers(model).values())
-    if any(getattr(attention, name, None) is not None for attention in attentions for name in HEAD_NORMS):
+    norms = [getattr(attention, name, None) for attention in attentions for name in HEAD_NORMS]
+    if any(norm is not None and not isinstance(norm, nn.Identity) for norm in norms):
         found.append("queries and keys are normalised before their product, and numbers about W_Q^T W_K leave that out")
     turned = getattr(model.config, "position_embedding", None) == "rope2d" or any(
         "rope" in type(module).__name__.lower() or "rotary" in type(module).__name__.lower()
@@ -103,21 +104,20 @@ def _layer_weights(layer: int, attention: nn.Module, parents: dict[nn.Module, nn
     around = parents.get(whole)
     query, key, value, output = (_projection(layer, attention, which, whole) for which in PROJECTIONS)
     heads = _num_heads(attention)
+    sharing = int(getattr(attention, "num_key_value_groups", None) or 1)  # queries' heads to one of keys and values
     width = query.weight.shape[1]
 
     def split(name: str, weight: torch.Tensor) -> torch.Tensor:
-        if weight.shape[0] % heads:
+        count = heads // sharing if name.split()[0] in ("key", "value") else heads
+        if weight.shape[0] % count:
             raise ValueError(
-                f"layer {layer}: {weight.shape[0]} rows of the {name} projection do not make {heads} heads"
+                f"layer {layer}: {weight.shape[0]} rows of the {name} projection do not make {count} heads"
             )
-        return _finite(layer, name, weight).unflatten(0, (heads, -1))
+        return _finite(layer, name, weight).unflatten(0, (count, -1)).repeat_interleave(heads // count, dim=0)
 
     def split_bias(name: str, projection: nn.Linear) -> torch.Tensor:
-        rows = projection.weight.shape[0]
         bias: torch.Tensor | None = getattr(projection, "bias", None)
-        if bias is None:
-            return torch.zeros(rows, dtype=torch.float64).unflatten(0, (heads, -1))
-        return _finite(layer, f"{name} bias", bias).unflatten(0, (heads, -1))
+        return split(f"{name} bias", projection.weight.new_zeros(len(projection.weight)) if bias is None else bias)
 
     norm = _first(around, NORMS_BEFORE)
     gain = getattr(norm, "weight", None)

@@ -11,9 +11,9 @@ import torch
 
 from .attention_door import Session
 from .attention_layers import chosen
-from .attention_product import AttentionCall, piece, take
+from .attention_product import AttentionCall, Index, of_all_heads, piece, take
 from .selection import Selection
-from .statistics.groups import Backend
+from .statistics.groups import Backend, asked_groups
 from .token_layout import TokenLayout
 
 if TYPE_CHECKING:
@@ -33,15 +33,18 @@ class LayerRecord:
         query, key, value, scores, attention, output: see `record`.
         scaling: What the products of query and key were multiplied by.
         attention_mask: None, or four dimensions that broadcast to (B, H, N, N): boolean (True: may be seen), or
-            numbers that were added to the scores. Of all heads and rows.
+            numbers that were added to the scores. Of the recorded heads and of all rows.
         other_map: Why the map is not softmax(scaling * Q K^T + mask), as a sentence; `None`: it is.
     """
 
-    def __init__(self, layer: int, call: AttentionCall, device: str | torch.device | None = None) -> None:
+    def __init__(
+        self, layer: int, call: AttentionCall, device: str | torch.device | None = None, heads: Index | None = None
+    ) -> None:
         self.layer = layer
         self.scaling = call.scaling
         self.other_map = call.other_map
-        self._mask = call.plain_mask()
+        self._mask, self._heads = call.plain_mask(), heads
+        self._output_is_edited = "output" in call.edited
         self._device = device
         self._tensors: dict[str, Any] = {}
         self._copied: Any = None  # an event, while copies from a GPU are on their way
@@ -49,6 +52,7 @@ class LayerRecord:
     @property
     def attention_mask(self) -> torch.Tensor | None:
         mask = self._mask()
+        mask = mask if mask is None else piece(mask, self._heads, None)
         return mask if mask is None or self._device is None else mask.to(self._device)
 
     def statistics(
@@ -67,8 +71,8 @@ class LayerRecord:
 
         Raises:
             AttributeError: query or key was not recorded.
-            ValueError: what `attention_statistics` refuses, single rows too; or the map is not that of query and key
-                (`other_map`).
+            ValueError: what `attention_statistics` refuses, single rows too; the map is not that of query and key
+                (`other_map`); or the output is edited and was not recorded.
 
         Example:
 
@@ -95,6 +99,16 @@ class LayerRecord:
                 raise ValueError(
                     f"the {name} of layer {self.layer} was reduced to a {type(tensor).__name__}: record it whole"
                 )
+        heads = self.query.shape[1]
+        given |= {name: of_all_heads(given[name], heads) for name in ("key", "value") if name in given}
+        if self._output_is_edited and "value" in given and "values" in asked_groups(statistics, has_value=True):
+            if "output" not in given:
+                raise ValueError(
+                    f"an edit replaces the output of layer {self.layer}: record it too, or leave out the statistics"
+                    ' "values"'
+                )
+            # One of 16 bits would be computed anew, without the edit.
+            given["output"] = self.output.to(torch.promote_types(self.output.dtype, torch.float32))
         return attention_statistics(
             **given,
             layout=layout,
@@ -306,9 +320,10 @@ class _RecordSession(Session):
                     " call alone: pass keep='all'"
                 )
             self.passes.layers.add(layer)
-        record = LayerRecord(layer, call, self.device)
+        heads = self.heads.index(call.query.shape[1])
+        record = LayerRecord(layer, call, self.device, heads)
         with torch.no_grad() if self.detach else nullcontext():
-            for name, tensor in self._taken(call, seen):
+            for name, tensor in self._taken(call, seen, heads):
                 record._tensors[name] = self._kept(name, tensor)
         if self.device is not None and call.query.is_cuda:
             record._copied = torch.cuda.Event()
@@ -317,9 +332,11 @@ class _RecordSession(Session):
             calls.clear()
         calls.append(record)
 
-    def _taken(self, call: AttentionCall, seen: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    def _taken(
+        self, call: AttentionCall, seen: dict[str, torch.Tensor], heads: Index | None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         """The chosen heads and rows of each tensor."""
-        heads, rows = self.heads.index(call.query.shape[1]), self.queries.index(call.query.shape[2])
+        rows = self.queries.index(call.query.shape[2])
         if "scores" in seen:  # computed step by step, perhaps edited
             seen = {**seen, **{name: piece(seen[name], heads, rows) for name in _MAPS}}
         elif any(name in self.names for name in _MAPS):
@@ -332,6 +349,8 @@ class _RecordSession(Session):
                 yield name, seen[name]
             else:
                 tensor = seen["output"] if name == "output" else getattr(call, name)
+                if heads is not None:
+                    tensor = of_all_heads(tensor, call.query.shape[1])
                 yield name, take(take(tensor, heads, 1), rows if name in _WITH_ROWS else None, 2)
 
     def _kept(self, name: str, tensor: torch.Tensor) -> Any:

@@ -212,14 +212,14 @@ class Apply(Replacement):
     """What a function makes of it.
 
     Args:
-        function: From the part to a tensor of the same shape and data type. Under gradient checkpointing it is called
-            again, and has to give the same again.
+        function: From the part (a copy of it) to a tensor of the same shape and data type. Under gradient checkpointing
+            it is called again, and has to give the same again.
     """
 
     function: Callable[[torch.Tensor], torch.Tensor]
 
     def replace(self, part: torch.Tensor, *_: Any) -> torch.Tensor:
-        new = self.function(part)
+        new = self.function(part.clone())  # it may write: after Given, into the caller's tensor
         if not isinstance(new, torch.Tensor) or new.shape != part.shape:
             came = tuple(new.shape) if isinstance(new, torch.Tensor) else type(new).__name__
             raise ValueError(

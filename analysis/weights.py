@@ -151,6 +151,14 @@ def product_singular_values(left: torch.Tensor, right: torch.Tensor) -> torch.Te
 def _statistics(layers: dict[int, LayerWeights]) -> WeightStatistics:
     of_layers = [_of_layer(weights) for weights in layers.values()]
     names = [name for name in of_layers[0] if not name.endswith("singular_values")]
+    first, *others = layers.items()
+    for layer, weights in others:
+        if weights.query.shape != first[1].query.shape or weights.value.shape != first[1].value.shape:
+            (heads, _, width), (of_heads, _, of_width) = first[1].query.shape, weights.query.shape
+            raise ValueError(
+                f"layer {layer} has {of_heads} heads of a width of {of_width}, and layer {first[0]} has {heads} of"
+                f" {width}: pass a model whose layers are all of one size"
+            )
     return WeightStatistics(
         layers=tuple(layers),
         numbers={name: torch.stack([found[name] for found in of_layers]) for name in names},

@@ -1,6 +1,7 @@
 """Where in the image attention goes: one panel a layer."""
 
 import math
+import textwrap
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -70,7 +71,13 @@ def _draw(
         x = left + column * (width + 0.12)
         y = size[1] - top - (row * len(maps) + which) * (height + gap) - height
         panel = add_axes(figure, x, y, width, height)
-        shown = panel.imshow(maps[which, of_layer], cmap="RdBu_r", norm=norm, interpolation="nearest", aspect="auto")
+        shown = panel.imshow(
+            maps[which, of_layer].clamp_min(1 / highest),
+            cmap="RdBu_r",
+            norm=norm,
+            interpolation="nearest",
+            aspect="auto",
+        )
         name = f"layer {collected.layers[of_layer]}"
         panel.set_title(
             name if which == 0 else f"{name}, random", fontsize=8, pad=3, color=INK if which == 0 else FAINT
@@ -85,5 +92,6 @@ def _draw(
     ticks = [tick for tick in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if 1 / highest <= tick <= highest]
     bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     bar.ax.minorticks_off()
-    bar.set_label(f"{unit}, {maps.min():.2f} to {maps.max():.2f}", fontsize=8)
+    label = f"{unit}, {maps.min():.2f} to {maps.max():.2f}"
+    bar.set_label(textwrap.fill(label, int(20 * tall)), fontsize=8)  # 20 letters an inch
     save(figure, path, provenance)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..attention_layers import attention_layers, see_images, unwrapped
+from ..attention_product import of_all_heads
 from ..recording import Recording, record
 from ..token_layout import TokenLayout
 from . import fused_cpu
@@ -246,7 +247,9 @@ def _layers(queries: Any, keys: Any, scaling: float | None, mask: torch.Tensor |
         for it in records:
             if it.other_map is not None:  # softmax(scaling * Q K^T + mask) would be another map than was computed
                 raise ValueError(f"layer {it.layer}: {it.other_map}")
-        layers = [_Layer(it.query, it.key, it.scaling, it.attention_mask) for it in records]
+        layers = [
+            _Layer(it.query, of_all_heads(it.key, it.query.shape[1]), it.scaling, it.attention_mask) for it in records
+        ]
     else:
         if keys is None or scaling is None:
             raise ValueError("rollout needs queries, keys and their scaling; pass all three, or a Recording of both")

@@ -37,7 +37,7 @@ def cpu_plan(inputs: AttentionInputs, groups: frozenset[str]) -> Plan:
     if 4 * of_image > CPU_NUMBERS or plan.heads < heads:
         return plan
     # More would leave the caches; with fewer, cores wait between them.
-    return Plan(min(batch, 2 * CPU_NUMBERS // max(of_image, 1)), heads, tokens)
+    return Plan(max(1, min(batch, 2 * CPU_NUMBERS // max(of_image, 1))), heads, tokens)
 
 
 def gpu_plan(inputs: AttentionInputs, groups: frozenset[str]) -> Plan:

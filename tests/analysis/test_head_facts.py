@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import transformers
 
 from qkvit import QKViTConfig, QKViTForImageClassification
 from qkvit.analysis import Zero, intervene, record
@@ -128,3 +129,12 @@ def test_no_images_are_refused(model):
 def test_a_layout_of_another_size_is_refused(model):
     with pytest.raises(ValueError, match=r"the layout has 10 tokens .* the tensor 5"):
         head_facts(model, [torch.rand(1, 3, 16, 16)], TokenLayout(grid=(3, 3), has_class_token=True))
+
+
+def test_windows_are_not_counted_as_images(quiet, raises_sentence):
+    sizes = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1], "num_heads": [2], "window_size": 4}
+    model = transformers.SwinModel(transformers.SwinConfig(**sizes)).eval()
+    images, layout = torch.rand(3, 3, 32, 32), TokenLayout(grid=(4, 4))
+    for run in (head_facts, quiet):
+        with raises_sentence(ValueError, "layer 0", "12 parts of 3 images"):
+            run(model, [images], layout=layout)

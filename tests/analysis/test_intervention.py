@@ -159,6 +159,17 @@ def test_the_chosen_part_is_replaced_and_the_rest_is_not(tiny_model, data):
 # ---- the replacements
 
 
+def test_a_function_that_writes_does_not_write_into_what_was_given(tiny_model, pixels):
+    model, given = tiny_model(QKViTModel), torch.ones(2, 2, 17, 16)
+    edits = {(0, "key"): [Given(given), Apply(lambda part: part.mul_(2))]}
+    for _ in range(2):
+        assert recorded(model, pixels, edits=edits).key.unique().tolist() == [2]
+    assert given.unique().tolist() == [1]
+    mean = torch.ones(2, 16)  # of all tokens, without memory for each
+    edits = {(0, "key"): [Mean(mean), Apply(lambda part: part.mul_(2))]}
+    assert recorded(model, pixels, edits=edits).key.unique().tolist() == [2]
+
+
 def test_a_mean_is_the_same_for_each_image_and_where_asked_for_each_token(tiny_model, pixels):
     model = tiny_model(QKViTModel)
     plain = recorded(model, pixels).key

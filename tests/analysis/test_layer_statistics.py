@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qkvit.analysis import FUSED, TokenLayout, Zero, intervene, record
+from qkvit.analysis import FUSED, TokenLayout, Zero, intervene, record, rollout
 
 
 def entropy_of(maps):
@@ -59,9 +59,32 @@ def test_what_it_cannot_say_is_refused(tiny_model, pixels, raises_sentence):
         recording[0].statistics(layout)
 
 
-def test_chosen_heads_and_a_mask_of_each_head(biased_model, raises_sentence):
-    """The mask is that of all heads."""
-    with record(biased_model, heads=0) as recording:
-        biased_model(torch.rand(2, 3, 16, 16))
-    with pytest.raises(ValueError, match="mask"):
-        recording[0].statistics(TokenLayout.from_model(biased_model, 16))
+@pytest.mark.parametrize("heads", [[1, 0], 1])
+def test_the_mask_is_that_of_the_recorded_heads(biased_model, heads):
+    """The bias of BEiT differs from head to head."""
+    images, layout = torch.rand(2, 3, 16, 16), TokenLayout.from_model(biased_model, 16)
+    with torch.no_grad(), record(biased_model, tensors=("query", "key", "attention"), heads=heads) as recording:
+        biased_model(images)
+    found = recording[1].statistics(layout, "entropy").entropy
+    torch.testing.assert_close(found, entropy_of(recording[1].attention), rtol=1e-4, atol=1e-6)
+    row = torch.eye(17)[:1]
+    for layer in (1, 0):
+        row = (row + row @ recording[layer].attention.mean(1)) / 2
+    torch.testing.assert_close(rollout(recording, start=0), row[:, 0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_edited_output_is_what_is_measured(tiny_model, pixels, raises_sentence, dtype):
+    model, pixels = tiny_model().to(dtype), pixels.to(dtype)
+    layout = TokenLayout.from_model(model, 16)
+    edits = {(-1, "output"): Zero(heads=0)}
+    with torch.no_grad(), intervene(model, edits), record(model, tensors=("query", "key", "value", "output")) as whole:
+        model(pixels)
+    found = whole[-1].statistics(layout).output_norm
+    assert found[:, 0].max() == 0
+    assert found[:, 1].min() > 0
+    with torch.no_grad(), intervene(model, edits), record(model) as recording:
+        model(pixels)
+    with raises_sentence(ValueError, "output of layer 2", "record it too"):
+        recording[-1].statistics(layout)
+    assert recording[-1].statistics(layout, "entropy").output_norm is None

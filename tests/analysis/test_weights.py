@@ -290,3 +290,18 @@ def test_every_singular_value_has_a_row_also_without_a_control(model):
             name = f"{row['product']}_singular_values"
             assert row["value"] == getattr(found, name)[place].item()
             assert row["control"] == (getattr(found.control, name)[place].item() if control else None)
+
+
+def test_layers_of_several_sizes_are_refused(raises_sentence):
+    sizes = {"depths": [1, 1], "num_heads": [1, 2], "embed_dim": 16, "image_size": 32, "window_size": 4}
+    model = transformers.SwinModel(transformers.SwinConfig(**sizes))
+    with raises_sentence(ValueError, "layer 1 has 2 heads of a width of 32", "layer 0 has 1 of 16"):
+        weight_statistics(model)
+
+
+def test_norms_that_do_nothing_leave_nothing_out():
+    model = of_family("ViT")
+    for module in model.modules():
+        if hasattr(module, "q_proj"):
+            module.q_norm = module.k_norm = torch.nn.Identity()
+    assert weight_statistics(model, control=False).caveats == ()

@@ -131,3 +131,9 @@ def test_products_are_exact_where_the_user_allows_rough_ones(rows_read_by, rando
     finally:
         torch.set_float32_matmul_precision(before)
     assert_as_exact(found, reference_statistics(inputs, ALL))
+
+
+def test_of_no_images_there_are_empty_numbers():
+    none = torch.zeros(0, 2, 5, 4)
+    found = attention_statistics(none, none, TokenLayout(grid=(2, 2), has_class_token=True), scaling=0.5)
+    assert found.entropy.shape == (0, 2, 5)
