@@ -70,10 +70,14 @@ def settings_beside(name_or_path: Any, config: Any, **at: Any) -> dict[str, Any]
 
 
 def _of_this_size(settings: dict[str, Any], fields: dict[str, Any] | None, config: Any) -> dict[str, Any]:
-    """With the size of `config` in the place of that of the model whose fields are given.
+    """With the size of `config` in the place of that of the model whose fields are given, and its number of channels.
 
     Any other size was chosen, for a model takes images of all sizes; so was a crop, which goes with its own size.
     """
+    means = settings.get("image_mean")
+    if isinstance(means, list) and len(means) != config.num_channels:
+        half = [0.5] * config.num_channels
+        settings = {**settings, "image_mean": half, "image_std": half}
     old, size = (fields or {}).get("image_size"), settings.get("size")
     if not isinstance(size, dict) or settings.get("do_center_crop"):
         return settings

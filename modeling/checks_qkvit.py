@@ -1,10 +1,12 @@
 """What a model may be given, and the one sentence that says what is wrong with the rest."""
 
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 # What transformers' own wrappers and callers hand to a model's forward, beside its named arguments.
 _FORWARD_ARGUMENTS = frozenset({"output_hidden_states", "return_dict"})
@@ -65,7 +67,7 @@ def check_pixels(pixel_values: torch.Tensor | None, num_channels: int, patch_siz
             raise ValueError(
                 f"patch_size {patch} does not divide the images' {name} {pixels}; resize or pad them to {near}"
             )
-    if _may_look_at_values(pixel_values):
+    if may_look_at_values(pixel_values):
         _check_finite(pixel_values.detach())
 
 
@@ -98,7 +100,7 @@ def token_mask_from(
     mask = attention_mask.to(torch.bool)
     if mask.shape[1] != num_tokens:
         mask = torch.nn.functional.pad(mask, (num_prefix_tokens, 0), value=True)
-    if _may_look_at_values(attention_mask):
+    if may_look_at_values(attention_mask):
         if (attention_mask < 0).any():
             raise ValueError("attention_mask has negative values; pass 1 where a token is seen and 0 where it is not")
         if not mask.any(dim=1).all():
@@ -111,12 +113,16 @@ def _check_is_tensor(value: Any, name: str) -> None:
         raise ValueError(f"{name} is a {type(value).__name__}; pass a tensor, such as torch.tensor({name})")
 
 
-def _may_look_at_values(tensor: torch.Tensor) -> bool:
+def may_look_at_values(tensor: torch.Tensor) -> bool:
     """Whether the values can be looked at without a wait for the device or a break in a compiled graph, and are there:
-    what `torch.func.vmap` maps over has none of its own.
+    what `torch.func.vmap` maps over has none of its own, nor has what is traced (`make_fx`, a FakeTensor).
     """
     return tensor.device.type == "cpu" and not (
-        torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or isinstance(tensor, FakeTensor)
     )
 
 
@@ -151,10 +157,21 @@ def chosen_layers(choice: Any, num_layers: int, name: str) -> frozenset[int]:
     if choice is True:
         return frozenset(range(num_layers))
     layers = list(choice) if isinstance(choice, Iterable) else [choice]
+    chosen = set()
     for layer in layers:
-        if not isinstance(layer, int) or isinstance(layer, bool) or not -num_layers <= layer < num_layers:
+        index = None if isinstance(layer, bool) else _whole(layer)
+        if index is None or not -num_layers <= index < num_layers:
             raise ValueError(
                 f"{name}={choice!r}: {layer!r} is no layer of this model; pass True, or indices from {-num_layers} to"
                 f" {num_layers - 1}"
             )
-    return frozenset(layer % num_layers for layer in layers)
+        chosen.add(index % num_layers)
+    return frozenset(chosen)
+
+
+def _whole(number: Any) -> int | None:
+    """A whole number of Python's, NumPy's or torch's; `None` for everything else."""
+    try:
+        return operator.index(number)
+    except TypeError:
+        return None

@@ -95,7 +95,7 @@ def load_checked(load: Callable[..., Any], name_or_path: Any, *args: Any, **kwar
         # transformers names the shapes in its log alone: they are asked for again.
         _, info = load(name_or_path, *args, output_loading_info=True, **{**kwargs, "ignore_mismatched_sizes": True})
         raise RuntimeError(_mismatched(name_or_path, info["mismatched_keys"])) from error
-    lacking = [] if _may_lack_tensors(model, kwargs) else _of_the_base(info["missing_keys"])
+    lacking = [] if _may_lack_tensors(model, kwargs) else _of_the_base(model, info["missing_keys"])
     if lacking and not wants_info:  # who asks for the report sees what is missing
         raise OSError(_lacks(name_or_path, lacking))
     if not lacking and name_or_path is not None and kwargs.get("state_dict") is None:
@@ -126,8 +126,10 @@ def _may_lack_tensors(model: Any, kwargs: dict[str, Any]) -> bool:
     )
 
 
-def _of_the_base(missing: Any) -> list[str]:
-    return sorted(name for name in missing if _OF_THE_BASE.search(name) and not name.endswith("mask_token"))
+def _of_the_base(model: Any, missing: Any) -> list[str]:
+    parts = "qkvit." if hasattr(model, "qkvit") else ""  # a head of the user's own may have the name of one of them
+    found = [name for name in missing if name.startswith(parts) and _OF_THE_BASE.search(name)]
+    return sorted(name for name in found if not name.endswith("mask_token"))
 
 
 def _lacks(name_or_path: Any, missing: list[str]) -> str:

@@ -104,9 +104,9 @@ class QKViTModel(QKViTPreTrainedModel):
     def _embed(self, pixel_values: Any, bool_masked_pos: Any, attention_mask: Any) -> tuple:
         embeddings, config = self.embeddings, self.config
         check_pixels(pixel_values, config.num_channels, embeddings.patch_size)
-        dtype = embeddings.patch_projection.weight.dtype
-        if dtype.is_floating_point:  # bitsandbytes' weights are integers, and its layers take floats
-            pixel_values = pixel_values.to(dtype)
+        weight = getattr(embeddings.patch_projection, "weight", None)  # torch.ao's quantised layers have a method
+        if isinstance(weight, torch.Tensor) and weight.is_floating_point():  # bitsandbytes' weights are integers
+            pixel_values = pixel_values.to(weight.dtype)
         batch_size = pixel_values.shape[0]
         num_patches = (pixel_values.shape[2] // embeddings.patch_size[0]) * (
             pixel_values.shape[3] // embeddings.patch_size[1]

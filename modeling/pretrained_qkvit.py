@@ -1,5 +1,6 @@
 """What the four models share: loading and saving, the weights' first values, what transformers may do with them."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ class QKViTPreTrainedModel(PreTrainedModel):
         """
         if Path(save_directory).is_file():
             raise NotADirectoryError(f"{save_directory} is a file; pass a folder for the model, or a name that is free")
+        if is_main_process:
+            _copy_code(Path(save_directory))
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
             write_sums(save_directory)
@@ -126,3 +129,17 @@ class QKViTPreTrainedModel(PreTrainedModel):
             truncated_normal(module.probe)
         elif isinstance(module, QKViTResidual) and module.layer_scale is not None:
             init.constant_(module.layer_scale, float(module.layer_scale_init_value))
+
+
+def _copy_code(folder: Path) -> None:
+    """The code of a model that was loaded with its code.
+
+    transformers copies it for a class that an Auto class made, not for a base model or another head made from there.
+    """
+    here = Path(__file__).parent
+    if QKViTConfig.ship_code is not None or not (here / "configuration_qkvit.py").is_file():
+        return  # `ship_code` does it
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in here.glob("*_qkvit.py"):
+        if not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)

@@ -55,11 +55,21 @@ def flat_sources() -> dict[str, str]:
 
 
 def ship_code(config: QKViTConfig, folder: str | Path) -> None:
-    """Write the code into `folder` and name it in `config.auto_map`."""
+    """Write the code into `folder` and name it in `config.auto_map`, beside what transformers has written there.
+
+    A class of the user's own, with `register_for_auto_class`, is there already, and keeps its place.
+    """
     folder = Path(folder)
     if folder.is_file():
         return  # transformers' own error names the problem
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in flat_sources().items():
         (folder / name).write_text(text, encoding="utf-8")
-    config.auto_map: Any = dict(AUTO_MAP)  # type: ignore[misc]
+    own = {
+        auto_class: name
+        for auto_class, name in (getattr(config, "auto_map", None) or {}).items()
+        if isinstance(name, str)
+        and (file := f"{name.split('.')[0]}.py") not in flat_sources()
+        and (folder / file).is_file()
+    }
+    config.auto_map: Any = AUTO_MAP | own  # type: ignore[misc]

@@ -157,6 +157,8 @@ class Neighbours:
         kinds = {(part.dtype, part.device, len(part)) for part in weights + biases}
         if len(biases) not in (0, len(linears)) or len(kinds) > 1:
             return
+        if len(set(map(id, weights + biases))) < len(weights + biases):  # one that is shared has no two places
+            return
         if sum(weight.numel() for weight in weights) > _LARGEST_JOINED:
             return
         self.weight = _next_to_each_other(weights)

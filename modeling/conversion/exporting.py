@@ -1,5 +1,6 @@
 """Write a QKViT model as a checkpoint of another ViT family, with the same numbers: `export`."""
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable
@@ -169,6 +170,12 @@ def _attempt(
     if kind not in family.architectures:
         return None, {}, [f"a head for {kind.replace('_', ' ')}"]
     plan = Plan.make(family.layouts[layout], config, kind)
+    # Without labels there is no classifier, and what pools would be taken for that of a base model.
+    judged, shapes = config, plan.their_shapes()
+    if kind == "classification" and not config.num_labels:
+        judged = copy.deepcopy(config)
+        judged.num_labels = 2
+        shapes = Plan.make(family.layouts[layout], judged, kind).their_shapes()
     written: dict[str, Any] = {
         "architectures": [family.architectures[kind]],
         "model_type": family.model_types[0] if family.model_types else None,
@@ -177,8 +184,8 @@ def _attempt(
     theirs = with_defaults(family, {name: value for name, value in written.items() if value is not None}, "the model")
     if family.model_types:
         theirs["dtype"] = str(config.dtype).removeprefix("torch.")
-    read = QKViTConfig(**family.fields(Source(theirs, plan.their_shapes(), "what would be written")))
-    return plan, theirs, _differences(config, read, kind) or list(plan.uncovered)
+    read = QKViTConfig(**family.fields(Source(theirs, shapes, "what would be written")))
+    return plan, theirs, _differences(judged, read, kind) or list(plan.uncovered)
 
 
 def _differences(ours: QKViTConfig, read: QKViTConfig, kind: str) -> list[str]:

@@ -113,3 +113,12 @@ def test_processed_images_go_into_the_model(tiny_model):
     inputs = default_image_processor(model.config)(images, return_tensors="pt")
     with torch.no_grad():
         assert model(**inputs).logits.shape == (2, 5)
+
+
+def test_the_image_processor_follows_another_number_of_channels(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "colour")
+    grey = QKViTForImageClassification.from_pretrained(
+        tmp_path / "colour", num_channels=1, ignore_mismatched_sizes=True
+    )
+    grey.save_pretrained(tmp_path / "grey")
+    assert json.loads((tmp_path / "grey" / "preprocessor_config.json").read_text())["image_mean"] == [0.5]

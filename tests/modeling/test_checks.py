@@ -1,12 +1,15 @@
 """Bad input: each a clear error of one sentence that names the value and the way out."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from qkvit import QKViTBackbone, QKViTForImageClassification, QKViTForMaskedImageModeling, QKViTModel
 from qkvit.modeling.checks_qkvit import chosen_layers, token_mask_from
@@ -217,3 +220,27 @@ def test_arguments_that_would_do_nothing_or_something_else_are_refused(tiny_mode
 def test_a_backbone_refuses_to_drop_patches_in_training(tiny_model, raises_sentence):
     with raises_sentence(ValueError, "patch_drop_rate=0.5"):
         tiny_model(QKViTBackbone, patch_drop_rate=0.5).train()(torch.rand(1, 3, 16, 16))
+
+
+def test_layers_may_be_numpy_s_or_torch_s_numbers():
+    assert chosen_layers([np.int64(0), torch.tensor(-1)], 3, "output_qkv") == {0, 2}
+    with pytest.raises(ValueError, match="no layer of this model"):
+        chosen_layers([np.float64(1)], 3, "output_qkv")
+
+
+def test_what_is_traced_has_no_values_to_look_at(tiny_model, pixels):
+    model = tiny_model()
+    graph = make_fx(lambda images: model(images).logits)(pixels)
+    torch.testing.assert_close(graph(pixels), model(pixels).logits)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = model(mode.from_tensor(pixels), labels=mode.from_tensor(torch.tensor([0, 1])))
+    assert fake.logits.shape == (2, 5)
+    with pytest.raises(ValueError, match="NaN"):
+        model(torch.full_like(pixels, torch.nan))
+
+
+def test_torch_s_own_quantisation_runs(tiny_model, pixels):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        quantised = torch.ao.quantization.quantize_dynamic(tiny_model(), {torch.nn.Linear})
+        assert quantised(pixels).logits.shape == (2, 5)

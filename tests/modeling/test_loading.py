@@ -10,6 +10,7 @@ from transformers import (
 )
 
 from qkvit import QKViTBackbone, QKViTForImageClassification, QKViTForMaskedImageModeling, QKViTModel
+from qkvit.modeling.pretrained_qkvit import QKViTPreTrainedModel
 
 EVERYTHING = {
     "position_embedding": "rope2d",
@@ -171,3 +172,16 @@ class WithAHeadOfItsOwn(QKViTForImageClassification):
 
 def test_a_head_of_the_user_s_own_may_be_new(folder):
     assert WithAHeadOfItsOwn.from_pretrained(folder).segmentation_head[1].out_features == 2
+
+
+def test_a_part_of_the_user_s_own_may_have_the_name_of_one_of_ours(tiny_config, tiny_model, tmp_path):
+    class Mine(QKViTPreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.qkvit = QKViTModel(config)
+            self.layers = torch.nn.Linear(32, 2)
+            self.post_init()
+
+    tiny_model().save_pretrained(tmp_path)
+    mine = Mine.from_pretrained(tmp_path)
+    assert torch.equal(mine.qkvit.norm.weight, tiny_model().qkvit.norm.weight)

@@ -279,3 +279,19 @@ def test_without_memory_nothing_is_joined(attention, tokens):
     assert attention.to("meta").neighbours.weight is None
     with torch.no_grad():
         assert attention(tokens.to("meta"))[0].is_meta
+
+
+@pytest.mark.parametrize("shared", ["weight", "module"])
+def test_weights_that_are_shared_are_left_where_they_are(tiny_model, pixels, shared):
+    """One parameter under two names cannot lie in two places: one of them would be a copy that goes stale."""
+    model = tiny_model()
+    attention = model.qkvit.layers[0].attention
+    if shared == "module":
+        attention.k_proj = attention.q_proj
+    else:
+        attention.k_proj.weight = attention.q_proj.weight
+    model.settle()
+    with torch.no_grad():
+        attention.q_proj.weight.mul_(2)
+        without = model(pixels).logits
+    torch.testing.assert_close(without, model(pixels).logits)

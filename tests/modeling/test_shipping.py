@@ -107,6 +107,9 @@ def first():
     back.save_pretrained(work / "base_again")
     again = load("base_again", AutoModel)
     facts["base in head"] = all(torch.equal(w, with_head.qkvit.state_dict()[n]) for n, w in base.state_dict().items())
+    with_head.base_model.save_pretrained(work / "taken_out")  # of a class that no Auto class has made
+    taken_out = load("taken_out", AutoModel)
+    facts["taken out"] = all(torch.equal(w, taken_out.state_dict()[n]) for n, w in base.state_dict().items())
     facts["base again"] = all(torch.equal(w, again.state_dict()[n]) for n, w in base.state_dict().items())
 
     image = Image.new("RGB", (50, 70), "red")
@@ -249,6 +252,7 @@ def test_what_was_saved_there_loads_in_yet_another_process(work, name):
 def test_a_base_model_goes_into_a_head_and_back(facts, work):
     assert facts["base in head"]
     assert facts["base again"]
+    assert facts["taken out"]
     base = load_file(work / "base" / "model.safetensors")
     again = load_file(work / "base_again" / "model.safetensors")
     assert base.keys() == again.keys()
@@ -349,3 +353,17 @@ def test_what_is_pushed_is_complete(tiny_model, tmp_path, monkeypatch, way):
         model.save_pretrained(tmp_path / "model", push_to_hub=True, repo_id="someone/something")
     weights = {"model.safetensors", "SHA256SUMS"}
     assert set(uploaded) >= {*flat_sources(), *weights, "config.json", "preprocessor_config.json"}
+
+
+def test_a_class_of_the_user_s_own_keeps_its_place_in_the_map(tiny_config, tmp_path, monkeypatch):
+    (tmp_path / "my_head.py").write_text(
+        "from qkvit import QKViTForImageClassification\n\n\nclass MyHead(QKViTForImageClassification):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    from my_head import MyHead
+
+    MyHead.register_for_auto_class("AutoModelForImageClassification")
+    for _ in range(2):
+        MyHead(tiny_config()).save_pretrained(tmp_path / "mine")
+        found = json.loads((tmp_path / "mine" / "config.json").read_text())["auto_map"]
+        assert found == {**AUTO_MAP, "AutoModelForImageClassification": "my_head.MyHead"}

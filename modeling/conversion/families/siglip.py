@@ -36,6 +36,10 @@ def fields(source: Source) -> dict[str, Any]:
 
 
 def source_config(config: QKViTConfig, kind: str) -> dict[str, Any]:
+    if kind == "classification" and not config.num_labels:
+        raise ValueError(
+            "num_labels=0: transformers cannot load a SigLIP classifier without labels; export the base model instead"
+        )
     tower = {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,

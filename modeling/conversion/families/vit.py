@@ -4,7 +4,7 @@ from typing import Any
 
 from ....configuration.configuration_qkvit import QKViTConfig
 from .family import Family, Source, plain_config, plain_fields, same
-from .vit_layout import decoder_rules, embeddings_rules, layouts, pooler_config, pooler_fields
+from .vit_layout import decoder_rules, embeddings_rules, encoder_stride, layouts, pooler_config, pooler_fields
 
 
 def fields(source: Source) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def fields(source: Source) -> dict[str, Any]:
 
 
 def source_config(config: QKViTConfig, kind: str) -> dict[str, Any]:
-    return {**plain_config(config), **pooler_config(config), "encoder_stride": config.patch_shape[0]}
+    return {**plain_config(config), **pooler_config(config), "encoder_stride": encoder_stride(config, kind)}
 
 
 FAMILY = Family(

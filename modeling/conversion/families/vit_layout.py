@@ -51,6 +51,17 @@ def decoder_rules() -> tuple[Rule, ...]:
     return (*one("decoder.0.weight", "decoder.weight", shape=shape), *one("decoder.0.bias", "decoder.bias"))
 
 
+def encoder_stride(config: QKViTConfig, kind: str) -> int:
+    """The side of what their decoder makes of a patch, a square."""
+    height, width = config.patch_shape
+    if kind == "masked_image_modeling" and height != width:
+        raise ValueError(
+            f"patch_size={config.patch_size} is no square, and the decoder of this family makes squares of patches;"
+            " save the model with save_pretrained instead"
+        )
+    return height
+
+
 def layouts(*others: Rule) -> dict[str, tuple[Rule, ...]]:
     """Both ways to name the tensors of a `vit`, and the rules that they share."""
     shared = (*others, *same("layernorm", "norm"), *same("pooler.dense", "pooler.dense"))

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, ViTConfig, ViTForImageClassification, ViTModel
+from transformers import AutoModel, AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from qkvit import QKViTBackbone, QKViTForImageClassification, QKViTForMaskedImageModeling, QKViTModel
@@ -189,3 +189,31 @@ def test_a_saved_backbone_is_converted_as_the_model_that_it_is(tiny_model, tmp_p
     tiny_model(QKViTBackbone).save_pretrained(tmp_path / "backbone")
     export(load_own(tmp_path / "backbone"), tmp_path / "out", family="vit")
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_classifier_without_labels_is_exported_where_what_pools_is_the_same(tiny_model, pixels, tmp_path):
+    model = tiny_model(num_labels=0, layer_scale_init_value=0.1, pooling="class_mean")
+    theirs = AutoModelForImageClassification.from_pretrained(export(model, tmp_path / "m", family="dinov2")).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(pixels).logits, model(pixels).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "words"),
+    [
+        ("dinov2", {"layer_scale_init_value": 0.1}, "pooling='class'"),
+        ("siglip", {"use_class_token": False, "pooling": "mean"}, "num_labels=0"),
+    ],
+)
+def test_a_classifier_without_labels_that_would_pool_otherwise_is_refused(tiny_model, tmp_path, family, fields, words):
+    with pytest.raises(ValueError, match=words):
+        export(tiny_model(num_labels=0, **fields), tmp_path / "m", family=family)
+
+
+@pytest.mark.parametrize("fields", [{"family": "vit"}, {"family": "deit"}])
+def test_a_decoder_of_oblong_patches_is_refused(tiny_model, tmp_path, raises_sentence, fields):
+    model = tiny_model(
+        QKViTForMaskedImageModeling, patch_size=(4, 8), use_distillation_token=fields["family"] == "deit"
+    )
+    with raises_sentence(ValueError, "patch_size=(4, 8)", "no square"):
+        export(model, tmp_path / "m", **fields)
