@@ -176,6 +176,12 @@ def _labels(found: dict[str, Inspection]) -> Iterable[Finding]:
         yield Finding("there are no labels", "training refuses it: make class folders, or a column of labels", True)
         return
     (first, expected), *others = names.items()
+    if len(expected) < 2 and not sources[first].multi_label:
+        yield Finding(
+            f"there is one class alone: {_some(expected)}",
+            "training refuses it: pass the folder that holds the folders of the classes",
+            True,
+        )
     for split, given in others:
         if given != expected:
             odd = sorted(set(expected) ^ set(given)) or ["their order"]

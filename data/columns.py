@@ -53,7 +53,7 @@ class Columns:
             return None
         if not self.multi_label:
             return self._one(cell)
-        indices = (self._one(value) for value in cell)
+        indices = dict.fromkeys(self._one(value) for value in cell)  # each once: of objects, one may be there twice
         return tuple(index for index in indices if index is not None)
 
     def _one(self, value: Any) -> int | None:
@@ -88,6 +88,10 @@ class Columns:
         if isinstance(stored, dict):
             path = stored.get("path")
             stored = stored.get("bytes") or (Path(path) if path else None)
+        elif isinstance(stored, str):
+            stored = Path(stored) if stored else None
+        elif isinstance(stored, list):  # of pixels: no file
+            stored = None
         return Encoded(stored, None if self.label is None else self.label_of(row[self.label]), name)
 
 

@@ -180,5 +180,8 @@ def _class_names(shards: Iterable[Path]) -> list[str] | None:
     for folder in sorted({*folders, *(os.path.dirname(folder) or "." for folder in folders)}, key=len, reverse=True):
         file = Path(folder) / CLASSES
         if file.is_file():
-            return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+                raise ValueError(f"{file} names the class {twice[0]} twice; give each class a name of its own")
+            return names
     return None

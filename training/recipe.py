@@ -9,6 +9,7 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
+from . import yaml_text
 from .errors import TrainingRefusedError
 from .recipe_checks import check
 from .recipe_distillation import Distillation
@@ -281,7 +282,7 @@ def read_yaml(recipe: str | Path) -> tuple[dict[str, Any], str]:
         names = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
         raise TrainingRefusedError(f"there is no recipe {recipe}; pass a YAML file, or one of {names}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml_text.load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise TrainingRefusedError(f"{path} cannot be read as YAML: {reason.rstrip('.')}") from error
@@ -322,7 +323,7 @@ def _with_setting(recipe: Recipe, setting: str) -> Recipe:
     if not equals or not key:
         raise TrainingRefusedError(f"--set {setting} is not of the form key=value; write --set learning_rate=1e-3, say")
     try:
-        value = yaml.safe_load(text) if text.strip() else ""
+        value = yaml_text.load(text) if text.strip() else ""
     except yaml.YAMLError as error:
         raise TrainingRefusedError(f"--set {setting} has no readable value; put text into quotation marks") from error
     values: dict[str, Any] = recipe.to_dict()

@@ -74,6 +74,11 @@ def _check_ranges(recipe: Any) -> None:
             raise TrainingRefusedError(
                 f"augmentation.{name}=[{low}, {high}] is no range above 0; write the lower end first"
             )
+    if recipe.augmentation.crop_scale[1] > 1:
+        raise TrainingRefusedError(
+            f"augmentation.crop_scale={list(recipe.augmentation.crop_scale)} ends above the whole image;"
+            " write 1 or less"
+        )
     if not 0 <= recipe.augmentation.randaugment_magnitude <= 10:
         raise TrainingRefusedError(
             f"augmentation.randaugment_magnitude={recipe.augmentation.randaugment_magnitude} is outside [0, 10]; write"

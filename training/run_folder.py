@@ -84,6 +84,8 @@ def check_new(output: Path) -> None:
         elif (output / RECORD).is_file():
             what, way = "a run", "pass --resume to go on, or"
         raise TrainingRefusedError(f"{output} holds {what} already; {way} --set output_dir=ANOTHER")
+    if output.is_symlink() and not output.exists():
+        raise TrainingRefusedError(f"{output} is a link to what is not there; pass --set output_dir=ANOTHER")
     if output.exists() and not output.is_dir():
         raise TrainingRefusedError(f"{output} is a file; pass --set output_dir=ANOTHER")
 

@@ -209,3 +209,10 @@ def test_memory_does_not_hold_images(zoo):
     found = inspect(open_images(zoo, split="train"))
     held = sum(array.nbytes for array in (found.sizes, found.digests, found.outlines, found.thumbnails))
     assert held / 6 <= 100
+
+
+def test_images_of_one_class(tmp_path):
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    for number in range(3):
+        picture(number).save(tmp_path / "photos" / "cat" / f"{number}.png")
+    assert said(check(tmp_path / "photos")) == ["there is one class alone: cat"]

@@ -230,3 +230,14 @@ def test_the_split_of_a_file():
     assert [split_of(name) for name in ("fold_1.parquet", "fold_2.parquet")] == ["fold_1", "fold_2"]
     assert split_of("data/dev/0000.parquet") == "validation"
     assert split_of("train-00000-of-00001-0123abcd.parquet") == "train"
+
+
+def test_cells_that_hold_a_path_or_no_file(tmp_path, png):
+    (tmp_path / "0.png").write_bytes(png(0))
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    cells = {"path": [str(tmp_path / "0.png"), str(tmp_path / "1.png")], "pixels": [[1, 2], [3, 4]]}
+    for name, images in cells.items():
+        pq.write_table(pa.table({"image": images, "label": ["a", "b"]}), tmp_path / f"{name}.parquet")
+        source = open_images(tmp_path / f"{name}.parquet", streaming=True, on_bad_image="skip")
+        assert len(list(source)) == (name == "path")
+        assert source.encoded(0).file == (tmp_path / "0.png" if name == "path" else None)

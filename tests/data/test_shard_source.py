@@ -61,6 +61,9 @@ def test_names_of_classes_come_from_a_file_beside_the_shards(shards, raises_sent
     (shards / "classes.txt").write_text("cat\ndog\nowl\nfox\n")
     source = open_images(shards, split="train")
     assert source.class_counts == {"cat": 2, "dog": 1, "owl": 3, "fox": 0}
+    (shards / "classes.txt").write_text("cat\ndog\ncat\n")
+    with raises_sentence(ValueError, "names the class cat twice"):
+        open_images(shards, split="train")
     (shards / "classes.txt").write_text("cat\ndog\n")
     with raises_sentence(ValueError, "label 2", "classes.txt has 2 lines"):
         open_images(shards, split="train")
@@ -85,7 +88,7 @@ def test_labels_in_json_files(shard, png, raises_sentence):
 
 
 def test_several_labels_in_json_files(shard, png, raises_sentence):
-    sets = [[2, 0], [], None]
+    sets = [[2, 0, 2], [], None]
     files = {}
     for number, labels in enumerate(sets):
         files |= {f"{number}.png": png(number), f"{number}.json": json.dumps({"label": labels}).encode()}
@@ -93,6 +96,7 @@ def test_several_labels_in_json_files(shard, png, raises_sentence):
     source = open_images(path, multi_label=True)
     assert [sample.label for sample in source] == [(2, 0), (), None]
     assert source.labels[0].tolist() == [1, 0, 1]
+    assert list(source.class_counts.values()) == [1, 0, 1]
     assert source.labels.known.tolist() == [True, True, False]
     with raises_sentence(ValueError, "several for an image"):
         open_images(path)

@@ -113,6 +113,7 @@ def test_any_field_can_be_set_by_its_name(setting, read):
         ("seed=one", ["seed='one'"]),
         ("=3", ["key=value"]),
         ("crop=[", ["--set crop=["]),
+        ("lr_scheduler_kwargs={a: 1, a: 2}", ["--set lr_scheduler_kwargs"]),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(setting, words):
@@ -152,7 +153,7 @@ def test_a_missing_file_names_the_shipped_recipes(raises_sentence):
         Recipe.load("nowhere")
 
 
-@pytest.mark.parametrize("text", ["a: [1", "- a\n- b", "\tx: 1", "\xff"])
+@pytest.mark.parametrize("text", ["a: [1", "- a\n- b", "\tx: 1", "\xff", "seed: 1\nseed: 2"])
 def test_a_broken_file_is_one_sentence(tmp_path, text):
     path = tmp_path / "broken.yaml"
     path.write_bytes(text.encode("latin-1"))
@@ -207,3 +208,12 @@ def test_what_a_recipe_says_of_its_own_data_is_not_said_of_others():
         assert (other.known_images, other.known_classes) == (None, None)
     said = Recipe.load("cifar10-scratch", ["data.source=me/flowers", "known_images=9", "known_classes=2"]).data
     assert (said.known_images, said.known_classes) == (9, 2)
+
+
+def test_a_section_that_is_written_twice_is_named(tmp_path, raises_sentence):
+    path = tmp_path / "twice.yaml"
+    path.write_text("augmentation: {mixup: 0.4}\ndata: {source: digits}\naugmentation: {flip: 0.5}\n")
+    with raises_sentence(TrainingRefusedError, "augmentation is written twice", "line 3"):
+        Recipe.load(path)
+    path.write_text("data: &data {source: digits}\nmodel:\n  config: {<<: {hidden_size: 8}, hidden_size: 16}\n")
+    assert Recipe.load(path).model.config["hidden_size"] == 16, "what is merged may be replaced"

@@ -265,6 +265,9 @@ def test_a_folder_in_use_is_refused(tiny, tmp_path, raises_sentence):
     with raises_sentence(TrainingRefusedError, "holds other things"):
         train(tiny({"arguments": {"output_dir": str(tmp_path / "mine")}}))
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "dear"
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with raises_sentence(TrainingRefusedError, "a link to what is not there"):
+        train(tiny({"arguments": {"output_dir": str(tmp_path / "link")}}))
 
 
 def test_a_folder_in_which_a_run_is_at_work_is_refused(recipe, tmp_path, weights, raises_sentence):

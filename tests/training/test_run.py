@@ -161,6 +161,11 @@ def test_activations_grow_with_depth(tiny_model):
         (["mixup=0.8", "mixed_labels=present"], ["mixed_labels=present", "binary_cross_entropy"]),
         (["optimizer=muon", "optim=adamw_torch"], ["optimizer=muon", "optim=adamw_torch", "--set optimizer=null"]),
         (["warmup_epochs=1", "warmup_steps=5"], ["warmup_epochs=1", "warmup_steps=5", "twice"]),
+        (["optim_args=weight_decay=0.3"], ["optim_args", "weight_decay", "adamw_torch_fused"]),
+        (["optim=sgd", "optim_args=nonsense=0.9"], ["nonsense", "sgd"]),
+        (["optimizer=lamb", "optim_args=eps=1"], ["optim_args=eps=1", "lamb"]),
+        (["report_to=null"], ["report_to", "none"]),
+        (["crop=resized", "crop_scale=[0.1, 2]"], ["crop_scale=[0.1, 2", "1 or less"]),
         (["adam_beta2=2"], ["arguments.adam_beta2=2.0", "less than 1"]),
         (["adam_epsilon=-1"], ["arguments.adam_epsilon=-1.0", "0 or more"]),
         (["dataloader_num_workers=-1"], ["arguments.dataloader_num_workers=-1", "0 or more"]),
@@ -370,3 +375,13 @@ def test_the_command_is_there(capsys):
     from qkvit.cli import app
 
     assert "train" in {command.name or command.callback.__name__ for command in app.registered_commands}
+
+
+def test_images_of_one_class_are_refused(tiny, tmp_path, raises_sentence):
+    """One output would be taken for a regression, and its accuracy is 100 %."""
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    for number in range(20):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "photos" / "cat" / f"{number}.png")
+    with raises_sentence(TrainingRefusedError, "one class, cat"):
+        train(tiny({"arguments": {"output_dir": str(tmp_path / "run")}}), [f"data.source={tmp_path / 'photos'}"])
+    assert not (tmp_path / "run").exists()

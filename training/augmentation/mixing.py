@@ -6,6 +6,7 @@ order of the epoch, in even sizes, so that the pairs are the same for any number
 Shapes: B images, K labels.
 """
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -20,10 +21,14 @@ _POINTS = 2048
 
 @lru_cache
 def _quantiles(alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    """Values x in [0, 1/2] and P(X <= x) of Beta(alpha, alpha): the integral in w = x^alpha, which is smooth at 0."""
-    w = np.linspace(0, 0.5**alpha, _POINTS)
-    x = w ** (1 / alpha)
-    density = (1 - x) ** (alpha - 1)
+    """Values x in [0, 1/2] and P(X <= x) of Beta(alpha, alpha)."""
+    if alpha < 1:  # the integral in w = x^alpha, which is smooth at 0
+        w = np.linspace(0, 0.5**alpha, _POINTS)
+        x = w ** (1 / alpha)
+        density = (1 - x) ** (alpha - 1)
+    else:  # 5 standard deviations: of a large alpha all of it is near 1/2
+        w = x = np.linspace(max(0, 0.5 - 5 / math.sqrt(2 * alpha + 1)), 0.5, _POINTS)
+        density = (4 * x * (1 - x)) ** (alpha - 1)
     integral = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(w))])
     return x, integral / integral[-1] / 2
 

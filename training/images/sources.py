@@ -272,6 +272,11 @@ def _opened(data: Data) -> Splits:
 
     train = opened(data.train_split)
     names = list(train.class_names)
+    if len(names) < 2 and not train.multi_label:
+        raise TrainingRefusedError(
+            f"all images of {data.source} are of one class, {', '.join(names)}: nothing can be learnt; pass the folder"
+            " that holds the folders of the classes"
+        )
     others: dict[str, Any] = {}
     for part, split in (("validation", data.validation_split), ("test", data.test_split)):
         if split is not None:

@@ -33,6 +33,9 @@ def optimizer_class(model: nn.Module, settings: Optimisation, args: TrainingArgu
     if settings.layer_decay is not None:
         check_layers(model)
     adam = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+    asked = [each.partition("=")[0].strip() for each in (args.optim_args or "").split(",") if each.strip()]
+    if asked and settings.optimizer in ("lamb", "muon"):
+        raise TrainingRefusedError(f"optim_args={args.optim_args} is not for {settings.optimizer}, which takes none")
     if settings.optimizer == "lamb":
         return Lamb, adam
     if settings.optimizer == "muon":
@@ -47,4 +50,10 @@ def optimizer_class(model: nn.Module, settings: Optimisation, args: TrainingArgu
         ) from error
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise TrainingRefusedError(f"optim={name} makes groups of its own; choose adamw_torch_fused, say")
+    for each in asked:
+        if each not in options:  # transformers passes over it
+            raise TrainingRefusedError(
+                f"optim_args={args.optim_args}: {each} is not taken from there by {name}; leave it out, or write"
+                " it as a setting of its own where there is one"
+            )
     return kind, options

@@ -133,7 +133,7 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         below = 0 if settings.layer_decay is None else depth + 1 - min(_depth(name, tags[name]), depth + 1)
-        scale = (settings.layer_decay or 1.0) ** below
+        scale = (1.0 if settings.layer_decay is None else settings.layer_decay) ** below
         decays = not tags[name] & set(settings.no_decay)
         matrix = settings.optimizer == "muon" and _is_matrix_of_a_layer(parameter, tags[name])
         group = grouped.setdefault(

@@ -25,6 +25,8 @@ def check_reporters(names: list[str]) -> None:
     """
     known = integration_utils.INTEGRATION_TO_CALLBACK
     for name in names:
+        if name is None:
+            raise TrainingRefusedError("report_to=null is not known; write none")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             advice = f"did you mean {near[0]}?" if near else f"use one of {', '.join(sorted(known))}, or none"

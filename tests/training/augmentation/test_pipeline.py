@@ -266,7 +266,7 @@ class TestMixing:
         assert changed == pytest.approx(0.3, abs=0.05)
 
 
-@pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 3.0])
+@pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 3.0, 20.0, 1000.0])
 def test_shares_follow_the_beta_distribution(alpha):
     drawn = symmetric_beta((torch.arange(200_000) + 0.5) / 200_000, alpha)
     assert drawn.mean() == pytest.approx(0.5, abs=1e-3)

@@ -102,6 +102,8 @@ def test_layer_wise_rates(tiny_model):
     assert [rates[f"qkvit.layers.{i}.mlp.up_proj.weight"] for i in range(3)] == [0.125, 0.25, 0.5]
     assert rates["qkvit.embeddings.class_token"] == rates["qkvit.embeddings.patch_projection.bias"] == 0.0625
     assert groups[0]["lr"] == 1, "what is shown as the learning rate is the head's"
+    of_none = parameter_groups(model, Optimisation(layer_decay=0.0), 1.0, 0.1)
+    assert {group["lr"] for group in of_none} == {0.0, 1.0}
 
 
 def test_what_is_before_the_layers_and_what_is_after_them(tiny_model):
