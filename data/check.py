@@ -76,9 +76,9 @@ def check(
 
     ```python
     >>> from PIL import Image
-    >>> for split in ("train", "test"):
-    ...     Path("zoo", split, "cat").mkdir(parents=True)
-    ...     Image.new("RGB", (4, 4)).save(f"zoo/{split}/cat/1.png")
+    >>> for place, colour in {"train/cat": "black", "train/dog": "red", "test/cat": "black", "test/dog": "blue"}.items():
+    ...     Path("zoo", place).mkdir(parents=True)
+    ...     Image.new("RGB", (4, 4), colour).save(f"zoo/{place}/1.png")
     >>> found = check("zoo")
     >>> [finding.what for finding in found.problems]
     ['1 image of test is also in train, pixel by pixel']
