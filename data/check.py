@@ -76,7 +76,8 @@ def check(
 
     ```python
     >>> from PIL import Image
-    >>> for place, colour in {"train/cat": "black", "train/dog": "red", "test/cat": "black", "test/dog": "blue"}.items():
+    >>> colours = {"train/cat": "black", "train/dog": "red", "test/cat": "black", "test/dog": "blue"}
+    >>> for place, colour in colours.items():
     ...     Path("zoo", place).mkdir(parents=True)
     ...     Image.new("RGB", (4, 4), colour).save(f"zoo/{place}/1.png")
     >>> found = check("zoo")
