@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,8 @@ def _class_names(shards: Iterable[Path]) -> list[str] | None:
         file = Path(folder) / CLASSES
         if file.is_file():
             names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-            if twice := [name for number, name in enumerate(names) if name in names[:number]]:
-                raise ValueError(f"{file} names the class {twice[0]} twice; give each class a name of its own")
+            name, count = next(iter(Counter(names).most_common(1)), ("", 0))
+            if count > 1:
+                raise ValueError(f"{file} names the class {name} twice; give each class a name of its own")
             return names
     return None
