@@ -209,6 +209,12 @@ def _labels_of_split(split: str, source: ImageSource, *, training: bool) -> Iter
         verb = "image of {} has" if unknown == 1 else "images of {} have"
         yield Finding(f"{unknown:,} {verb.format(split)} no label", "left out", False, [], unknown)
     counts = source.class_counts
+    if "-1" in counts and not source.multi_label:
+        yield Finding(
+            f"a class of {split} is called -1",
+            "it is learnt like the others: where -1 stands for no label, leave these cells empty",
+            training,
+        )
     empty = [name for name, count in counts.items() if not count]
     if empty and unknown < len(source):
         yield Finding(

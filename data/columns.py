@@ -32,9 +32,17 @@ class Columns:
         self.multi_label = multi_label
         self._index = {value: index for index, value in enumerate(classes or ())} if by_value else None
 
-    def with_classes(self, values: Iterable[Any]) -> "Columns":
-        """Labels without published names: their values in order."""
-        known = sorted({value for value in values if not _missing(value)})
+    def with_classes(self, cells: Iterable[Any], name: str) -> "Columns":
+        """Labels without published names: what is found in these cells of the data set `name`, in order.
+
+        Raises:
+            ValueError: the lists are multi-hot rows.
+        """
+        cells = list(cells)
+        if self.multi_label:
+            refuse_multi_hot(cells, name)
+            cells = [value for cell in cells for value in cell or ()]
+        known = sorted({value for value in cells if not _missing(value)})
         return Columns(self.image, self.label, known, by_value=True, multi_label=self.multi_label)
 
     @property
@@ -111,7 +119,7 @@ def find_columns(features: Any, name: str, label: str | None, *, multi_label: bo
     Raises:
         ValueError: they cannot be told, or the labels are lists where they should not be.
     """
-    from datasets import ClassLabel, Image
+    from datasets import ClassLabel, Image, Value
 
     images = [column for column, feature in features.items() if isinstance(feature, Image)]
     images = images if len(images) == 1 else [column for column in IMAGE_COLUMNS if column in features]
@@ -128,6 +136,10 @@ def find_columns(features: Any, name: str, label: str | None, *, multi_label: bo
     if inner is not None and not multi_label:
         raise ValueError(several_labels(name, str(label)))
     kind = kind if inner is None else inner
+    if kind is not None and not isinstance(kind, ClassLabel | Value):
+        raise ValueError(
+            f"the labels in column {label!r} of {name} are neither numbers nor text; name another column as label"
+        )
     classes = kind.names if isinstance(kind, ClassLabel) else None
     return Columns(images[0], label, classes, by_value=False, multi_label=inner is not None)
 
@@ -138,6 +150,34 @@ def several_labels(name: str, label: str) -> str:
         f"the labels in column {label!r} of {name} are lists, several for an image; name a column with one label, or"
         " train on it with qkvit train (multi-label)"
     )
+
+
+def refuse_multi_hot(cells: Iterable[Any], name: str) -> None:
+    """Refuse lists of zeros and ones, one for each class: as indices they would give every image the classes 0 and 1.
+
+    Raises:
+        ValueError: all lists are as long as one another, they hold 0 and 1 alone, and some hold one of them again.
+
+    Example:
+
+    ```python
+    >>> refuse_multi_hot([[0, 1], [1]], "zoo")
+    >>> refuse_multi_hot([[0, 0, 1], [1, 0, 1]], "zoo")
+    Traceback (most recent call last):
+    ...
+    ValueError: the labels of zoo are rows of 3 zeros and ones; write the indices of the ones: [0, 2] for [1, 0, 1]
+
+    ```
+    """
+    lists = [list(cell) for cell in cells if cell is not None]
+    if len(lists) < 2 or len({len(each) for each in lists}) > 1:
+        return
+    if {value for each in lists for value in each} <= {0, 1} and any(len(set(each)) < len(each) for each in lists):
+        most = max(lists, key=lambda each: sum(map(int, each)))
+        raise ValueError(
+            f"the labels of {name} are rows of {len(most)} zeros and ones; write the indices of the ones:"
+            f" {[index for index, value in enumerate(most) if value]} for {[int(value) for value in most]}"
+        )
 
 
 def _inside_list(feature: Any) -> Any:

@@ -71,7 +71,7 @@ class FolderSource(ImageSource):
 def split_folders(folder: Path) -> list[str]:
     """The folders for a split each, in order; none where such a name is a class among others."""
     inside = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name))
-    splits = [name for name in inside if name in SPLIT_NAMES]
+    splits = [name for name in inside if name.lower() in SPLIT_NAMES]
     if len(splits) != 1:
         return splits
     has_classes = bool(next(os.walk(folder / splits[0]))[1])

@@ -10,7 +10,7 @@ from .hub_names import HUB_ID, look_for
 from .image_source import ImageSource, OnBadImage
 from .parquet_source import open_rows, remote_parquet_files
 from .shard_source import open_shards, shards_of
-from .splits import by_split
+from .splits import by_split, files_ending
 from .table_source import (
     hub_splits,
     import_datasets,
@@ -118,8 +118,9 @@ def kind_of(source: str) -> str:
         tables = [kind for ending, kind in _KINDS.items() if ending in endings and kind != "shards"]
         # Beside images, a .tar file is the archive that they came in.
         return next(iter(tables), "shards" if ".tar" in endings and not endings & EXTENSIONS else "folder")
-    if path.suffix in _KINDS and (path.is_file() or shards_of(source)):
-        return _KINDS[path.suffix]
+    kind = _KINDS.get(path.suffix.lower())
+    if kind is not None and (path.is_file() or shards_of(source)):
+        return kind
     if path.is_file():
         raise ValueError(f"{source} is a file that is not Parquet, Arrow or tar; pass one, a folder or a Hub id")
     if not HUB_ID.fullmatch(source):
@@ -156,5 +157,5 @@ def splits_in(source: str | Path) -> list[str | None]:
         return list(hub_splits(name))
     if is_saved_dataset(path):
         return list(saved_splits(path))
-    files = [path] if path.is_file() else sorted(path.rglob(f"*.{kind}"))
+    files = [path] if path.is_file() else files_ending(path, f".{kind}")
     return list(by_split(str(file) for file in files))

@@ -63,7 +63,7 @@ class ParquetSource(ImageSource):
         self._kept: OrderedDict[int, Any] = OrderedDict()
         self._labels: Any = None
         if columns.label is not None and columns.classes is None:
-            columns = columns.with_classes(_flat(self._label_cells(columns.label), nested=columns.multi_label))
+            columns = columns.with_classes(self._label_cells(columns.label), name)
         self._columns = columns
         super().__init__(name, class_names=columns.class_names, multi_label=columns.multi_label, **options)
 
@@ -180,10 +180,6 @@ def _at_once(function: Callable[[str], T], files: list[str]) -> list[T]:
         return [function(files[0])]
     with ThreadPoolExecutor(min(READERS, len(files))) as pool:
         return list(pool.map(function, files))
-
-
-def _flat(cells: list[Any], *, nested: bool) -> list[Any]:
-    return [value for cell in cells for value in cell or ()] if nested else cells
 
 
 def open_rows(files: list[str], *, name: str, split: str | None, **options: Any) -> ParquetSource:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from .columns import LABEL_COLUMNS, Columns, several_labels
+from .columns import LABEL_COLUMNS, Columns, refuse_multi_hot, several_labels
 from .decoding import BadImageError, SourceUnreachableError, is_outage
 from .image_source import Encoded, ImageSource, Label
 from .label_sets import LabelSets
 from .shard_index import ShardIndex, expanded, index_of
-from .splits import by_split, choose_split
+from .splits import by_split, choose_split, files_ending
 
 CLASSES = "classes.txt"
 
@@ -37,11 +37,16 @@ class ShardSource(ImageSource):
         self._indices = [index_of(shard) for shard in shards]
         self._ends = np.cumsum([len(index) for index in self._indices])
         if not self._ends[-1]:
-            raise ValueError(f"{name} holds no images: no file in it ends in .jpg, .png, ...; pass other shards")
+            raise ValueError(
+                f"{name} holds no images: no file in it is called NAME.jpg, NAME.png, ..., with no dot in"
+                " NAME; pass other shards, or name the files so"
+            )
         values = _label_values(shards, self._indices, name, label)
         lists = any(isinstance(value, list) for value in values)
         if lists and not multi_label:
             raise ValueError(several_labels(name, label or "label"))
+        if lists:
+            refuse_multi_hot([_as_list(value) for value in values], name)
         columns = _columns(values, name, _class_names(shards), lists)
         labels = [columns.label_of(_as_list(value) if lists else value) for value in values]
         classes = columns.class_names if any(value is not None for value in values) else None
@@ -97,8 +102,8 @@ def shards_of(source: str) -> list[Path]:
     """The tar files that a file's name, a pattern with {000..009} or a folder stands for; none: no shards."""
     path = Path(source)
     if path.is_dir():
-        return sorted(path.rglob("*.tar"))
-    return [Path(name) for name in expanded(source)] if source.endswith(".tar") else []
+        return files_ending(path, ".tar")
+    return [Path(name) for name in expanded(source)] if path.suffix.lower() == ".tar" else []
 
 
 def open_shards(shards: list[Path], *, name: str, split: str | None, label: str | None, **options: Any) -> ImageSource:
@@ -122,7 +127,7 @@ def _label_values(shards: list[Path], indices: list[ShardIndex], name: str, labe
             elif entries:
                 read = _read(entries, f"{shard.name}/{index.names[place]}")
                 seen |= read.keys()
-                values.append(_entry(read, label))
+                values.append(_entry(read, label, f"{shard.name}/{index.names[place]}"))
             else:
                 values.append(None)
     if label is not None and label not in seen:
@@ -140,9 +145,15 @@ def _read(text: str, name: str) -> dict[str, Any]:
     return read if isinstance(read, dict) else {"label": read}
 
 
-def _entry(entries: dict[str, Any], label: str | None) -> Any:
+def _entry(entries: dict[str, Any], label: str | None, name: str) -> Any:
     wanted = [label] if label is not None else [name for name in LABEL_COLUMNS if name in entries]
-    return entries.get(wanted[0]) if wanted else None
+    value = entries.get(wanted[0]) if wanted else None
+    if any(each is not None and not isinstance(each, int | str) for each in _as_list(value) or ()):
+        raise ValueError(
+            f"the label of {name} is {json.dumps(value)}; write a whole number, text or a list of them into its .json"
+            " file"
+        )
+    return value
 
 
 def _number_or_text(text: str) -> int | str:

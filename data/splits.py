@@ -1,9 +1,9 @@
-"""Which part of a data set a file belongs to, told from its name."""
+"""Which files of a folder are a data set's, and which part of it each belongs to, told from their names."""
 
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train"}
@@ -11,6 +11,11 @@ _KNOWN = frozenset(("train", "validation", "test"))
 SPLIT_NAMES = _KNOWN | SPLIT_ALIASES.keys()
 
 T = TypeVar("T")
+
+
+def files_ending(folder: Path, ending: str) -> list[Path]:
+    """The files at any depth below a folder whose names end so, in capitals or not, in order."""
+    return sorted(path for path in folder.rglob("*.*") if path.suffix.lower() == ending)
 
 
 def split_of(file: str) -> str:
@@ -23,6 +28,8 @@ def split_of(file: str) -> str:
     ('test', 'validation', 'train')
     >>> split_of("imagenet-train-000012.tar"), split_of("shards/0003.tar")
     ('train', 'shards')
+    >>> split_of("TRAIN.PARQUET"), split_of("Val/0003.tar")
+    ('train', 'validation')
 
     ```
     """
@@ -38,8 +45,9 @@ def split_of(file: str) -> str:
 
 
 def canonical(split: str) -> str:
-    """A split's usual name, e.g. "validation" for "val"."""
-    return SPLIT_ALIASES.get(split, split)
+    """A split's usual name, e.g. "validation" for "val" and for "Val"."""
+    name = SPLIT_ALIASES.get(split.lower(), split.lower())
+    return name if name in _KNOWN else split
 
 
 def by_split(files: Iterable[str]) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ from .columns import Columns, find_columns
 from .decoding import BadImage, BadImageError, SourceUnreachableError
 from .image_source import Encoded, ImageSource, Sample
 from .parquet_source import open_rows
-from .splits import by_split, choose_split
+from .splits import by_split, choose_split, files_ending
 
 
 class TableSource(ImageSource):
@@ -46,7 +46,7 @@ class TableSource(ImageSource):
             raise ValueError(f"{name} holds no images: it has no rows; pass another file or split")
         columns = find_columns(table.features, name, label, multi_label=multi_label)
         if columns.label is not None and columns.classes is None:
-            columns = columns.with_classes(_values_of(table, columns))
+            columns = columns.with_classes(_label_cells(table, columns), name)
         super().__init__(name, class_names=columns.class_names, multi_label=columns.multi_label, **options)
         self._columns = columns
         self._table = undecoded(table, columns).select_columns(columns.wanted)
@@ -146,11 +146,9 @@ class StreamingSource(ImageSource):
         return f"<StreamingSource {self.name}{f' ({self.split})' if self.split else ''}>"
 
 
-def _values_of(table: Any, columns: Columns) -> Any:
-    """What occurs in the column of the labels."""
-    if not columns.multi_label:
-        return table.unique(columns.label)
-    return {value for cell in table.with_format(None)[columns.label] for value in cell or ()}
+def _label_cells(table: Any, columns: Columns) -> Any:
+    """The column of the labels; of single labels, each once."""
+    return table.with_format(None)[columns.label] if columns.multi_label else table.unique(columns.label)
 
 
 def undecoded(table: Any, columns: Columns) -> Any:
@@ -167,7 +165,7 @@ def open_parquet(
     path: Path, *, name: str, split: str | None, label: str | None, streaming: bool, **options: Any
 ) -> ImageSource:
     """Open a Parquet file, or a folder of them with one or more splits."""
-    found = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    found = [path] if path.is_file() else files_ending(path, ".parquet")
     files = [str(file) for file in found]
     if streaming:
         return open_rows(files, name=name, split=split, label=label, **options)
@@ -220,7 +218,7 @@ def open_arrow(path: Path, *, name: str, split: str | None, label: str | None, *
         chosen, table = choose_split(splits, split, name)
         where = path.name if table is saved else f"{path.name}/{chosen}"
         return TableSource(table, row_names=[(where, len(table))], split=chosen, **options)
-    found = [path] if path.is_file() else sorted(path.rglob("*.arrow"))
+    found = [path] if path.is_file() else files_ending(path, ".arrow")
     chosen, files = choose_split(by_split([str(file) for file in found]), split, name)
     tables = [_mapped(Path(file)) for file in files]
     table = _sentence(name, lambda datasets: datasets.concatenate_datasets(tables))

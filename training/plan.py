@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from .cost import forward_flops, memory_estimate, training_flops
 from .images.progressive import Progression
+from .optimisation.optimizers import optimizer_class
 from .optimisation.parameter_groups import parameter_groups
 from .optimisation.schedule import schedule_steps
 from .recipe import Optimisation, Recipe
@@ -111,7 +112,9 @@ def kept_numbers(model: nn.Module, settings: Optimisation, args: TrainingArgumen
         matrices = [parameter for group in groups if group["matrices"] for parameter in group["params"]]
         return 2 * trained - sum(parameter.numel() for parameter in matrices)
     name: Any = getattr(args.optim, "value", args.optim)
-    return {"sgd": 0, "lion_32bit": trained, "adafactor": trained}.get(str(name), 2 * trained)
+    if name == "sgd":
+        return trained if optimizer_class(model, settings, args)[1].get("momentum") else 0
+    return {"lion_32bit": trained, "adafactor": trained}.get(str(name), 2 * trained)
 
 
 def _bytes(count: float) -> str:

@@ -39,6 +39,7 @@ _ELSEWHERE = {
     "train_sampling_strategy": "nothing: an epoch is shuffled by the seed",
     "bf16_full_eval": "bf16, which evaluation follows",
     "fp16_full_eval": "fp16, which evaluation follows",
+    "use_liger_kernel": "torch_compile: Liger's kernels are for language models",
     "auto_find_batch_size": "optimisation.find_batch_size, which leaves the global batch as it is",
 }
 

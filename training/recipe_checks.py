@@ -113,6 +113,8 @@ def _check_pixels(data: Any) -> None:
         values = getattr(data, name)
         if values is not None and len(values) != 3:
             raise TrainingRefusedError(f"data.{name}={values} is not of three channels; write three numbers")
+        if values is not None and not all(map(math.isfinite, values)):
+            raise TrainingRefusedError(f"data.{name}={values} holds a number that is not finite; write others")
     if data.std is not None and not min(data.std) > 0:
         raise TrainingRefusedError(f"data.std={data.std} holds a number that is not above 0; write others")
     if data.evaluation_crop is not None and not 0 < data.evaluation_crop <= 1:

@@ -85,7 +85,7 @@ def _fit_scalar(value: Any, hint: Any, where: str) -> Any:
         return value
     if hint in (int, float):
         number = _number(value)
-        if number is None or (hint is int and not float(number).is_integer()):
+        if number is None or number != number or (hint is int and not float(number).is_integer()):
             kind = "whole number" if hint is int else "number"
             raise TrainingRefusedError(f"{where}={value!r} is not a {kind}; write one")
         return hint(number)

@@ -6,6 +6,10 @@ import yaml
 
 
 class _EachNameOnce(yaml.SafeLoader):
+    def construct_document(self, node: yaml.Node) -> Any:
+        self.deep_construct = True  # an anchor that holds itself is an error then, and not an endless value
+        return super().construct_document(node)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:

@@ -190,6 +190,30 @@ def test_labels_without_names_and_lists(parquet, png, tmp_path, raises_sentence)
             open_images(tmp_path / "sets.parquet", streaming=streaming)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["int8", "float32", "bool_"])
+def test_rows_of_zeros_and_ones_are_not_taken_for_indices(parquet, png, tmp_path, raises_sentence, streaming, kind):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sets = pa.array([[0, 0, 1], [1, 0, 1]]).cast(pa.list_(getattr(pa, kind)()))
+    rows = {"image": [{"bytes": png(i)} for i in range(2)], "label": sets}
+    pq.write_table(pa.table(rows), tmp_path / "sets.parquet")
+    with raises_sentence(ValueError, "rows of 3 zeros and ones", "[0, 2] for [1, 0, 1]"):
+        open_images(tmp_path / "sets.parquet", streaming=streaming, multi_label=True)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("label", [{"id": 1}, [[1]]])
+def test_a_column_of_labels_that_are_none(parquet, png, tmp_path, raises_sentence, streaming, label):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"image": [{"bytes": png()}], "label": [label]}), tmp_path / "a.parquet")
+    with raises_sentence(ValueError, "column 'label'", "neither numbers nor text"):
+        open_images(tmp_path / "a.parquet", streaming=streaming, multi_label=True)
+
+
 def test_multi_hot_labels_in_batches(png, tmp_path, transform):
     import datasets
 

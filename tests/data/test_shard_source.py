@@ -52,6 +52,17 @@ def test_a_pattern_a_file_and_a_folder_with_splits(shards, raises_sentence):
         open_images(f"{shards}/train-{{0000..0003}}.tar")
 
 
+def test_endings_may_be_written_in_capitals(shard, png):
+    path = shard("pets/TRAIN-0000.TAR", samples(png, [0, 1]))
+    assert [len(open_images(source, split="train")) for source in (path, path.parent)] == [2, 2]
+    assert len(open_images(f"{path.parent}/TRAIN-{{0000..0000}}.TAR")) == 2
+
+
+def test_files_with_several_dots_in_their_names(shard, png, raises_sentence):
+    with raises_sentence(ValueError, "holds no images", "no dot in NAME"):
+        open_images(shard("a.tar", {"cat.1.png": png(1), "cat.2.png": png(2)}))
+
+
 def test_patterns():
     assert expanded("a-{0..1}/{09..10}.tar") == ["a-0/09.tar", "a-0/10.tar", "a-1/09.tar", "a-1/10.tar"]
     assert expanded("a.tar") == ["a.tar"]
@@ -85,6 +96,21 @@ def test_labels_in_json_files(shard, png, raises_sentence):
         open_images(path, label="other")
     with raises_sentence(ValueError, "0.png", ".json"):
         open_images(shard("b.tar", {"0.png": png(), "0.json": b"{"}))
+
+
+@pytest.mark.parametrize("label", [{"id": 1}, [[1]], 0.5])
+def test_a_label_in_a_json_file_that_is_none(shard, png, raises_sentence, label):
+    files = {"0.png": png(), "0.json": json.dumps({"label": label}).encode()}
+    with raises_sentence(ValueError, "a.tar/0.png", json.dumps(label), "a whole number, text or a list"):
+        open_images(shard("a.tar", files), multi_label=True)
+
+
+def test_rows_of_zeros_and_ones_are_not_taken_for_indices(shard, png, raises_sentence):
+    files = {}
+    for number, labels in enumerate([[0, 0, 1], [1, 0, 1]]):
+        files |= {f"{number}.png": png(number), f"{number}.json": json.dumps({"label": labels}).encode()}
+    with raises_sentence(ValueError, "rows of 3 zeros and ones", "[0, 2] for [1, 0, 1]"):
+        open_images(shard("a.tar", files), multi_label=True)
 
 
 def test_several_labels_in_json_files(shard, png, raises_sentence):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from qkvit.data import BadImageError, open_images
 from qkvit.data.chosen_source import ChosenSource
+from qkvit.data.opening import splits_in
 
 
 def test_class_folders(class_folders):
@@ -92,6 +93,14 @@ def test_a_folder_of_a_split_is_found_by_the_splits_usual_name(tmp_path, write_i
     assert (source.split, source[0].name) == ("val", "cat/val.png")
 
 
+@pytest.mark.parametrize("names", [("Train", "Val"), ("TRAIN", "VALIDATION")])
+def test_folders_of_splits_may_be_written_in_capitals(tmp_path, write_image, names):
+    for name in names:
+        write_image(tmp_path / "pets" / name / "cat" / f"{name}.png")
+    source = open_images(tmp_path / "pets", split="validation")
+    assert (source.split, source.class_names, source[0].name) == (names[1], ("cat",), f"cat/{names[1]}.png")
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_label_of_floats_is_missing_where_it_is_not_a_number(tmp_path, png, streaming):
     from datasets import Dataset, Features, Image, Value
@@ -120,6 +129,15 @@ def test_parquet(parquet, png):
     assert np.array_equal(
         np.asarray(source[1].image), np.random.default_rng(1).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     )
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_endings_may_be_written_in_capitals(parquet, png, streaming):
+    folder = parquet("TRAIN.PARQUET", [png(0)], [1]).parent
+    parquet("VAL.PARQUET", [png(1), png(2)], [0, 1])
+    assert splits_in(folder) == ["train", "validation"]
+    assert [len(open_images(folder, split=split, streaming=streaming)) for split in splits_in(folder)] == [1, 2]
+    assert len(open_images(folder / "VAL.PARQUET", streaming=streaming)) == 2
 
 
 def test_a_folder_of_parquet_files_has_splits(parquet, png, raises_sentence):

@@ -48,6 +48,10 @@ def test_shipped_recipes_are_whole_and_come_back(name):
         ({"data": {"image_size": [8]}}, ["data.image_size=[8]"]),
         ({"data": {"mean": [0.5]}}, ["data.mean=[0.5]"]),
         ({"data": {"std": [1, 0, 1]}}, ["data.std"]),
+        ({"data": {"mean": [0.5, float("inf"), 0.5]}}, ["data.mean", "finite"]),
+        ({"data": {"mean": [0.5, float("nan"), 0.5]}}, ["data.mean[1]=nan", "number"]),
+        ({"arguments": {"learning_rate": float("nan")}}, ["arguments.learning_rate=nan", "number"]),
+        ({"arguments": {"use_liger_kernel": True}}, ["arguments.use_liger_kernel", "torch_compile"]),
         ({"data": {"evaluation_crop": 0}}, ["data.evaluation_crop=0"]),
         ({"augmentation": {"mixup": float("nan")}}, ["augmentation.mixup=nan"]),
         ({"augmentation": {"randaugment_operations": -1}}, ["augmentation.randaugment_operations=-1"]),
@@ -214,6 +218,9 @@ def test_a_section_that_is_written_twice_is_named(tmp_path, raises_sentence):
     path = tmp_path / "twice.yaml"
     path.write_text("augmentation: {mixup: 0.4}\ndata: {source: digits}\naugmentation: {flip: 0.5}\n")
     with raises_sentence(TrainingRefusedError, "augmentation is written twice", "line 3"):
+        Recipe.load(path)
+    path.write_text("data: &data {source: *data}\n")
+    with raises_sentence(TrainingRefusedError, "recursive node", "line 1"):
         Recipe.load(path)
     path.write_text("data: &data {source: digits}\nmodel:\n  config: {<<: {hidden_size: 8}, hidden_size: 16}\n")
     assert Recipe.load(path).model.config["hidden_size"] == 16, "what is merged may be replaced"

@@ -155,6 +155,7 @@ def test_activations_grow_with_depth(tiny_model):
         (["trainable=only nothing"], ["nothing"]),
         (["data.image_size=9"], ["9 x 9 pixels", "data.image_size"]),
         (["lr_scheduler_kwargs={min_lrr: 1e-5}", "lr_scheduler_type=cosine_with_min_lr"], ["cosine_with_min_lr"]),
+        (["lr_scheduler_kwargs=abc"], ["lr_scheduler_kwargs='abc'", "mapping"]),
         (["bf16=true", "fp16=true"], ["TrainingArguments"]),
         (["model.start=/no/such/model"], ["/no/such/model"]),
         (["dropout_by_image=true", "attention_probs_dropout_prob=0.1"], ["attention_probs_dropout_prob"]),

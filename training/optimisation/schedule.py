@@ -54,8 +54,7 @@ def schedule_steps(
     if optimisation.warmup_epochs is not None:
         warming = optimisation.warmup_epochs * steps_per_epoch
     warmup = min(round(warming), steps)
-    given = args.lr_scheduler_kwargs
-    options = dict(json.loads(given) if isinstance(given, str) else given or {})
+    options = _options(args.lr_scheduler_kwargs)
     if str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) == "warmup_stable_decay":
         cooldown = 0.2 * steps
         if optimisation.cooldown_epochs is not None:
@@ -68,3 +67,12 @@ def schedule_steps(
             )
         options["num_decay_steps"] = min(round(cooldown), steps - warmup)  # both may have been rounded up
     return warmup, options
+
+
+def _options(given: Any) -> dict[str, Any]:
+    try:
+        return dict(json.loads(given) if isinstance(given, str) else given or {})
+    except (TypeError, ValueError) as error:
+        raise TrainingRefusedError(
+            f"lr_scheduler_kwargs={given!r} is not a mapping; write lines of the form name: value"
+        ) from error

@@ -38,7 +38,12 @@ def test_the_plan_counts_the_numbers_that_the_optimiser_keeps(tiny_model, args):
     state = [each for kept in optimizer.state.values() for each in kept.values()]
     numbers = sum(each.numel() for each in state if isinstance(each, torch.Tensor) and each.ndim)
     assert kept_numbers(model, MUON, args) == numbers
-    assert kept_numbers(model, Optimisation(), args) == 2 * model.num_parameters(only_trainable=True)
+    trained = model.num_parameters(only_trainable=True)
+    assert kept_numbers(model, Optimisation(), args) == 2 * trained
+    args.optim, args.optim_args = "sgd", "momentum=0.9"
+    assert kept_numbers(model, Optimisation(), args) == trained
+    args.optim_args = None
+    assert kept_numbers(model, Optimisation(), args) == 0
 
 
 def test_matrices_of_layers_and_nothing_else_are_muons(tiny_model):
