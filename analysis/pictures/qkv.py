@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from ..token_layout import TokenLayout
-from .figure import FAINT, colour_bar, new_figure, save, show_image
+from .figure import FAINT, add_axes, colour_bar, new_figure, save, show_image, ticks
 
 MOST_IN_A_BLOCK = 8
+BLOCK, ROW, HEADING = 10.5, 2.1, 1.8  # inches: the width of a block of heads, the height of one, and of what is above
 
 
 def token_names(layout: TokenLayout) -> list[str]:
@@ -62,53 +63,66 @@ def draw_qkv(
         provenance: Written into the file, as its description.
     """
     layout.check(weights.shape[-1])
-    num_heads = len(weights)
-    names = token_names(layout)
+    num_heads, names = len(weights), token_names(layout)
     blocks = -(-num_heads // MOST_IN_A_BLOCK)
     rows = -(-num_heads // blocks)
-    figure = new_figure(10.5 * blocks, 2.1 + 2.1 * rows, layout="constrained")
-    heading, body = figure.subfigures(2, 1, height_ratios=[1.5, 0.6 + 2.1 * rows])
-    _draw_heading(heading, image, layout, title, blocks)
+    written = 0.045 * max(map(len, names)) + 0.08  # inches that the tokens' names take
+    figure = new_figure(BLOCK * blocks, HEADING + ROW * rows + written + 0.5)
+    _draw_heading(figure, image, layout, title)
     limits = [_limit(vectors) for vectors in (query, key, value)]
     largest = weights.max().item()
-    for block, part in enumerate(body.subfigures(1, blocks, squeeze=False)[0]):
+    for block in range(blocks):
         heads = range(block * rows, min((block + 1) * rows, num_heads))
         some = slice(heads.start, heads.stop)
-        axes = part.subplots(rows, 4, squeeze=False)
-        for panel in axes[len(heads) :].flat:
-            panel.set_axis_off()
-        axes = axes[: len(heads)]
+        columns = _columns(BLOCK * block, written)
+        bottom = written + 0.5 + ROW * (rows - len(heads))
+        panels = [
+            [add_axes(figure, left, bottom + ROW * below, width, ROW - 0.1) for left, width in columns]
+            for below in reversed(range(len(heads)))
+        ]
+        bars = [add_axes(figure, left, bottom - written - 0.2, width, 0.07) for left, width in columns]
+        of_column = list(zip(*panels, strict=True))
         for column, (name, vectors) in enumerate((("queries", query), ("keys", key), ("values", value))):
-            _draw_vectors(part, axes[:, column], vectors[some], name, limits[column])
-        _draw_maps(part, axes[:, 3], weights[some], names, largest)
-        for row, head in enumerate(heads):
-            axes[row][0].set_ylabel(f"head {head}", fontsize=10)
-            _name_tokens(axes[row][0].yaxis, names)
-            _name_tokens(axes[row][3].yaxis, names)
+            _draw_vectors(bars[column], of_column[column], vectors[some], name, limits[column])
+        _draw_maps(bars[3], of_column[3], weights[some], names, largest)
+        for head, (queries, _, _, maps) in zip(heads, panels, strict=True):
+            queries.set_ylabel(f"head {head}", fontsize=10)
+            queries.yaxis.set_label_coords((BLOCK * block + 0.2 - columns[0][0]) / columns[0][1], 0.5)
+            _name_tokens(queries.yaxis, names)
+            _name_tokens(maps.yaxis, names)
     save(figure, path, provenance)
 
 
-def _draw_heading(strip: Any, image: torch.Tensor, layout: TokenLayout, title: str, blocks: int) -> None:
+def _columns(left: float, written: float) -> list[tuple[float, float]]:
+    """Where the columns of a block begin, and how wide they are: before the first and the last stand the names."""
+    width = (BLOCK - 2 * written - 0.74) / 4
+    first = left + 0.3 + written
+    return [(place, width) for place in (*(first + n * (width + 0.12) for n in range(3)), left + BLOCK - 0.12 - width)]
+
+
+def _draw_heading(figure: Any, image: torch.Tensor, layout: TokenLayout, title: str) -> None:
     """The image, cut into its patches, and how to read the rest."""
     rows, columns = layout.grid
     height, width = image.shape[-2:]
-    picture, text = strip.subplots(1, 2, width_ratios=[1, 7 * blocks - 1])
-    aspect = (height / rows) / (width / columns)  # a pixel stays square
-    show_image(picture, image.cpu(), extent=(0, columns, rows, 0), aspect=aspect)
-    picture.set_xticks([column + 0.5 for column in range(columns)], range(columns))
-    picture.set_yticks([row + 0.5 for row in range(rows)], range(rows))
+    scale = min(1.3 / height, 2.6 / width)  # inches a pixel
+    top = figure.get_figheight() - 0.1
+    picture = add_axes(figure, 0.3, top - scale * height, scale * width, scale * height)
+    show_image(picture, image.cpu(), extent=(0, columns, rows, 0), aspect="auto")
+    for axis, count in ((picture.xaxis, columns), (picture.yaxis, rows)):
+        places, labels = ticks(tuple(range(count)), 10)
+        axis.set_ticks([place + 0.5 for place in places], labels)
     picture.tick_params(labelsize=6, length=0)
     for row in range(1, rows):
         picture.axhline(row, color="#d95f0e", linewidth=0.6)
     for column in range(1, columns):
         picture.axvline(column, color="#d95f0e", linewidth=0.6)
-    text.set_axis_off()
-    text.text(0, 0.85, title, fontsize=12, va="top", transform=text.transAxes)
+    left = (0.6 + scale * width) / figure.get_figwidth()
     explanation = (
         "Each row of a panel is a token; a patch is named by its row and column in the image.\n"
         "Attention: the row of a query token shows how much it takes from the value of each key token."
     )
-    text.text(0, 0.5, explanation, fontsize=9, va="top", color=FAINT, transform=text.transAxes)
+    figure.text(left, (top - 0.2) / figure.get_figheight(), title, fontsize=12, va="top")
+    figure.text(left, (top - 0.65) / figure.get_figheight(), explanation, fontsize=9, va="top", color=FAINT)
 
 
 def _limit(vectors: torch.Tensor) -> float:
@@ -116,7 +130,7 @@ def _limit(vectors: torch.Tensor) -> float:
     return max(vectors.detach().float().abs().flatten().quantile(0.99).item(), 1e-12)
 
 
-def _draw_vectors(figure: Any, panels: Sequence[Any], vectors: torch.Tensor, name: str, limit: float) -> None:
+def _draw_vectors(bar: Any, panels: Sequence[Any], vectors: torch.Tensor, name: str, limit: float) -> None:
     """A column of panels for (H, N, D)."""
     vectors = vectors.detach().float().cpu()
     for panel, of_head in zip(panels, vectors, strict=True):
@@ -127,10 +141,10 @@ def _draw_vectors(figure: Any, panels: Sequence[Any], vectors: torch.Tensor, nam
     panels[-1].set_xticks([0, vectors.shape[-1] - 1])
     panels[-1].tick_params(labelsize=6, length=2)
     panels[-1].set_xlabel("dimension", fontsize=8, labelpad=0)
-    _colour_bar(figure, panels, shown, extend="both")
+    _colour_bar(bar, shown, extend="both")
 
 
-def _draw_maps(figure: Any, panels: Sequence[Any], weights: torch.Tensor, names: Sequence[str], largest: float) -> None:
+def _draw_maps(bar: Any, panels: Sequence[Any], weights: torch.Tensor, names: Sequence[str], largest: float) -> None:
     """A column of panels for the attention maps (H, N, N)."""
     weights = weights.detach().float().cpu()
     for panel, of_head in zip(panels, weights, strict=True):
@@ -139,18 +153,18 @@ def _draw_maps(figure: Any, panels: Sequence[Any], weights: torch.Tensor, names:
     panels[0].set_title("attention, query by key", fontsize=10)
     _name_tokens(panels[-1].xaxis, names)
     panels[-1].tick_params(axis="x", rotation=90)
-    _colour_bar(figure, panels, shown, extend="neither")
+    _colour_bar(bar, shown, extend="neither")
 
 
 def _name_tokens(axis: Any, names: Sequence[str]) -> None:
-    step = -(-len(names) // 32)  # not more names than can be read
+    step = -(-len(names) // 20)  # not more names than can be read
     axis.set_ticks(range(0, len(names), step), names[::step])
     axis.set_tick_params(labelsize=6, length=2)
 
 
-def _colour_bar(figure: Any, panels: Sequence[Any], shown: Any, extend: str) -> None:
+def _colour_bar(bar: Any, shown: Any, extend: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     # More numbers would run into each other where they are long, as -0.0025 is.
     few = MaxNLocator(nbins=4, min_n_ticks=3, steps=[1, 2, 5, 10])
-    colour_bar(figure, shown, ax=panels, location="bottom", aspect=30, pad=0.01, extend=extend, ticks=few)
+    colour_bar(bar.figure, shown, cax=bar, orientation="horizontal", extend=extend, ticks=few)

@@ -25,7 +25,7 @@ def test_an_image_in_colours_is_shown_in_them(layout, tensors, figures, tmp_path
     assert figures[0].axes[0].images[0].get_array().shape == (*image.shape, 3)
 
 
-@pytest.mark.parametrize("heads", [8, 9, 12, 16, 25])
+@pytest.mark.parametrize("heads", [8, 9, 25])
 def test_many_heads_stand_in_blocks_beside_each_other(tensors, figures, tmp_path, heads):
     layout = TokenLayout(grid=(2, 2))
     images, query, key, value, weights = (tensor[0] for tensor in tensors(layout, heads=heads))
@@ -53,7 +53,7 @@ def test_the_numbers_of_a_colour_bar_stand_apart(size, tensors, figures, tmp_pat
     draw_qkv(images, *vectors, weights, layout, tmp_path / "qkv.png", title="Layer 0")
     (figure,) = figures
     figure.draw_without_rendering()
-    bars = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
+    bars = [axes for axes in figure.axes if axes.collections]
     assert len(bars) == 4
     for bar in bars:
         low, high = bar.get_xlim()  # matplotlib has ticks beyond these too, and does not draw them
