@@ -92,27 +92,24 @@ def test_no_folder_of_the_checkout_is_importable_by_its_own_name(tmp_path):
     assert in_another_folder(code, tmp_path) == "[]"
 
 
-def test_every_folder_is_importable_under_qkvit_and_waits_for_matplotlib(tmp_path):
+def test_imports_bring_no_package_that_is_not_needed_yet(tmp_path):
+    """Matplotlib, scikit-learn, datasets, typer and their like wait until they are used."""
     names = [f"qkvit.{folder}" for folder in FOLDERS if (ROOT / folder / "__init__.py").is_file()]
     names += ["qkvit.analysis.pictures"]
-    imported = f"[importlib.import_module(name).__name__ for name in {names}]"
-    code = f"import importlib, sys; print({imported}, 'matplotlib' in sys.modules)"
-    assert in_another_folder(code, tmp_path) == f"{names} False"
-
-
-def test_import_qkvit_brings_no_package_that_transformers_does_not_bring(tmp_path):
-    """Matplotlib, scikit-learn, datasets, typer and their like wait until they are used."""
     # A bare `import transformers` loads next to nothing; what a model needs is the fair comparison.
-    code = """
-import json, sys
+    code = f"""
+import importlib, json, sys
 import torch, transformers
 from transformers import AutoBackbone, AutoImageProcessor, AutoModel, ViTModel
 def packages():
-    return sorted({name.split(".")[0] for name in sys.modules})
+    return sorted({{name.split(".")[0] for name in sys.modules}})
 before = packages()
 import qkvit
-print(json.dumps([before, packages()]))
+after = packages()
+imported = [importlib.import_module(name).__name__ for name in {names}]
+print(json.dumps([before, after, imported, "matplotlib" in sys.modules]))
 """
-    before, after = map(set, json.loads(in_another_folder(code, tmp_path)))
-    assert "qkvit" in after
-    assert after - before - sys.stdlib_module_names == {"qkvit"}
+    before, after, imported, matplotlib = json.loads(in_another_folder(code, tmp_path))
+    assert set(after) - set(before) - sys.stdlib_module_names == {"qkvit"}
+    assert imported == names
+    assert not matplotlib

@@ -31,8 +31,7 @@ def test_a_compiled_model_is_refused(tiny_model, raises_sentence):
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize("fullgraph", [False, True])
-@pytest.mark.parametrize("before", [False, True], ids=["compiled inside", "compiled before"])
+@pytest.mark.parametrize(("fullgraph", "before"), [(False, True), (True, False)])  # compiled before, or inside
 def test_the_compiled_twin_of_an_edited_model_raises_and_runs_again_afterwards(tiny_model, pixels, fullgraph, before):
     model = tiny_model(QKViTModel)
     compiled = torch.compile(model, backend="eager", fullgraph=fullgraph)

@@ -138,22 +138,8 @@ def test_every_implementation_computes_the_formula(tiny_config, tokens, seen, im
     found = {"output": output, "map": weights, "query": query, "key": key, "value": value}
     for name, tensor in found.items():
         torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-4, atol=2e-5, msg=name)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.usefixtures("uncompiled_flex")
-def test_what_is_returned_fits_together(tiny_config, tokens, seen, implementation, variant):
-    attention = make_attention(tiny_config, implementation, **VARIANTS[variant])
-    output, weights, query, key, value = run(attention, tokens, seen)
-    scores = attention.scaling * query @ key.transpose(-1, -2)
     if seen is not None:
-        scores = scores.masked_fill(~seen[:, None, None], -math.inf)
         assert (weights.transpose(-1, -2)[~seen[:, None].expand(-1, weights.shape[1], -1)] == 0).all()
-    torch.testing.assert_close(scores.softmax(-1), weights)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
-    mixed = (weights @ value).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(attention.o_proj(mixed), output, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.slow

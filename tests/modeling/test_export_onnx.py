@@ -68,19 +68,14 @@ def test_an_exported_program_refuses_a_size_that_the_patch_does_not_divide(tiny_
         program(torch.rand(1, 3, 18, 16))
 
 
-@pytest.mark.parametrize(
-    ("options", "asked"),
-    [("plain", {}), ("rotary", ASKED)],
-    ids=["logits alone", "rotary, with maps, Q, K and V"],
-)
-def test_onnxruntime_computes_the_model_at_every_size(tiny_model, example, options, asked, tmp_path):
+def test_onnxruntime_computes_the_model_with_maps_and_qkv_at_every_size(tiny_model, example, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} is not installed")
-    model = tiny_model(num_hidden_layers=2, **OPTIONS[options])
-    names = example.export_onnx(model, tmp_path / "model.onnx", **asked)
-    assert names == (SHOWN if asked else ["logits"])
+    model = tiny_model(num_hidden_layers=2, **OPTIONS["rotary"])
+    names = example.export_onnx(model, tmp_path / "model.onnx", **ASKED)
+    assert names == SHOWN
     for batch, *size in SIZES:
-        differences = example.largest_difference(model, tmp_path / "model.onnx", torch.rand(batch, 3, *size), **asked)
+        differences = example.largest_difference(model, tmp_path / "model.onnx", torch.rand(batch, 3, *size), **ASKED)
         assert list(differences) == names
         assert max(differences.values()) < 1e-5
 
@@ -89,8 +84,15 @@ def test_the_example_writes_checks_and_says_what_it_wrote(tiny_model, example, t
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} is not installed")
     tiny_model(num_hidden_layers=1).save_pretrained(tmp_path / "model")
-    arguments = [str(tmp_path / "model"), str(tmp_path / "model.onnx"), "--attentions", "--qkv", "-1"]
-    monkeypatch.setattr(sys, "argv", ["export_onnx.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["export_onnx.py", str(tmp_path / "model"), str(tmp_path / "model.onnx")])
     example.main()
-    assert "logits, attentions.0, queries.0, keys.0, values.0" in capsys.readouterr().out
-    assert (tmp_path / "model.onnx").is_file()
+    first, *checked = capsys.readouterr().out.splitlines()[-3:]
+    assert first == f"{tmp_path / 'model.onnx'}: logits"
+    for size, line in zip(("1 x 16 x 16", "3 x 20 x 8"), checked, strict=True):
+        told, _, difference = line.partition(" by ")
+        assert told == f"{size}: onnxruntime differs"
+        assert float(difference.split()[0]) < 1e-5
+
+
+def test_the_example_takes_layers_as_words(example):
+    assert [example.layers(text) for text in ("all", "-1", "0,-1")] == [True, [-1], [0, -1]]

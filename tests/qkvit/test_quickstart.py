@@ -63,8 +63,9 @@ def test_another_accuracy_is_an_error(saved, monkeypatch):
         check_saved_model(folder, digits.images, labels, -logits)
 
 
-def test_a_model_that_does_not_load_is_an_error(saved, tmp_path):
+def test_a_model_that_does_not_load_is_an_error(saved, tmp_path, monkeypatch):
     _, digits, logits = saved
+    monkeypatch.setattr("sys.executable", "false")
     with pytest.raises(RuntimeError, match="does not load in a process without qkvit"):
         check_saved_model(tmp_path, digits.images, digits.labels, logits)
 

@@ -57,7 +57,7 @@ def test_the_kernels_are_compiled_once(cache, monkeypatch):
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
 
 
-@pytest.mark.parametrize("changed", [*cpu_library.SOURCES, cpu_library.HEADER], ids=lambda path: path.name)
+@pytest.mark.parametrize("changed", [cpu_library.SOURCES[-1], cpu_library.HEADER], ids=lambda path: path.name)
 def test_another_source_is_another_library(compiled, monkeypatch, tmp_path, changed):
     commands = count_compilations(monkeypatch)
     assert cpu_library.find_library() is not None

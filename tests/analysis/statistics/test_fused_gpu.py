@@ -100,16 +100,24 @@ def test_the_least_number_of_its_type_hides_a_key(random_attention, assert_as_ex
 
 @pytest.mark.parametrize("steps", [1.0, -1.0, 0.01])
 def test_a_largest_score_that_comes_late_leaves_the_sums_exact(assert_as_exact, kernels, steps):
-    """Scores that rise from key to key: each block has a new largest one, and all sums are moved to it."""
+    """Scores that rise from key to key: each block has a new largest one."""
     layout = TokenLayout(grid=(11, 7), has_class_token=True)
     query, key = torch.ones(1, 1, 78, 1), torch.arange(78.0)[None, None, :, None]
     inputs = AttentionInputs(query, key, layout, steps, value=torch.randn(1, 1, 78, 3))
     assert_as_exact(fused_gpu.fused_statistics(moved(inputs, kernels), ALL), reference_statistics(inputs, ALL))
 
 
-@pytest.mark.parametrize("tensor", ["query", "key"])
-@pytest.mark.parametrize("number", [torch.nan, torch.inf])
-@pytest.mark.parametrize("token", [0, 5, LAYOUT.num_tokens - 1])  # the last block too: no later one spreads it
+@pytest.mark.parametrize(
+    ("tensor", "token", "number"),
+    [
+        ("query", 0, torch.nan),
+        ("query", 5, torch.inf),
+        ("key", 0, torch.inf),
+        ("key", 5, torch.nan),
+        ("key", LAYOUT.num_tokens - 1, torch.nan),  # no later block spreads it
+        ("key", LAYOUT.num_tokens - 1, torch.inf),
+    ],
+)
 def test_nan_and_infinity_are_not_hidden(random_attention, kernels, tensor, token, number):
     inputs = random_attention(LAYOUT, batch=1, heads=2, mask="pairs")
     broken = getattr(inputs, tensor).clone()
