@@ -196,11 +196,11 @@ class Collecting(Session):
 
     def _add_rollout(self, layer: int, row: torch.Tensor) -> None:
         """Of the row (B, N) of the rollout down to a layer."""
-        layout, first = self.layout, self.layout.num_prefix - self.layout.num_register_tokens
+        layout = self.layout
         if layout.class_token is not None:
             self.batch.values["rollout_on_class_token", layer] = row[:, layout.class_token]
-        if layout.num_register_tokens:
-            self.batch.values["rollout_on_registers", layer] = row[:, first : layout.num_prefix].sum(dim=1)
+        if layout.registers is not None:
+            self.batch.values["rollout_on_registers", layer] = row[:, layout.registers].sum(dim=1)
         self.batch.values["rollout_on_patches", layer] = row[:, layout.patches].sum(dim=1)
         self.batch.values["rollout_entropy", layer] = torch.special.entr(row).sum(dim=1)
         self.batch.maps["rollout", layer] = row.double().sum(dim=0)

@@ -12,6 +12,7 @@ import torch
 from .attention_door import Session
 from .attention_layers import chosen
 from .attention_product import AttentionCall, Index, of_all_heads, piece, take
+from .replacements import MAPS
 from .selection import Selection
 from .statistics.groups import Backend, asked_groups
 from .token_layout import TokenLayout
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 TENSORS = ("query", "key", "value", "scores", "attention", "output")
 _WITH_ROWS = ("query", "scores", "attention", "output")
-_MAPS = ("scores", "attention")
 
 Reduction = Callable[[torch.Tensor], Any]
 
@@ -338,14 +338,14 @@ class _RecordSession(Session):
         """The chosen heads and rows of each tensor."""
         rows = self.queries.index(call.query.shape[2])
         if "scores" in seen:  # computed step by step, perhaps edited
-            seen = {**seen, **{name: piece(seen[name], heads, rows) for name in _MAPS}}
-        elif any(name in self.names for name in _MAPS):
+            seen = {**seen, **{name: piece(seen[name], heads, rows) for name in MAPS}}
+        elif any(name in self.names for name in MAPS):
             scores = call.masked(call.scores(heads, rows), heads, rows)
             seen = {**seen, "scores": scores}
             if "attention" in self.names:
                 seen["attention"] = call.weights(scores)
         for name in self.names:
-            if name in _MAPS:
+            if name in MAPS:
                 yield name, seen[name]
             else:
                 tensor = seen["output"] if name == "output" else getattr(call, name)

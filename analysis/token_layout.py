@@ -170,6 +170,12 @@ class TokenLayout:
         return 0 if self.has_class_token else None
 
     @property
+    def registers(self) -> slice | None:
+        """Where the registers are; None where there are none, or where it is not known which tokens they are."""
+        count = self.num_register_tokens
+        return slice(self.num_prefix - count, self.num_prefix) if count else None
+
+    @property
     def patches(self) -> slice:
         """Where the patches are among the tokens."""
         return slice(self.num_prefix, self.num_tokens)

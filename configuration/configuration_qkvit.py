@@ -277,6 +277,11 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
         return tokens.get(self.position_coverage, self.num_prefix_tokens)
 
     @property
+    def pools_prefix(self) -> bool:
+        """Whether the tokens before the patches are pooled too: `pooling_coverage`, or what its absence means."""
+        return (self.pooling_coverage or ("all" if self.pooling == "attention" else "patches")) == "all"
+
+    @property
     def pooled_tokens_size(self) -> int:
         """Width of the pooled tokens, before the pooler: C, or 2 C for `pooling="class_mean"`."""
         return self.hidden_size * (2 if self.pooling == "class_mean" else 1)

@@ -88,11 +88,7 @@ def _split_of_folder(folder: Path, name: str, split: str | None) -> str | None:
     for wanted in (split, *(each for each in inside if canonical(each) == canonical(split))):
         if (folder / wanted).is_dir():
             return wanted
-    has = (
-        f"its folders of that kind are {', '.join(inside)}{meant(split, inside)}"
-        if inside
-        else "it has no such folders"
-    )
+    has = f"its folders of that kind are {', '.join(inside)}" if inside else "it has no such folders"
     raise ValueError(f"{name} has no split {split!r}; {has}{meant(split, inside)}")
 
 

@@ -58,8 +58,7 @@ class QKViTPooling(nn.Module):
         super().__init__()
         self.kind = config.pooling
         self.hidden_size = config.hidden_size
-        coverage = config.pooling_coverage or ("all" if config.pooling == "attention" else "patches")
-        self.first = config.num_prefix_tokens if coverage == "patches" else 0  # of the tokens that are pooled
+        self.first = 0 if config.pools_prefix else config.num_prefix_tokens  # of the tokens that are pooled
         self.attention = QKViTAttentionPooling(config) if config.pooling == "attention" else None
         self.dense = self.activation = None
         if config.pooler_act is not None:

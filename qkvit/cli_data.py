@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .errors import UserError
+from .errors import sentences
 from .startup import load_models
 
 data = typer.Typer(help="Look at a data set before training on it.", no_args_is_help=True)
@@ -38,11 +38,8 @@ def check(
     from .data.check_report import as_text
 
     wanted = None if splits is None else [split.strip() for split in splits.split(",") if split.strip()]
-    try:
+    with sentences():
         found = run(source, wanted, label=label, image_size=image_size, num_workers=num_workers, started=_bar)
-    except (ValueError, OSError) as error:
-        lines = str(error).strip().splitlines()
-        raise UserError(lines[0].rstrip(".:") if lines else type(error).__name__) from error
     typer.echo(json_format.dumps(found.to_dict(), indent=2, ensure_ascii=False) if json else as_text(found))
     if found.problems:
         raise typer.Exit(1)

@@ -287,8 +287,6 @@ def _layers(text: str | None) -> list[int] | None:
         if last is not None and int(last) < first:
             raise UserError(f"--layers {text}: {part.strip()} goes backwards; pass {last}-{first}")
         found += [first] if last is None else range(first, int(last) + 1)
-    if not found:
-        raise UserError(f"--layers {text} names no layer; pass a list such as 0,5-8,-1")
     return found
 
 

@@ -72,7 +72,7 @@ class Plan:
 def make_plan(
     recipe: Recipe, args: TrainingArguments, model: nn.Module, size: tuple[int, int], images: int, classes: int
 ) -> Plan:
-    """Reckon; nothing is run but one image, without memory."""
+    """Reckon. One image goes through the model: twice to count operations, once to see what its activations weigh."""
     processes = recipe.processes or args.world_size
     batch, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     global_batch = batch * accumulation * processes

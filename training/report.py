@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .curves import draw_curves
+from .run_folder import METRICS, write_aside
 
 CURVES, TABLE = "curves.png", "results.md"
 
@@ -29,10 +30,8 @@ def write_report(output: Path, metrics: dict[str, Any], log: list[dict[str, Any]
     picture = f"\n![Loss, accuracy and learning rate by step]({CURVES})\n" if drawn else ""
     text = f"# {output.absolute().name}\n\n{results_table(metrics)}\n{facts_table(metrics)}{picture}"
     (output / TABLE).write_text(text, encoding="utf-8")
-    part = output / ".metrics.json.part"
-    part.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    part.replace(output / "metrics.json")
-    return [*written, "metrics.json"]
+    write_aside(output / METRICS, json.dumps(metrics, indent=2) + "\n")
+    return [*written, METRICS]
 
 
 def results_table(metrics: dict[str, Any]) -> str:

@@ -86,7 +86,7 @@ class Run:
         several = self.recipe.model.config.get("problem_type") == "multi_label_classification"
         images, names, several = planned_data(self.recipe.data, several, self._say)
         with quiet_libraries(), no_init_weights():  # drawing those of base/16 would take seconds, to no purpose
-            start = None if self._is_new() else self.recipe.model.start
+            start = self.recipe.model.start if self.recipe.model.size is None else None  # a size is a new model
             planned = dataclasses.replace(self.recipe, model=dataclasses.replace(self.recipe.model, start=start))
             model = build_model(planned, names, multi_label=several)
         self._check_model(model)
@@ -97,9 +97,6 @@ class Run:
         if asked is not None and asked != real:
             self._say(f"This recipe is for {asked} processes; {real} would be running.")
         return dataclasses.asdict(plan)
-
-    def _is_new(self) -> bool:
-        return self.recipe.model.start is None or self.recipe.model.size is not None
 
     def _plan(self, model: nn.Module, images: int, classes: int, several: bool) -> Plan:
         size = image_size(self.recipe.data, model.config)

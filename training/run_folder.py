@@ -120,13 +120,13 @@ def write_record(output: Path, recipe: Recipe, data: dict[str, Any], world: int,
     starts = [*read_record(output).get("starts", []), start]
     made_with = {name: start[name] for name in ("versions", "git", "machine")}
     content = {"starts": starts, "processes": world, "data": data, "plan": plan, **made_with}
-    _write(output / RECORD, json.dumps(content, indent=2) + "\n")
-    _write(output / RECIPE, recipe.to_yaml())
+    write_aside(output / RECORD, json.dumps(content, indent=2) + "\n")
+    write_aside(output / RECIPE, recipe.to_yaml())
 
 
 def note(output: Path, name: str, value: Any) -> None:
     """Add to the record of a run, or replace in it."""
-    _write(output / RECORD, json.dumps({**read_record(output), name: value}, indent=2) + "\n")
+    write_aside(output / RECORD, json.dumps({**read_record(output), name: value}, indent=2) + "\n")
 
 
 def this_start() -> dict[str, Any]:
@@ -164,16 +164,17 @@ def new_since(output: Path) -> list[str]:
 
 def read_record(output: Path) -> dict[str, Any]:
     """What `write_record` wrote; empty where nothing is."""
-    try:
-        return json.loads((output / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    return _read(output / RECORD) or {}
 
 
 def read_metrics(output: Path) -> dict[str, Any] | None:
     """The results of a finished run; None where it is not finished."""
+    return _read(output / METRICS)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((output / METRICS).read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -301,7 +302,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _write(path: Path, text: str) -> None:
+def write_aside(path: Path, text: str) -> None:
+    """Write a file beside its place, then move it there: it is whole or not there."""
     part = path.with_name(f".{path.name}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)

@@ -24,6 +24,7 @@ from .fused_gpu import fused_row_product, row_sums, suits
 from .groups import Backend, backend_for
 from .inputs import added_mask, check_query_and_key, checked_mask, piece_of_mask, pieces
 from .layers_together import LayersTogether, Taken
+from .reference import attention_weights
 
 
 class _Layer(NamedTuple):
@@ -325,10 +326,7 @@ def _fused_steps(layers: list[_Layer]) -> list[Callable[[torch.Tensor], torch.Te
 
 def _reference_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:
     """r A: (B, N), with the maps in memory, in float64."""
-    scores = layer.query.double() @ layer.key.double().transpose(-1, -2) * layer.scaling
-    if layer.mask is not None:
-        scores = scores + added_mask(layer.mask, torch.float64)
-    return (row.double()[:, None] @ scores.softmax(dim=-1).mean(dim=1))[:, 0]
+    return (row.double()[:, None] @ attention_weights(layer).mean(dim=1))[:, 0]
 
 
 def _blockwise_step(layer: _Layer, row: torch.Tensor) -> torch.Tensor:

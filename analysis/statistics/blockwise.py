@@ -219,8 +219,8 @@ class _Pass:
         masses = {f"{stem}_prefix": prefix.sum(dim=-1), f"{stem}_patches": on_patches, f"{stem}_self": on_self}
         if self.inputs.layout.class_token is not None:
             masses[f"{stem}_class_token"] = prefix[..., self.inputs.layout.class_token]
-        if self.grid.registers is not None:
-            masses[f"{stem}_registers"] = prefix[..., self.grid.registers].sum(dim=-1)
+        if self.grid.layout.registers is not None:
+            masses[f"{stem}_registers"] = prefix[..., self.grid.layout.registers].sum(dim=-1)
         return masses
 
     def _values(self, block: _Block, tile: tiles.Tile) -> torch.Tensor:

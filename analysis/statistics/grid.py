@@ -62,12 +62,6 @@ class Grid:
         across = (column[:, None] - self.columns).square()  # (t, width)
         return (down[:, :, None] + across[:, None, :]).sqrt_().flatten(1)  # (t, P)
 
-    @property
-    def registers(self) -> slice | None:
-        """Where the registers are; None where there are none, or where it is not known which tokens they are."""
-        count = self.layout.num_register_tokens
-        return slice(self.prefix - count, self.prefix) if count else None
-
 
 @lru_cache(maxsize=8)
 def grid_of(layout: TokenLayout, device: torch.device, dtype: torch.dtype) -> Grid:

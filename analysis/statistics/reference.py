@@ -5,6 +5,8 @@ The fast paths are tested against this file; it is the one to read.
 Shapes: B images, H heads, N tokens, P patches, D width of a head.
 """
 
+from typing import Protocol
+
 import torch
 
 from ..token_layout import TokenLayout
@@ -41,7 +43,20 @@ def reference_statistics(inputs: AttentionInputs, groups: frozenset[str]) -> dic
     return found
 
 
-def attention_weights(inputs: AttentionInputs) -> torch.Tensor:
+class QueriesAndKeys(Protocol):
+    """What a map is made of."""
+
+    @property
+    def query(self) -> torch.Tensor: ...
+    @property
+    def key(self) -> torch.Tensor: ...
+    @property
+    def scaling(self) -> float: ...
+    @property
+    def mask(self) -> torch.Tensor | None: ...
+
+
+def attention_weights(inputs: QueriesAndKeys) -> torch.Tensor:
     """softmax(scaling * Q K^T + mask): (B, H, N, N)."""
     scores = inputs.query.double() @ inputs.key.double().transpose(-1, -2) * inputs.scaling
     if inputs.mask is not None:
@@ -65,9 +80,8 @@ def masses(stem: str, weights: torch.Tensor, layout: TokenLayout) -> dict[str, t
     }
     if layout.class_token is not None:
         found[f"{stem}_class_token"] = weights[..., layout.class_token]
-    if layout.num_register_tokens:
-        first = layout.num_prefix - layout.num_register_tokens
-        found[f"{stem}_registers"] = weights[..., first : layout.num_prefix].sum(dim=-1)
+    if layout.registers is not None:
+        found[f"{stem}_registers"] = weights[..., layout.registers].sum(dim=-1)
     return found
 
 

@@ -278,9 +278,9 @@ class _TorchFile:
         return tensor
 
 
-def read_config(source: str | Path, revision: str | None = None) -> dict[str, Any]:
+def read_config(source: str | Path) -> dict[str, Any]:
     """config.json of a folder or Hub id."""
-    return read_json(_Place(source, revision)(CONFIG, needed=True))
+    return read_json(_Place(source, None)(CONFIG, needed=True))
 
 
 def read_json(path: Path) -> dict[str, Any]:

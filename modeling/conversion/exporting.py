@@ -205,7 +205,7 @@ def _choices(config: QKViTConfig, kind: str) -> dict[str, Any]:
     choices["layer_scale_init_value"] = config.layer_scale_init_value is not None
     choices["position_coverage"] = config.num_placed_tokens
     choices["pooler_size"] = None if config.pooler_act is None else config.pooled_size
-    choices["pooling_coverage"] = config.pooling_coverage or ("all" if config.pooling == "attention" else "patches")
+    choices["pooling_coverage"] = "all" if config.pools_prefix else "patches"
     if config.pooling == "class" or not config.num_prefix_tokens:
         choices["pooling_coverage"] = None
     if config.position_embedding != "learned":

@@ -16,14 +16,7 @@ from .importing import Conversion, full_name
 _NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
-def convert_folder(
-    source: str | Path,
-    folder: Path,
-    *,
-    family: str | None = None,
-    dtype: torch.dtype | str | None = None,
-    progress: bool | None = None,
-) -> str:
+def convert_folder(source: str | Path, folder: Path, *, dtype: torch.dtype | str | None = None) -> str:
     """Write what `convert(source).save_pretrained(folder)` writes, in the memory of a few tensors.
 
     Returns:
@@ -33,13 +26,13 @@ def convert_folder(
         ValueError: as `convert` says.
     """
     with closing(CheckpointFiles(source)) as checkpoint:
-        conversion = Conversion.plan_for(checkpoint, family, dtype)
+        conversion = Conversion.plan_for(checkpoint, None, dtype)
         model = conversion.plan.model
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)  # and the code, and the image processor
         shapes = {full_name(model, name): shape for name, shape in conversion.plan.ours.items()}
         dtypes = {full_name(model, name): dtype for name, dtype in conversion.dtypes().items()}
-        tensors = ((full_name(model, name), tensor) for name, tensor in conversion.tensors(progress))
+        tensors = ((full_name(model, name), tensor) for name, tensor in conversion.tensors())
         write_safetensors(folder / "model.safetensors", shapes, dtypes, tensors)
     write_sums(folder)
     return type(model).__name__

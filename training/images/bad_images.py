@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from ..errors import TrainingStoppedError
+from ..run_folder import write_aside
 
 LIST = "bad_images.json"
 
@@ -104,7 +105,5 @@ class BadImageList(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         bad = gathered(self.bad)
         if bad and args.should_save:
-            part = Path(args.output_dir) / f".{LIST}.part"
             # In ASCII, as json has it: a file's name need not be UTF-8, and such a one cannot be written otherwise.
-            part.write_text(json.dumps(bad, indent=2) + "\n", encoding="utf-8")
-            part.replace(part.with_name(LIST))
+            write_aside(Path(args.output_dir) / LIST, json.dumps(bad, indent=2) + "\n")

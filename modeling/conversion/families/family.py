@@ -24,7 +24,6 @@ rule whose tensors the model does not have is passed over, so that one list serv
 - `one("cls_token", "embeddings.class_token")`: one tensor, with the full name;
 - `one("mask_token", "embeddings.mask_token", shape=lambda config: (1, config.hidden_size))`: with their shape;
 - `split("attn.qkv", "q_proj", "k_proj", "v_proj")`: their `.weight` and `.bias` cut into ours along dimension 0;
-- `join(("pos_a", "pos_b"), "positions", sizes=lambda config: (1, 4))`: several of theirs are one of ours;
 - `empty("register_tokens", shape=...)`: a tensor of theirs without numbers, which we do not have;
 - `when(condition, rules)`: rules for some configurations alone, where several would give the same tensor of ours.
 
@@ -56,16 +55,14 @@ HEADS = {
 class Rule:
     """Tensors of theirs that are, in another cut or shape, tensors of ours.
 
-    One for one: the same numbers, reshaped if `shape` says how theirs look. One for several: theirs is ours, joined
-    along dimension `dim`. Several for one: ours is theirs, joined; `sizes` are those of theirs along `dim`. One for
+    One for one: the same numbers, reshaped if `shape` says how theirs look. One for several: theirs is ours, one below
+    the other. One for
     none: theirs holds no numbers. With `condition`, a rule is for the configurations of which that is true.
     """
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
-    dim: int = 0
     shape: Callable[[QKViTConfig], Sequence[int]] | None = None
-    sizes: Callable[[QKViTConfig], Sequence[int]] | None = None
     condition: Callable[[QKViTConfig], bool] | None = None
 
     def holds(self, config: QKViTConfig) -> bool:
@@ -81,9 +78,7 @@ class Rule:
         if not self.ours:
             return []
         if len(self.ours) > 1:
-            return list(tensors[0].split([shape[self.dim] for shape in shapes], dim=self.dim))
-        if len(self.theirs) > 1:
-            return [torch.cat(list(tensors), dim=self.dim)]
+            return list(tensors[0].split([shape[0] for shape in shapes]))
         return [tensors[0].reshape(shapes[0])]
 
     def to_theirs(self, tensors: Sequence[torch.Tensor], config: QKViTConfig) -> list[torch.Tensor]:
@@ -92,10 +87,7 @@ class Rule:
             assert self.shape is not None, f"a rule for {self.theirs} alone says its shape"
             return [torch.empty(tuple(self.shape(config)), dtype=cast(Any, config.dtype))]
         if len(self.ours) > 1:
-            return [torch.cat(list(tensors), dim=self.dim)]
-        if len(self.theirs) > 1:
-            assert self.sizes is not None, f"a rule that joins {self.theirs} says their sizes"
-            return list(tensors[0].split(list(self.sizes(config)), dim=self.dim))
+            return [torch.cat(list(tensors))]
         return [tensors[0] if self.shape is None else tensors[0].reshape(tuple(self.shape(config)))]
 
 
@@ -118,16 +110,9 @@ def same(theirs: str, ours: str) -> tuple[Rule, ...]:
     return tuple(Rule((f"{theirs}.{part}",), (f"{ours}.{part}",)) for part in ("weight", "bias"))
 
 
-def split(theirs: str, *ours: str, parts: Sequence[str] = (".weight", ".bias"), dim: int = 0) -> tuple[Rule, ...]:
+def split(theirs: str, *ours: str, parts: Sequence[str] = (".weight", ".bias")) -> tuple[Rule, ...]:
     """Their module holds several of ours, one below the other. `parts=("_weight", "_bias")` for `in_proj_weight`."""
-    return tuple(Rule((theirs + part,), tuple(f"{name}.{part[1:]}" for name in ours), dim=dim) for part in parts)
-
-
-def join(
-    theirs: Sequence[str], ours: str, *, sizes: Callable[[QKViTConfig], Sequence[int]], dim: int = 0
-) -> tuple[Rule, ...]:
-    """Several tensors of theirs are one of ours, joined along `dim`; `sizes` are theirs along it."""
-    return (Rule(tuple(theirs), (ours,), dim=dim, sizes=sizes),)
+    return tuple(Rule((theirs + part,), tuple(f"{name}.{part[1:]}" for name in ours)) for part in parts)
 
 
 def empty(theirs: str, *, shape: Callable[[QKViTConfig], Sequence[int]]) -> tuple[Rule, ...]:

@@ -258,8 +258,7 @@ def source_config(config: Any, kind: str) -> dict[str, Any]:
         "patch_drop_rate": config.patch_drop_rate,
     }
     if config.pooling in ("mean", "attention"):
-        every = (config.pooling_coverage or ("all" if config.pooling == "attention" else "patches")) == "all"
-        args["pool_include_prefix"] = every and config.num_prefix_tokens > 0
+        args["pool_include_prefix"] = config.pools_prefix and config.num_prefix_tokens > 0
     if config.norm_type == "rmsnorm":
         args["norm_layer"] = "rmsnorm"
     written: dict[str, Any] = {
