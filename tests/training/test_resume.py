@@ -61,15 +61,16 @@ def recipe(tiny, busy, tmp_path):
     return lambda folder, *parts: tiny(busy, *parts, {"arguments": {"output_dir": str(tmp_path / folder)}})
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_run_ends_with_the_same_bits(recipe, run_in_processes, weights, tmp_path, processes, workers):
+def test_a_killed_run_ends_with_the_same_bits(recipe, run_in_processes, weights, tmp_path, processes):
     """Five random points in each of the four cases; `benchmarks/kill_test.py` kills at random times."""
     alone = {"arguments": {"per_device_train_batch_size": 8 // processes}}
-    loading = {"arguments": {"dataloader_num_workers": workers}}
     assert set(run_in_processes(processes, lambda: train(recipe("whole", alone)))) == {0}
-    for number, point in enumerate(random.Random(10 * processes + workers).sample(POINTS, 5)):
-        made = recipe(f"killed-{number}", alone, loading)
+    points = [
+        (workers, point) for workers in (0, 2) for point in random.Random(10 * processes + workers).sample(POINTS, 5)
+    ]
+    for number, (workers, point) in enumerate(points):
+        made = recipe(f"killed-{number}", alone, {"arguments": {"dataloader_num_workers": workers}})
 
         def killed(made=made, point=point):
             kill_at(*point)
