@@ -2,7 +2,6 @@
 
 from .collect import collect
 from .collected import Collected
-from .head_facts import HeadFacts, head_facts
 from .intervention import intervene
 from .recording import Recording, record
 from .replacements import Apply, Given, Mean, Noise, OtherImage, Replacement, Zero
@@ -24,7 +23,6 @@ __all__ = [
     "AttentionStatistics",
     "Collected",
     "Given",
-    "HeadFacts",
     "Mean",
     "Noise",
     "OtherImage",
@@ -36,7 +34,6 @@ __all__ = [
     "Zero",
     "attention_statistics",
     "collect",
-    "head_facts",
     "intervene",
     "map_rollout",
     "model_rollout",

@@ -228,7 +228,7 @@ def _refuse(model_type: str | None) -> NoReturn:
         raise ValueError(f"model_type={model_type!r} does not have one grid of patches after its other tokens: {why}")
     raise ValueError(
         f"no token layout is known for model_type={model_type!r}; if its tokens are a grid of patches, row by row, with"
-        " none or some before it, make it yourself in Python, and pass it to collect, rollout or head_facts:"
+        " none or some before it, make it yourself in Python, and pass it to collect or rollout:"
         " layout=TokenLayout(grid=(rows, columns), num_prefix_tokens=...)"
     )
 

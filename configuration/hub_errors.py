@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from .reasons import first_line
+
 
 @contextmanager
 def hub_sentences(name: Any) -> Iterator[None]:
@@ -48,19 +50,15 @@ def _said_of(error: BaseException) -> str | None:
         if isinstance(each, GatedRepoError) or "is a gated dataset" in str(each):  # datasets keeps no cause
             return "is gated; ask for access on its page on the Hub, and log in with `hf auth login`"
         if _broke_off(each):
-            return f"broke off on its way from the Hub ({_first_line(each)}); try again"
+            return f"broke off on its way from the Hub ({first_line(each)}); try again"
         if isinstance(each, HfHubHTTPError) and not isinstance(each, RepositoryNotFoundError):
             status = getattr(each.response, "status_code", 0)
             if status == 401:
                 return "is not given by the Hub, which does not know your token; log in anew with `hf auth login`"
             if status >= 500:
-                return f"is not given by the Hub ({_first_line(each)}); try again later"
+                return f"is not given by the Hub ({first_line(each)}); try again later"
         each = each.__cause__ or each.__context__
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _broke_off(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from ..configuration.reasons import first_line
 from .decoding import BadImage, BadImageError, SourceUnreachableError
 from .image_source import Encoded, ImageSource, Label
 from .table_source import StreamingSource
@@ -253,9 +254,8 @@ def _item(source: ImageSource, transform: Any, stored: Encoded, index: int) -> d
         pixel_values = _as_function(transform)(sample.image)
     except Exception as error:
         width, height = sample.image.size
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise _TransformError(
-            f"the transform failed on {stored.name} of {width} x {height} pixels: {reason.rstrip('.')}"
+            f"the transform failed on {stored.name} of {width} x {height} pixels: {first_line(error)}"
         ) from error
     return {"pixel_values": pixel_values, "labels": _target(source, sample.label), "index": index, "name": stored.name}
 

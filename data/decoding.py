@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..configuration.reasons import first_line
+
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a GiB at 3 bytes a pixel
 MAX_SIDES_RATIO = 100  # resized by its shorter side, a longer strip would take gigabytes
 WHITE_OF_16_BITS = 65_535
@@ -190,4 +192,4 @@ def in_short(error: Exception) -> str:
         return error.strerror
     if isinstance(error, Image.UnidentifiedImageError):
         return "its format is not known"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return first_line(error)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from ..configuration.hub_errors import hub_sentences
+from ..configuration.reasons import first_line
 from .columns import find_columns
 from .decoding import BadImageError, SourceUnreachableError, is_outage
 from .image_source import Encoded, ImageSource
@@ -99,8 +100,7 @@ class ParquetSource(ImageSource):
         except Exception as error:  # pyarrow's, and each file system's
             if is_outage(error) or ("://" in self.files[0] and not _is_damage(error)):
                 raise SourceUnreachableError.at(self.name_of(index), error) from error
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise BadImageError(f"{self.name_of(index)}: its row group cannot be read ({reason})") from error
+            raise BadImageError(f"{self.name_of(index)}: its row group cannot be read ({first_line(error)})") from error
         return self._columns.encoded(table.slice(index - first, 1).to_pylist()[0], self.name_of(index))
 
     def _group(self, group: int) -> Any:
@@ -202,8 +202,7 @@ def remote_parquet_files(address: str) -> list[str]:
             found = [path] if path.endswith(".parquet") else sorted(system.glob(f"{path.rstrip('/')}/**/*.parquet"))
             files = [system.unstrip_protocol(file) for file in found]
         except Exception as error:  # each file system's
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ValueError(f"{address} cannot be read: {reason.rstrip('.')}") from error
+            raise ValueError(f"{address} cannot be read: {first_line(error)}") from error
     if not files:
         raise ValueError(f"there are no Parquet files at {address}; pass the address of one, or of a folder of them")
     return files

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..configuration.hub_errors import hub_sentences
+from ..configuration.reasons import first_line
 from .columns import Columns, find_columns
 from .decoding import BadImage, BadImageError, SourceUnreachableError
 from .image_source import Encoded, ImageSource, Sample
@@ -263,8 +264,7 @@ def _sentence(name: str, load: Callable[[Any], Any]) -> Any:
         try:
             return load(datasets)
         except Exception as error:  # datasets raises errors of a dozen libraries
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ValueError(f"{name} cannot be opened as a data set: {reason.rstrip('.')}") from error
+            raise ValueError(f"{name} cannot be opened as a data set: {first_line(error)}") from error
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from .errors import UserError
 from .finished_folder import check_target, finished_folder
 from .packages import check_packages
 from .provenance import in_a_line, provenance
-from .quickstart_report import accuracy_table, facts_table, farewell, write_facts
+from .quickstart_report import STATISTICS, accuracy_table, facts_table, farewell, head_facts, write_facts
 from .startup import load_models
 from .training.quiet import quiet_libraries
 
@@ -232,8 +232,7 @@ def look_inside(model: Any, held_out: Any, folder: Path, provenance: str) -> Non
     """Write the pictures and the facts about the heads, and print these."""
     import torch
 
-    from .analysis.head_facts import head_facts, uniform_facts
-    from .analysis.token_layout import TokenLayout
+    from .analysis import TokenLayout, attention_statistics, collect
     from .training.images.mnist5k import pixel_values
 
     layout = TokenLayout.from_config(model.config)
@@ -243,9 +242,14 @@ def look_inside(model: Any, held_out: Any, folder: Path, provenance: str) -> Non
     batches = [pixel_values(images) for images in torch.from_numpy(held_out.images).split(250)]
     torch.manual_seed(0)
     untrained = type(model)(model.config).eval()
-    facts = {name: head_facts(net, batches, layout) for name, net in (("trained", model), ("untrained", untrained))}
+    facts = {}
+    for name, net in (("trained", model), ("untrained", untrained)):
+        collected = collect(net, batches, statistics=STATISTICS, layout=layout, show_progress=False)
+        facts[name] = head_facts(collected, layout.num_tokens)
+    alike = torch.zeros(1, 1, layout.num_tokens, 1)
+    equal = attention_statistics(alike, alike, layout, scaling=1, statistics=STATISTICS).per_head()
     write_facts(facts, folder / "head_facts.csv")
-    _say(facts_table(facts["trained"], facts["untrained"], uniform_facts(layout)))
+    _say(facts_table(facts, {name: number.item() for name, number in equal.items()}, layout.num_tokens))
 
 
 def write_digits(digits: Any, folder: Path) -> None:

@@ -1,7 +1,6 @@
 """What `qkvit quickstart` tells: tables for the screen, the facts as CSV, where everything is."""
 
 import csv
-import dataclasses
 import math
 import os
 import shutil
@@ -11,13 +10,14 @@ from typing import Any
 
 from .tables import table
 
-# Fields of HeadFacts, and how they are called on the screen.
+STATISTICS = ("entropy", "masses", "distance")  # the groups that the facts are from
+# Statistics of `collect`, and how they are called on the screen.
 COLUMNS = {
     "entropy": "entropy",
     "entropy_share": "/ log N",
     "distance": "distance",
     "on_class_token": "on class",
-    "on_itself": "on itself",
+    "on_self": "on itself",
 }
 
 
@@ -60,34 +60,50 @@ def accuracy_table(accuracies: dict[str, float], count: int) -> str:
     return table(rows)
 
 
-def facts_table(trained: list[Any], untrained: list[Any], uniform: dict[str, float]) -> str:
-    """The facts of every head, the means over an untrained model's heads, and a head that looks at all tokens alike."""
+def head_facts(collected: Any, num_tokens: int) -> list[dict[str, Any]]:
+    """A row for each head of what `collect` gave: means over the images, and the standard errors of these means."""
+    found = {}
+    for name in COLUMNS.keys() - {"entropy_share"}:
+        found[name] = collected.mean(name)  # (L, H)
+        found[f"{name}_error"] = collected.standard_deviation(name) / math.sqrt(collected.images)
+    for ending in ("", "_error"):
+        found[f"entropy_share{ending}"] = found[f"entropy{ending}"] / math.log(num_tokens)
+    names = [*COLUMNS, *(f"{name}_error" for name in COLUMNS)]
+    return [
+        {
+            "layer": layer,
+            "head": head,
+            "images": collected.images,
+            **{name: found[name][place, head].item() for name in names},
+        }
+        for place, layer in enumerate(collected.layers)
+        for head in range(found["entropy"].shape[1])
+    ]
+
+
+def facts_table(facts: dict[str, list[dict[str, Any]]], equal: dict[str, float], num_tokens: int) -> str:
+    """The facts of every trained head, the means over untrained ones, and those of equal weights on all tokens."""
+    trained, untrained = facts["trained"], facts["untrained"]
     rows = [["", *COLUMNS.values()]]
-    rows += [[f"layer {fact.layer}, head {fact.head}", *_numbers(dataclasses.asdict(fact))] for fact in trained]
-    rows.append(["untrained, mean", *_numbers(_means(untrained))])
-    rows.append(["equal weights", *_numbers(uniform)])
+    rows += [[f"layer {fact['layer']}, head {fact['head']}", *_numbers(fact)] for fact in trained]
+    means = {name: sum(fact[name] for fact in untrained) / len(untrained) for name in COLUMNS}
+    rows.append(["untrained, mean", *_numbers(means)])
+    rows.append(["equal weights", *_numbers({**equal, "entropy_share": equal["entropy"] / math.log(num_tokens)})])
     explanation = (
-        f"  Means over {trained[0].images:,} held-out digits. Entropy in nats: low where a token looks at few others."
-        "\n  From the patches: the distance to the patches they look at, in patches; the weight on the class token"
-        "\n  and on themselves. For comparison, an untrained model, and equal weights on all tokens."
+        f"  Means over {trained[0]['images']:,} held-out digits. Entropy in nats: low where a token looks at few"
+        " others.\n  From the patches: the distance to the patches they look at, in patches; the weight on the class"
+        "\n  token and on themselves. For comparison, an untrained model, and equal weights on all tokens."
     )
     return f"{table(rows)}\n{explanation}"
 
 
 def _numbers(values: dict[str, Any]) -> list[str]:
-    return ["-" if values.get(name) is None else f"{values[name]:.2f}" for name in COLUMNS]
+    return [f"{values[name]:.2f}" for name in COLUMNS]
 
 
-def _means(facts: list[Any]) -> dict[str, float]:
-    known = {name: [value for fact in facts if (value := getattr(fact, name)) is not None] for name in COLUMNS}
-    return {name: sum(values) / len(values) for name, values in known.items() if values}
-
-
-def write_facts(facts: dict[str, list[Any]], path: Path) -> None:
-    """The facts of each model as CSV, with the standard errors of the means; empty where something does not exist."""
-    rows = [
-        {"weights": weights, **dataclasses.asdict(fact)} for weights, of_heads in facts.items() for fact in of_heads
-    ]
+def write_facts(facts: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """The facts of each model as CSV, with the standard errors of the means."""
+    rows = [{"weights": weights, **fact} for weights, of_heads in facts.items() for fact in of_heads]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from ..configuration.reasons import in_one_line
 from .errors import TrainingRefusedError
 from .processes.world import as_launched, device_arguments
 from .quiet import quiet_libraries
@@ -35,8 +36,8 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
             with quiet_libraries():
                 args = TrainingArguments(**values)
         except (ValueError, TypeError, ImportError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise TrainingRefusedError(f"TrainingArguments does not accept the recipe: {reason.rstrip('.')}") from error
+            reason = in_one_line(error)
+            raise TrainingRefusedError(f"TrainingArguments does not accept the recipe: {reason}") from error
     check_reporters(list(args.report_to or ()))
     _check_values(args)
     return args

@@ -16,6 +16,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from ..configuration.configuration_qkvit import QKViTConfig
 from ..configuration.hub_errors import hub_sentences
+from ..configuration.reasons import in_one_line
 from ..data.hub_names import look_for
 from ..modeling import QKViTForImageClassification
 from .errors import TrainingRefusedError
@@ -86,8 +87,8 @@ def build_model(
     except TrainingRefusedError:
         raise
     except (ValueError, TypeError, OSError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise TrainingRefusedError(f"the model cannot be made: {reason.rstrip('.')}") from error
+        reason = in_one_line(error)
+        raise TrainingRefusedError(f"the model cannot be made: {reason}") from error
     if recipe.model.stochastic_depth == "uniform":
         _drop_uniformly(model)
     return model
@@ -268,7 +269,7 @@ def taking(size: tuple[int, int]) -> Iterator[None]:
     except TrainingRefusedError:
         raise
     except ValueError as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = in_one_line(error)
         raise TrainingRefusedError(
             f"the model does not take images of {size[0]} x {size[1]} pixels: {reason}; change data.image_size"
         ) from error

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..configuration.reasons import first_line
 from .errors import TrainingRefusedError, TrainingStoppedError
 from .run_folder import RECORD, note, read_record
 
@@ -86,4 +87,4 @@ def _card(output: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0].rstrip(".")
+    return first_line(error).partition(". ")[0]

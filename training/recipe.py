@@ -9,6 +9,7 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
+from ..configuration.reasons import in_one_line
 from . import yaml_text
 from .errors import TrainingRefusedError
 from .recipe_checks import check
@@ -285,8 +286,8 @@ def read_yaml(recipe: str | Path) -> tuple[dict[str, Any], str]:
     try:
         values = yaml_text.load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise TrainingRefusedError(f"{path} cannot be read as YAML: {reason.rstrip('.')}") from error
+        reason = in_one_line(error)
+        raise TrainingRefusedError(f"{path} cannot be read as YAML: {reason}") from error
     if not isinstance(values, dict):
         raise TrainingRefusedError(f"{path} is not a recipe: it must hold lines of the form name: value")
     return values, path.stem

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ...configuration.reasons import first_line
 from ..token_layout import TokenLayout
 from .blockwise import full_precision
 from .groups import interpreted, row_fields
@@ -52,7 +53,7 @@ def _has_triton() -> bool:
 
         driver.active.get_current_target()
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         warnings.warn(f"Triton does not work here ({reason}): statistics go over blocks instead, slower", stacklevel=2)
         return False
     return True

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from ...configuration.hub_errors import hub_sentences
 from ...configuration.preprocessing_qkvit import FILE_NAME as PROCESSOR
 from ...configuration.preprocessing_qkvit import read_settings
+from ...configuration.reasons import in_one_line
 from ..loading_qkvit import AGAIN
 
 CONFIG = "config.json"
@@ -185,7 +186,7 @@ class _Place:
                     _raise_exceptions_for_gated_repo=True,
                 )
             except (OSError, ValueError) as error:
-                reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+                reason = in_one_line(error).split(". ")[0]
                 raise ValueError(
                     f"{self.source!r} is no folder here and cannot be had from the Hub ({reason}); pass a folder, or an"
                     " id that is there"
@@ -306,5 +307,4 @@ def _shards(index: Path) -> Iterator[str]:
 
 def _line(error: BaseException) -> str:
     """The first sentence of an error, on one line."""
-    text = " ".join(str(error).split())
-    return text.split(". ")[0].rstrip(".")[:160] or type(error).__name__
+    return in_one_line(error).split(". ")[0][:160]

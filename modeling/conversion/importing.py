@@ -12,6 +12,7 @@ from torch import nn
 
 from ...configuration.configuration_qkvit import QKViTConfig
 from ...configuration.errors_qkvit import shown
+from ...configuration.reasons import in_one_line
 from ..pretrained_qkvit import QKViTPreTrainedModel
 from .checkpoint_reader import Checkpoint, CheckpointFiles, ModelInMemory, read_config
 from .families import families, family_of
@@ -95,7 +96,7 @@ def with_defaults(family: Family, config: Mapping[str, Any], where: str) -> dict
     try:
         return {**config_class.from_dict(dict(config)).to_dict(), "architectures": config.get("architectures")}
     except Exception as error:  # of many classes, with messages of many lines
-        reason = " ".join(str(error).split())
+        reason = in_one_line(error)
         raise ValueError(f"config.json of {where} is no {family.config_class} ({reason}); correct it") from error
 
 

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+import transformers
+
+from qkvit.analysis import TokenLayout
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -29,6 +32,13 @@ def test_a_bias_of_relative_positions_hides_nothing(quiet, biased_model):
     with torch.no_grad():
         maps = torch.stack(model(images, output_attentions=True).attentions).double()  # (layers, B, H, N, N)
     torch.testing.assert_close(entropy, torch.special.entr(maps).sum(-1).mean(dim=(1, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_windows_are_not_counted_as_images(quiet, raises_sentence):
+    sizes = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1], "num_heads": [2], "window_size": 4}
+    model = transformers.SwinModel(transformers.SwinConfig(**sizes)).eval()
+    with raises_sentence(ValueError, "layer 0", "12 parts of 3 images"):
+        quiet(model, [torch.rand(3, 3, 32, 32)], layout=TokenLayout(grid=(4, 4)))
 
 
 def test_a_group_of_whole_maps_is_refused(model, quiet, raises_sentence):

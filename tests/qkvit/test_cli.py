@@ -268,6 +268,7 @@ def test_a_run_has_facts_about_every_head(finished):
     assert len(rows) == 2 * model["num_hidden_layers"] * model["num_attention_heads"]
     assert all(0 <= float(row["entropy_share"]) <= 1 for row in rows)
     assert {row["weights"] for row in rows} == {"trained", "untrained"}
+    assert all(0 < float(row["distance_error"]) < float(row["distance"]) for row in rows)
 
 
 def test_what_to_try_next_works(finished, start_python):

@@ -14,6 +14,7 @@ from transformers import AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from ...configuration.hub_errors import hub_sentences
+from ...configuration.reasons import in_one_line
 from ...data.hub_names import look_for
 from ...modeling.losses_qkvit import classification_loss
 from ..checkpoints import tensor_digest
@@ -165,7 +166,7 @@ def open_teacher(settings: Distillation, class_names: list[str], *, multi_label:
 
 
 def _unreadable(teacher: str, error: Exception) -> TrainingRefusedError:
-    reason = " ".join(str(error).split()).rstrip(".")
+    reason = in_one_line(error)
     return TrainingRefusedError(f"the teacher {teacher} cannot be read: {reason}")
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
+from ...configuration.reasons import in_one_line
 from ..errors import TrainingRefusedError
 from ..recipe import Optimisation
 from .lamb import Lamb
@@ -44,7 +45,7 @@ def optimizer_class(model: nn.Module, settings: Optimisation, args: TrainingArgu
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)  # type: ignore[arg-type]
     except (ImportError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = in_one_line(error)
         raise TrainingRefusedError(
             f"optim={name} cannot be used here: {reason}; or choose adamw_torch_fused"
         ) from error

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments, get_scheduler
 
+from ...configuration.reasons import in_one_line
 from ..errors import TrainingRefusedError
 from ..recipe import Optimisation
 
@@ -30,7 +31,7 @@ def make_schedule(
         )
     except (TypeError, ValueError) as error:
         kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = in_one_line(error)
         raise TrainingRefusedError(
             f"the schedule {kind} cannot be made with lr_scheduler_kwargs={options}: {reason}; write what it takes"
         ) from error

@@ -12,6 +12,7 @@ import time
 import traceback
 from typing import NoReturn
 
+from ...configuration.reasons import in_one_line
 from .world import processes, rank
 
 PATIENCE = 3.0  # seconds; launchers look at their processes several times a second
@@ -30,7 +31,7 @@ def leave_broken(error: Exception) -> NoReturn:
     if lost_another(error):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(PATIENCE)
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)[:200]
         print(
             f"error: {_who()}stops, because another process is gone or does not answer ({reason})",
             file=sys.stderr,
