@@ -18,6 +18,7 @@ from torch.utils.data import Subset
 from .images.bad_images import Unusable, usable
 from .images.loader import Loader
 from .multi_label import MultiLabelScores
+from .processes.world import in_any_process
 
 
 class EvaluationCutError(Exception):
@@ -95,7 +96,7 @@ def evaluate(
                 [loss.item(), best[:, 0].sum().item(), best.any(1).sum().item(), len(items)], dtype=torch.float64
             )
     model.train(was_training)
-    if cut is not None and _in_any(is_cut, device, world):
+    if cut is not None and in_any_process(is_cut, device, world):
         raise EvaluationCutError
     if scores is not None:
         return scores.measured(world)
@@ -110,14 +111,6 @@ def evaluate(
     if getattr(model.config, "num_labels", num_labels) > 5:
         measured["accuracy_top5"] = among_five / count
     return measured
-
-
-def _in_any(flag: bool, device: torch.device | str, world: int) -> bool:
-    if world > 1:
-        found = torch.tensor(float(flag), device=device)
-        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-        return bool(found)
-    return flag
 
 
 def _run_uncounted(

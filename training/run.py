@@ -250,7 +250,7 @@ class Run:
             callbacks=[self.progress],
         )
         if plan.progression is not None:
-            trainer.add_callback(ProgressiveCost(plan.progression, model, trainer))
+            trainer.add_callback(ProgressiveCost(plan.progression, trainer))
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         return trainer

@@ -69,7 +69,6 @@ class RecipeTrainer(CheckpointTrainer):
         self.optimisation = optimisation
         self.average_decay = optimisation.average_decay
         self.augmenter = augmenter
-        self.flops = flops
         self.meter = Meter(flops)
         self.health = AttentionHealth(self, optimisation.attention_health_steps)
         self.batches = EpochBatches(
@@ -195,7 +194,7 @@ class RecipeTrainer(CheckpointTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Of what is computed: where layers are frozen, less than three times the forward pass."""
-        return self.flops * len(inputs["keys"])
+        return self.meter.flops * len(inputs["keys"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in transformers, with the numbers of the interval beside its loss."""

@@ -27,6 +27,7 @@ class Progression:
 
     Args:
         stages: (first epoch, (height, width)), rising, the first one at 0.
+        flops: Operations for training on one image, in each stage.
 
     Example:
 
@@ -39,10 +40,18 @@ class Progression:
     """
 
     stages: tuple[tuple[int, Size], ...]
+    flops: tuple[int, ...] = ()
 
     def at(self, epoch: int) -> Size:
         """(height, width) of an epoch's images."""
-        return self.stages[bisect_right([first for first, _ in self.stages], epoch) - 1][1]
+        return self.stages[self._stage(epoch)][1]
+
+    def flops_at(self, epoch: int) -> int:
+        """Operations for training on one of an epoch's images."""
+        return self.flops[self._stage(epoch)]
+
+    def _stage(self, epoch: int) -> int:
+        return bisect_right([first for first, _ in self.stages], epoch) - 1
 
 
 def make_progression(stages: list[list[float]], model: nn.Module, steps: int, steps_per_epoch: int) -> Progression:
@@ -93,9 +102,9 @@ def with_progression(plan: Any, stages: list[list[float]] | None, model: nn.Modu
         return plan
     sizes = make_progression(stages, model, plan.steps, plan.steps_per_epoch)
     allow_sizes(model)
-    flops = {size: training_flops(model, size) for _, size in sizes.stages}
+    sizes = dataclasses.replace(sizes, flops=tuple(training_flops(model, size) for _, size in sizes.stages))
     epochs = math.ceil(plan.steps / plan.steps_per_epoch)
-    mean = sum(flops[sizes.at(epoch)] for epoch in range(epochs)) / epochs
+    mean = sum(map(sizes.flops_at, range(epochs))) / epochs
     return dataclasses.replace(plan, progression=sizes, training_flops=round(mean))
 
 
@@ -111,14 +120,12 @@ class ProgressiveCost(TrainerCallback):
     """Tells the trainer what an image costs at the size of the epoch.
 
     Args:
-        sizes: By epoch.
-        model: Counted once for each size, before it is wrapped.
-        trainer: Has `flops`, `meter` and `batches`.
+        sizes: By epoch, with their operations.
+        trainer: Has `meter` and `batches`.
     """
 
-    def __init__(self, sizes: Progression, model: nn.Module, trainer: Any) -> None:
+    def __init__(self, sizes: Progression, trainer: Any) -> None:
         self.sizes, self.trainer = sizes, trainer
-        self.flops = {size: training_flops(model, size) for _, size in sizes.stages}
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.flops = self.trainer.meter.flops = self.flops[self.sizes.at(self.trainer.batches.epoch)]
+        self.trainer.meter.flops = self.sizes.flops_at(self.trainer.batches.epoch)

@@ -20,6 +20,7 @@ from transformers import TrainingArguments
 from ..errors import TrainingRefusedError
 from ..images.progressive import allow_sizes
 from ..processes.sharded_trainer import asked_for
+from ..processes.world import in_any_process
 from ..recipe import Recipe
 
 
@@ -56,7 +57,7 @@ def find_batch_size(
         model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)  # type: ignore[operator]
     copies = 3 + (recipe.optimisation.average_decay is not None) + (args.world_size > 1)
     mixes = bool(recipe.augmentation.mixup or recipe.augmentation.cutmix)
-    while not _everywhere(_fits(model, args, size, copies, teacher), args):
+    while in_any_process(not _fits(model, args, size, copies, teacher), args.device, args.world_size):
         batch = args.per_device_train_batch_size
         if batch % (4 if mixes else 2):
             why = "mixed in pairs, it cannot be halved" if mixes and not batch % 2 else "it cannot be halved"
@@ -119,11 +120,3 @@ def _fits(
                 buffer.copy_(buffers[name])
         if args.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _everywhere(fits: bool, args: TrainingArguments) -> bool:
-    if args.world_size == 1:
-        return fits
-    flag = torch.tensor(float(fits), device=args.device)
-    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
-    return bool(flag.item())

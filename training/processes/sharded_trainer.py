@@ -13,6 +13,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from ..checkpoints import sealed_facts, tensor_digest
 from ..errors import TrainingRefusedError
 from .sharded import load_whole_optimizer_state, whole_optimizer_state, whole_state_dict
+from .world import in_any_process
 
 
 class ShardedTrainer(Trainer):
@@ -60,11 +61,7 @@ class ShardedTrainer(Trainer):
 
     def in_any_process(self, here: bool) -> bool:
         """Whether it is so in any process, where one cannot act without the others; otherwise whether it is so here."""
-        if not self.sharded or self.args.world_size == 1:
-            return here
-        flag = torch.tensor(float(here), device=self.args.device)
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-        return bool(flag.item())
+        return in_any_process(here, self.args.device, self.args.world_size if self.sharded else 1)
 
     def said_by_one(self, sentence: str | None) -> str | None:
         """The sentence of the first process that has one, where all have come here together."""

@@ -27,6 +27,17 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def in_any_process(here: bool, device: Any, world: int) -> bool:
+    """Whether it is so in any of the processes, which have all come here."""
+    if world == 1:
+        return here
+    import torch
+
+    flag = torch.tensor(float(here), device=device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return bool(flag.item())
+
+
 def check_world(asked: int | None, real: int, gpus: int = 1, recipe: str = "RECIPE.yaml") -> None:
     """Refuse a number of processes that nobody asked for.
 
