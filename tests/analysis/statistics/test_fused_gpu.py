@@ -40,6 +40,7 @@ def moved(inputs: AttentionInputs, device: str) -> AttentionInputs:
     return dataclasses.replace(inputs, **tensors)
 
 
+@settings(max_examples=15)
 @given(
     layout=layouts(),
     largest=some.sampled_from([0.0, 0.1, 1.0, 10.0, 80.0]),
