@@ -112,3 +112,11 @@ def test_no_run_is_measured_on_the_images_that_it_trains_on(folders, raises_sent
 def test_what_a_packages_data_would_not_follow_is_refused(raises_sentence, fields, ways):
     with raises_sentence(TrainingRefusedError, f"is not for {fields['source']}", ways):
         open_splits(Data(**fields))
+
+
+def test_the_images_that_decide_are_not_those_of_the_test(folders, raises_sentence):
+    (folders / "validation" / "red").mkdir()
+    with raises_sentence(TrainingRefusedError, "data.test_split=val", "validated on", "--set test_split=null"):
+        opened(folders, test_split="val")
+    shutil.copytree(folders / "train", folders / "test")
+    assert len(opened(folders, test_split="test").test) == len(SPLITS["train"])
