@@ -209,10 +209,10 @@ def _labels_of_split(split: str, source: ImageSource, *, training: bool) -> Iter
         verb = "image of {} has" if unknown == 1 else "images of {} have"
         yield Finding(f"{unknown:,} {verb.format(split)} no label", "left out", False, [], unknown)
     counts = source.class_counts
-    if "-1" in counts and not source.multi_label:
+    for name in counts.keys() & {"-1", "-1.0"}:
         yield Finding(
-            f"a class of {split} is called -1",
-            "it is learnt like the others: where -1 stands for no label, leave these cells empty",
+            f"a class of {split} is called {name}",
+            "it is learnt like the others: where it stands for no label, write none",
             training,
         )
     empty = [name for name, count in counts.items() if not count]

@@ -155,8 +155,10 @@ def several_labels(name: str, label: str) -> str:
 def refuse_multi_hot(cells: Iterable[Any], name: str) -> None:
     """Refuse lists of zeros and ones, one for each class: as indices they would give every image the classes 0 and 1.
 
+    Rows of two classes cannot be told from lists of indices.
+
     Raises:
-        ValueError: all lists are as long as one another, they hold 0 and 1 alone, and some hold one of them again.
+        ValueError: all lists are of one length, three or more, and hold 0 and 1 alone.
 
     Example:
 
@@ -172,11 +174,11 @@ def refuse_multi_hot(cells: Iterable[Any], name: str) -> None:
     lists = [list(cell) for cell in cells if cell is not None]
     if len(lists) < 2 or len({len(each) for each in lists}) > 1:
         return
-    if {value for each in lists for value in each} <= {0, 1} and any(len(set(each)) < len(each) for each in lists):
-        most = max(lists, key=lambda each: sum(map(int, each)))
+    if len(lists[0]) > 2 and {value for each in lists for value in each} <= {0, 1}:
+        most = [int(value) for value in max(lists, key=lambda each: sum(map(int, each)))]
         raise ValueError(
             f"the labels of {name} are rows of {len(most)} zeros and ones; write the indices of the ones:"
-            f" {[index for index, value in enumerate(most) if value]} for {[int(value) for value in most]}"
+            f" {[index for index, value in enumerate(most) if value]} for {most}"
         )
 
 

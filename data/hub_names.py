@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from ..configuration.reasons import first_line
-
 HUB_ID = re.compile(r"(?:([A-Za-z0-9][\w.-]*)/)?([A-Za-z0-9][\w.-]*)")
 _CONFIGS = ("config.json", "adapter_config.json")  # of a model, of an adapter that names its model
 _SECONDS = 10  # that the Hub may take for its answer
@@ -96,8 +94,9 @@ def _ask(name: str, kind: str, what: str) -> str | None:
     except HfHubHTTPError:
         return None
     except Exception as error:  # of the network, in a library that huggingface_hub chooses
-        reason = first_line(error)
-        return f"the Hub cannot be asked ({reason})"
+        from ..configuration.reasons import first_line  # not above: the command has not loaded torch yet
+
+        return f"the Hub cannot be asked ({first_line(error)})"
     return None
 
 

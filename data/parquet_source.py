@@ -188,6 +188,10 @@ def open_rows(files: list[str], *, name: str, split: str | None, **options: Any)
     return ParquetSource(files, name=name, split=chosen, **options)
 
 
+def _is_parquet(file: str) -> bool:
+    return file.lower().endswith(".parquet")
+
+
 def remote_parquet_files(address: str) -> list[str]:
     """The Parquet files at or below an address of `fsspec`, as addresses.
 
@@ -199,7 +203,8 @@ def remote_parquet_files(address: str) -> list[str]:
     with hub_sentences(address):
         try:
             system, path = url_to_fs(address)
-            found = [path] if path.endswith(".parquet") else sorted(system.glob(f"{path.rstrip('/')}/**/*.parquet"))
+            below = [path] if _is_parquet(path) else sorted(system.glob(f"{path.rstrip('/')}/**/*.*"))
+            found = [file for file in below if _is_parquet(file)]
             files = [system.unstrip_protocol(file) for file in found]
         except Exception as error:  # each file system's
             raise ValueError(f"{address} cannot be read: {first_line(error)}") from error

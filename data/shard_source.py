@@ -146,12 +146,12 @@ def _read(text: str, name: str) -> dict[str, Any]:
 
 
 def _entry(entries: dict[str, Any], label: str | None, name: str) -> Any:
-    wanted = [label] if label is not None else [name for name in LABEL_COLUMNS if name in entries]
+    wanted = [label] if label is not None else [column for column in LABEL_COLUMNS if column in entries]
     value = entries.get(wanted[0]) if wanted else None
     if any(each is not None and not isinstance(each, int | str) for each in _as_list(value) or ()):
         raise ValueError(
-            f"the label of {name} is {json.dumps(value)}; write a whole number, text or a list of them into its .json"
-            " file"
+            f"the label of {name} is {json.dumps(value)[:80]}; write a whole number, text or a list of them into"
+            " its .json file"
         )
     return value
 
@@ -169,7 +169,7 @@ def _as_list(value: Any) -> Any:
 
 def _columns(values: list[Any], name: str, classes: list[str] | None, lists: bool) -> Columns:
     """Numbers are indices, into classes.txt where there is one; texts are names."""
-    single = {each for value in values for each in (_as_list(value) or ())}
+    single = {each for value in values for each in (_as_list(value) or ()) if each is not None}
     numbers = [value for value in single if isinstance(value, int)]
     if len(numbers) != len(single):
         texts = {str(value) for value in single}

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 def files_ending(folder: Path, ending: str) -> list[Path]:
     """The files at any depth below a folder whose names end so, in capitals or not, in order."""
-    return sorted(path for path in folder.rglob("*.*") if path.suffix.lower() == ending)
+    return sorted(path for path in folder.rglob("*.*") if path.suffix.lower() == ending and path.is_file())
 
 
 def split_of(file: str) -> str:
@@ -64,9 +64,9 @@ def choose_split(splits: Mapping[str, T], split: str | None, name: str) -> tuple
         if len(splits) > 1:
             raise ValueError(f"{name} has the splits {', '.join(splits)}; pass one of them as split")
         return next(iter(splits.items()))
-    for wanted in (split, canonical(split)):
-        if wanted in splits:
-            return wanted, splits[wanted]
+    for name_here in (split, *(each for each in splits if canonical(each) == canonical(split))):
+        if name_here in splits:
+            return name_here, splits[name_here]
     raise ValueError(f"{name} has no split {split!r}; it has {', '.join(splits)}{meant(split, splits)}")
 
 

@@ -9,7 +9,6 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
-from ..configuration.reasons import in_one_line
 from . import yaml_text
 from .errors import TrainingRefusedError
 from .recipe_checks import check
@@ -286,6 +285,8 @@ def read_yaml(recipe: str | Path) -> tuple[dict[str, Any], str]:
     try:
         values = yaml_text.load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
+        from ..configuration.reasons import in_one_line  # not above: the command has not loaded torch yet
+
         reason = in_one_line(error)
         raise TrainingRefusedError(f"{path} cannot be read as YAML: {reason}") from error
     if not isinstance(values, dict):

@@ -45,7 +45,7 @@ HARMLESS = frozenset(
                 *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision"),
                 # without effect here, and refused by now
                 *("dataloader_drop_last", "dataloader_in_order", "dataloader_multiprocessing_context"),
-                *("train_sampling_strategy", "bf16_full_eval", "fp16_full_eval"),
+                *("train_sampling_strategy", "bf16_full_eval", "fp16_full_eval", "use_liger_kernel"),
             )
         ),
     )

@@ -214,7 +214,11 @@ def test_the_families_of_transformers(name, quiet):
     config = getattr(transformers, f"{name}Config")(**fields, image_size=16, patch_size=4)
     model, pixels = getattr(transformers, f"{name}Model")(config).eval(), torch.rand(3, 3, 16, 16)
     collected = quiet(model, pixels.split(2))
-    assert collected.mean("entropy").shape == (2, 4)
+    with torch.no_grad(), record(model, tensors="attention") as recording:
+        model(pixel_values=pixels)
+    maps = torch.stack([recording[layer].attention for layer in range(2)]).double()  # (layers, B, H, N, N)
+    expected = torch.special.entr(maps).sum(-1).mean(dim=(1, 3))
+    torch.testing.assert_close(collected.mean("entropy"), expected, rtol=1e-4, atol=0)
     with torch.no_grad():
         states = model(pixels, output_hidden_states=True).hidden_states[:2]
     layout = TokenLayout.from_config(config)

@@ -41,6 +41,11 @@ def test_windows_are_not_counted_as_images(quiet, raises_sentence):
         quiet(model, [torch.rand(3, 3, 32, 32)], layout=TokenLayout(grid=(4, 4)))
 
 
+def test_a_layout_of_another_size_is_refused(model, quiet, raises_sentence):
+    with raises_sentence(ValueError, "the layout has 10 tokens"):
+        quiet(model, [torch.rand(1, 3, 16, 16)], layout=TokenLayout(grid=(3, 3), has_class_token=True))
+
+
 def test_a_group_of_whole_maps_is_refused(model, quiet, raises_sentence):
     """`attention_statistics` has it, and there is no mean of it over images."""
     with raises_sentence(ValueError, "there is no group of statistics mean_map"):

@@ -150,12 +150,13 @@ def test_classes_that_differ_are_empty_or_small(zoo):
     assert "train is uneven: 33 of cat, 3 of dog" in said(check(zoo), problem=False)
 
 
-def test_a_class_called_minus_one_is_said(tmp_path):
+@pytest.mark.parametrize(("kind", "name"), [("int64", "-1"), ("float64", "-1.0")])
+def test_a_class_called_minus_one_is_said(tmp_path, kind, name):
     datasets = pytest.importorskip("datasets")
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value(kind)})
     rows = {"image": [picture(i) for i in range(4)], "label": [0, -1, 1, 0]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
-    assert said(check(tmp_path / "train.parquet")) == ["a class of train is called -1"]
+    assert said(check(tmp_path / "train.parquet")) == [f"a class of train is called {name}"]
 
 
 def test_what_is_converted_is_said(zoo):

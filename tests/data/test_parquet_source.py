@@ -205,7 +205,7 @@ def test_rows_of_zeros_and_ones_are_not_taken_for_indices(parquet, png, tmp_path
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("label", [{"id": 1}, [[1]]])
-def test_a_column_of_labels_that_are_none(parquet, png, tmp_path, raises_sentence, streaming, label):
+def test_a_column_that_holds_no_labels(parquet, png, tmp_path, raises_sentence, streaming, label):
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -99,7 +99,7 @@ def test_labels_in_json_files(shard, png, raises_sentence):
 
 
 @pytest.mark.parametrize("label", [{"id": 1}, [[1]], 0.5])
-def test_a_label_in_a_json_file_that_is_none(shard, png, raises_sentence, label):
+def test_what_is_no_label_in_a_json_file(shard, png, raises_sentence, label):
     files = {"0.png": png(), "0.json": json.dumps({"label": label}).encode()}
     with raises_sentence(ValueError, "a.tar/0.png", json.dumps(label), "a whole number, text or a list"):
         open_images(shard("a.tar", files), multi_label=True)
@@ -114,7 +114,7 @@ def test_rows_of_zeros_and_ones_are_not_taken_for_indices(shard, png, raises_sen
 
 
 def test_several_labels_in_json_files(shard, png, raises_sentence):
-    sets = [[2, 0, 2], [], None]
+    sets = [[2, 0, 2, None], [], None]
     files = {}
     for number, labels in enumerate(sets):
         files |= {f"{number}.png": png(number), f"{number}.json": json.dumps({"label": labels}).encode()}

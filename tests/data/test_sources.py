@@ -101,6 +101,16 @@ def test_folders_of_splits_may_be_written_in_capitals(tmp_path, write_image, nam
     assert (source.split, source.class_names, source[0].name) == (names[1], ("cat",), f"cat/{names[1]}.png")
 
 
+@pytest.mark.parametrize("split", ["Val", "val", "validation"])
+def test_splits_of_a_saved_data_set_may_be_written_in_capitals(tmp_path, png, split):
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat"])})
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": png(), "path": None}], "label": [0]}, features=features)
+    datasets.DatasetDict({"Train": rows, "Val": rows}).save_to_disk(tmp_path / "saved")
+    assert open_images(tmp_path / "saved", split=split).split == "Val"
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_label_of_floats_is_missing_where_it_is_not_a_number(tmp_path, png, streaming):
     from datasets import Dataset, Features, Image, Value

@@ -15,6 +15,7 @@ OPTIONS = {
         "mlp_type": "swiglu",
         "pooling": "class_mean",
     },
+    "attention pooling, no positions": {"pooling": "attention", "use_class_token": False, "position_embedding": "none"},
 }
 ASKED = {"output_attentions": [0, -1], "output_qkv": True}
 

@@ -94,5 +94,24 @@ def test_the_example_writes_checks_and_says_what_it_wrote(tiny_model, example, t
         assert float(difference.split()[0]) < 1e-5
 
 
-def test_the_example_takes_layers_as_words(example):
-    assert [example.layers(text) for text in ("all", "-1", "0,-1")] == [True, [-1], [0, -1]]
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        (["--attentions"], {"output_attentions": True}),
+        (["--attentions", "0,-1", "--qkv"], {"output_attentions": [0, -1], "output_qkv": True}),
+        (["--qkv", "-1"], {"output_qkv": [-1]}),
+    ],
+)
+def test_the_example_asks_for_the_layers_that_are_named(tiny_model, example, tmp_path, monkeypatch, options, asked):
+    class AskedError(Exception):
+        pass
+
+    def export(model, path, **given):
+        raise AskedError(given)
+
+    monkeypatch.setattr(example, "export_onnx", export)
+    tiny_model(num_hidden_layers=1).save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(sys, "argv", ["export_onnx.py", str(tmp_path / "model"), "model.onnx", *options])
+    with pytest.raises(AskedError) as caught:
+        example.main()
+    assert caught.value.args == (asked,)

@@ -50,6 +50,14 @@ def test_the_image_processor_loads_with_transformers_5_17_and_without_torchvisio
     assert np.abs(np.load(tmp_path / "logits.npy") - logits).max() < 1e-5
 
 
+def test_a_folder_without_a_model_does_not_load(saved, tmp_path, monkeypatch):
+    _, digits, _ = saved
+    np.save(tmp_path / "images.npy", digits.images)
+    monkeypatch.delitem(sys.modules, "qkvit")
+    with pytest.raises(OSError, match=r"config\.json"):
+        load_without_qkvit.main(str(tmp_path), str(tmp_path / "images.npy"), str(tmp_path / "logits.npy"))
+
+
 def test_another_accuracy_is_an_error(saved, monkeypatch):
     folder, digits, logits = saved
     labels = logits.argmax(axis=1)

@@ -174,7 +174,7 @@ def test_a_dry_run_says_what_is_spread(tiny, monkeypatch, capsys):
 
 
 def test_accelerate_launch_trains(tiny, tmp_path, monkeypatch):
-    """The launcher runs here, and its process is one of its own."""
+    """accelerate runs here, and starts the training in another process."""
     from accelerate.commands.launch import launch_command, launch_command_parser
 
     recipe = tmp_path / "recipe.yaml"

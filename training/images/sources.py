@@ -297,10 +297,10 @@ def _opened(data: Data) -> Splits:
                     f"the {part} split {split!r} and the training split differ: in one of them an image has several"
                     " labels, in the other one; give both the same"
                 )
-    if len({source.split for source in others.values() if source.split is not None}) == 1 < len(others):
+    if len(others) == 2 and others["validation"].split == others["test"].split is not None:
         raise TrainingRefusedError(
-            f"data.test_split={data.test_split} is the split that is validated on, which may decide when a run ends and"
-            " what is kept; name another one, or leave it out (--set test_split=null)"
+            f"data.test_split={data.test_split} is the split that is validated on, which would be measured twice and"
+            " may decide what is kept; name another one, or leave it out (--set test_split=null)"
         )
     whole = SourceSplit(train, window=data.shuffle_window)
     if "validation" in others:

@@ -12,7 +12,6 @@ import time
 import traceback
 from typing import NoReturn
 
-from ...configuration.reasons import in_one_line
 from .world import processes, rank
 
 PATIENCE = 3.0  # seconds; launchers look at their processes several times a second
@@ -31,6 +30,8 @@ def leave_broken(error: Exception) -> NoReturn:
     if lost_another(error):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(PATIENCE)
+        from ...configuration.reasons import in_one_line  # not above: the command has not loaded torch yet
+
         reason = in_one_line(error)[:200]
         print(
             f"error: {_who()}stops, because another process is gone or does not answer ({reason})",

@@ -56,14 +56,17 @@ class Rule:
     """Tensors of theirs that are, in another cut or shape, tensors of ours.
 
     One for one: the same numbers, reshaped if `shape` says how theirs look. One for several: theirs is ours, one below
-    the other. One for
-    none: theirs holds no numbers. With `condition`, a rule is for the configurations of which that is true.
+    the other. One for none: theirs holds no numbers. With `condition`, a rule is for the configurations of which that
+    is true.
     """
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
     shape: Callable[[QKViTConfig], Sequence[int]] | None = None
     condition: Callable[[QKViTConfig], bool] | None = None
+
+    def __post_init__(self) -> None:
+        assert len(self.theirs) == 1, "of several of theirs none may be one of ours"
 
     def holds(self, config: QKViTConfig) -> bool:
         """Whether the rule is one for this configuration."""

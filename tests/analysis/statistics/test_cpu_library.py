@@ -71,6 +71,18 @@ def test_another_source_is_another_library(compiled, monkeypatch, tmp_path, chan
     assert len(list(compiled.glob("*.so"))) == 2
 
 
+def test_every_source_is_in_the_name_of_the_library(monkeypatch, tmp_path):
+    names = {cpu_library._fingerprint()}
+    for number, path in enumerate((*cpu_library.SOURCES, cpu_library.HEADER)):
+        changed = tmp_path / path.name
+        changed.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+        with monkeypatch.context() as patch:
+            patch.setattr(cpu_library, "SOURCES", [changed if it == path else it for it in cpu_library.SOURCES])
+            patch.setattr(cpu_library, "HEADER", changed if path == cpu_library.HEADER else cpu_library.HEADER)
+            names.add(cpu_library._fingerprint())
+        assert len(names) == number + 2, path.name
+
+
 def test_a_compiler_without_openmp_or_native_code_does(cache, tmp_path, monkeypatch):
     compiler = tmp_path / "plain-cc"
     compiler.write_text(
