@@ -8,15 +8,11 @@ import gc
 import itertools
 import multiprocessing.forkserver
 import os
-import signal
-import socket
 import subprocess
-import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -233,52 +229,3 @@ def start_python(tmp_path_factory) -> Callable[..., Callable[[], subprocess.Comp
         return ended
 
     return start
-
-
-@pytest.fixture(scope="session")
-def run_in_processes() -> Callable[..., list[int]]:
-    """`run_in_processes(2, function)`: the exit statuses (or minus the signals) of so many gloo processes that run it.
-
-    `before` runs first in each. After `limit` seconds all are ended.
-    """
-
-    def run(count: int, function: Callable[[], Any], before: Callable[[], Any] | None = None, limit: int = 120):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        sys.stdout.flush()
-        children = [_child(function, before, rank, count, port, limit) for rank in range(count)]
-        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-    return run
-
-
-def _child(function, before, rank: int, count: int, port: str, limit: int) -> int:
-    import torch
-
-    child = os.fork()
-    if child:
-        return child
-    status = 70
-    try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(limit)
-        torch.set_num_threads(1)
-        os.environ["OMP_NUM_THREADS"] = "1"  # accelerate warns where it is not said
-        if count > 1:
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": str(count)}
-            os.environ |= {"WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        if before is not None:
-            before()
-        function()
-        status = 0
-    except SystemExit as leaving:
-        status = int(leaving.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)

@@ -1,16 +1,16 @@
 """The door: what it sees of which model, thread and process, and that it leaves everything as it was."""
 
 import copy
+import os
+import socket
 import sys
 import threading
 from contextlib import ExitStack
 
 import pytest
 import torch
-import torch.distributed as dist
 import transformers
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import AttentionInterface
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -209,27 +209,49 @@ def test_two_threads_on_one_model_see_their_own_forward_passes_alone(tiny_model)
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_in_two_processes_each_sees_its_own_images(tiny_model, run_in_processes):
-    def each():
-        dist.init_process_group("gloo")
-        rank = dist.get_rank()
-        model, pixels = tiny_model(num_hidden_layers=2), torch.rand(4, 3, 16, 16)
-        expected = model(pixels, output_qkv=True)
-        wrapped = DistributedDataParallel(model)
-        mine = slice(2 * rank, 2 * rank + 2)
-        with record(wrapped) as recording:
-            logits = wrapped(pixels[mine]).logits
-        torch.testing.assert_close(logits, expected.logits[mine])
-        torch.testing.assert_close(recording[1].key, expected.keys[1][mine])
-        with intervene(wrapped, {(0, "key"): Zero()}), record(wrapped, 0) as recording:
-            wrapped(pixels[mine]).logits.sum().backward()
-        assert (recording[0].key == 0).all()
-        gradient = model.qkvit.layers[0].attention.k_proj.weight.grad
-        assert gradient is None or gradient.abs().sum() == 0, "the edit cuts the keys off"
-        dist.barrier()
-        dist.destroy_process_group()
+PROCESS = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from qkvit import QKViTConfig, QKViTForImageClassification
+from qkvit.analysis import Zero, intervene, record
 
-    assert run_in_processes(2, each) == [0, 0]
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+torch.manual_seed(0)
+model = QKViTForImageClassification(QKViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+    image_size=16, patch_size=4, num_labels=3, initializer_range=0.2)).eval()
+pixels = torch.rand(4, 3, 16, 16)
+expected = model(pixels, output_qkv=True)
+wrapped = DistributedDataParallel(model)
+mine = slice(2 * rank, 2 * rank + 2)
+with record(wrapped) as recording:
+    logits = wrapped(pixels[mine]).logits
+torch.testing.assert_close(logits, expected.logits[mine])
+torch.testing.assert_close(recording[1].key, expected.keys[1][mine])
+with intervene(wrapped, {(0, "key"): Zero()}), record(wrapped, 0) as recording:
+    wrapped(pixels[mine]).logits.sum().backward()
+assert (recording[0].key == 0).all()
+gradient = model.qkvit.layers[0].attention.k_proj.weight.grad
+assert gradient is None or gradient.abs().sum() == 0, "the edit cuts the keys off"
+dist.barrier()
+dist.destroy_process_group()
+print("done", rank)
+"""
+
+
+def test_in_two_processes_each_sees_its_own_images(start_python, tmp_path):
+    (tmp_path / "script.py").write_text(PROCESS)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    script = tmp_path / "script.py"
+    started = [start_python(script, environment={**shared, "RANK": str(rank)}) for rank in range(2)]
+    for rank, ended in enumerate([end() for end in started]):
+        assert f"done {rank}" in ended.stdout, ended.stderr
 
 
 # ---- ways to run a model

@@ -6,6 +6,9 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -131,17 +134,27 @@ def test_a_defect_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT between processes on Windows")
-def test_a_run_that_is_stopped_with_ctrl_c_leaves_nothing(run_in_processes, monkeypatch, capfd, tmp_path):
-    from qkvit.training.watching.progress import TrainingProgress
-
-    def interrupted(self, args, state, control, **_):
+def test_a_run_that_is_stopped_with_ctrl_c_leaves_nothing(tmp_path):
+    command = [sys.executable, "-m", "qkvit", "quickstart", "--output", str(tmp_path / "run")]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A process whose parent runs in the background is born deaf to ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("Training"):
+                break
         assert any(tmp_path.iterdir())  # it is writing, but not yet where a finished run would be
         assert not (tmp_path / "run").exists()
-        os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(TrainingProgress, "on_step_begin", interrupted, raising=False)
-    assert run_in_processes(1, lambda: main(["quickstart", "--output", str(tmp_path / "run")])) == [130]
-    errors = capfd.readouterr().err
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
     assert "Traceback" not in errors
     assert errors.splitlines()[-1] == "stopped"
     assert list(tmp_path.iterdir()) == []

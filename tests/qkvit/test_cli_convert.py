@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +12,6 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 
 import qkvit
 from qkvit.cli import main
-from qkvit.modeling.conversion import stream
 
 SIZE = {
     "hidden_size": 16,
@@ -102,14 +103,29 @@ def test_force_replaces_an_earlier_result(capsys, source, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "vit"]
 
 
-def test_ctrl_c_leaves_nothing(source, tmp_path, run_in_processes, monkeypatch):
-    write = stream.write_safetensors
-
-    def interrupted(*arguments):
-        write(*arguments)
+def test_ctrl_c_leaves_nothing(source, tmp_path):
+    program = (
+        "import time, qkvit.modeling.conversion.stream as stream, qkvit.cli\n"
+        "write = stream.write_safetensors\n"
+        "def slow(*arguments):\n"
+        "    write(*arguments)\n"
+        "    print('saved', flush=True)\n"
+        "    time.sleep(60)\n"
+        "stream.write_safetensors = slow\n"
+        f"qkvit.cli.main(['convert', {str(source)!r}, {str(tmp_path / 'ours')!r}])\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell has it ignored
+    )
+    with process:
+        assert process.stdout is not None
+        assert any("saved" in line for line in process.stdout)
         assert any(path.name.startswith(".ours-unfinished-") for path in tmp_path.iterdir())
-        os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(stream, "write_safetensors", interrupted)
-    assert run_in_processes(1, lambda: main(["convert", str(source), str(tmp_path / "ours")])) == [130]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["vit"]

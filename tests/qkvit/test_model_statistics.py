@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import shutil
 import signal
+import socket
 import sys
 
 import numpy as np
@@ -189,11 +191,20 @@ def test_the_singular_values_of_every_head_are_written(leave, here, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one(leave, run_in_processes, tmp_path):
+def test_two_processes_give_the_numbers_of_one(leave, here, start_python, tmp_path):
     """Started as torchrun starts them: by their environment."""
     assert leave("--data", "pets", "--batch-size", 2, "-o", tmp_path / "one")[0] == 0
-    command = ["statistics", "model", "--data", "pets", "--batch-size", "3", "--device", "cpu"]
-    assert run_in_processes(2, lambda: main([*command, "-o", str(tmp_path / "two")])) == [0, 0]
+    command = ["-m", "qkvit", "statistics", "model", "--data", "pets", "--batch-size", "3", "--device", "cpu"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    started = []
+    for rank in ("0", "1"):
+        environment = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
+        started.append(start_python(*command, "-o", tmp_path / "two", folder=here, environment=environment))
+    for done in [end() for end in started]:
+        assert done.returncode == 0, done.stderr
     one, two = (pd.read_parquet(tmp_path / name / "statistics.parquet") for name in ("one", "two"))
     assert list(one.statistic) == list(two.statistic)
     for column in ("mean", "standard_deviation", "n", "low", "high"):

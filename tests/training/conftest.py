@@ -4,11 +4,15 @@ import copy
 import gc
 import os
 import signal
+import socket
+import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from qkvit.training import report, train
 from qkvit.training.optimisation.weight_average import WeightAverage
@@ -144,6 +148,46 @@ def weights() -> Callable[[Path], bytes]:
 
 
 @pytest.fixture(scope="session")
-def run_in_processes(_warm, run_in_processes) -> Callable[..., list[int]]:
-    """The same, of processes that have imported what a run needs."""
-    return run_in_processes
+def run_in_processes(_warm) -> Callable[..., list[int]]:
+    """`run_in_processes(2, function)`: the exit statuses (or minus the signals) of so many gloo processes that run it.
+
+    `before` runs first in each. After `limit` seconds all are ended.
+    """
+
+    def run(count: int, function: Callable[[], Any], before: Callable[[], Any] | None = None, limit: int = 120):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        sys.stdout.flush()
+        children = [_child(function, before, rank, count, port, limit) for rank in range(count)]
+        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+    return run
+
+
+def _child(function, before, rank: int, count: int, port: str, limit: int) -> int:
+    child = os.fork()
+    if child:
+        return child
+    status = 70
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(limit)
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"  # accelerate warns where it is not said
+        if count > 1:
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": str(count)}
+            os.environ |= {"WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        if before is not None:
+            before()
+        function()
+        status = 0
+    except SystemExit as leaving:
+        status = int(leaving.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
