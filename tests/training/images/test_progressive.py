@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qkvit.training import Recipe, TrainingRefusedError, train
-from qkvit.training.images.progressive import make_progression
+from qkvit.training.images.progressive import Progression, make_progression
 from qkvit.training.trainer import RecipeTrainer
 
 
@@ -99,3 +99,8 @@ def test_sizes_that_cannot_be_are_refused(tiny, tmp_path, raises_sentence, stage
 
 def test_it_can_be_set_on_the_command_line():
     assert Recipe.load("digits", ["progressive=[[0, 4], [0.5, 8]]"]).data.progressive == [[0, 4], [0.5, 8]]
+
+
+def test_an_image_costs_what_it_costs_at_the_size_of_its_epoch():
+    sizes = Progression(((0, (4, 4)), (2, (8, 8))), flops=(10, 40))
+    assert [sizes.flops_at(epoch) for epoch in range(4)] == [10, 10, 40, 40]
