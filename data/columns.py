@@ -38,10 +38,10 @@ class Columns:
         Raises:
             ValueError: the lists are multi-hot rows.
         """
-        cells = list(cells)
         if self.multi_label:
+            cells = list(cells)
             refuse_multi_hot(cells, name)
-            cells = [value for cell in cells for value in cell or ()]
+            cells = (value for cell in cells for value in cell or ())
         known = sorted({value for value in cells if not _missing(value)})
         return Columns(self.image, self.label, known, by_value=True, multi_label=self.multi_label)
 
@@ -171,11 +171,13 @@ def refuse_multi_hot(cells: Iterable[Any], name: str) -> None:
 
     ```
     """
-    lists = [list(cell) for cell in cells if cell is not None]
-    if len(lists) < 2 or len({len(each) for each in lists}) > 1:
-        return
-    if len(lists[0]) > 2 and {value for each in lists for value in each} <= {0, 1}:
-        most = [int(value) for value in max(lists, key=lambda each: sum(map(int, each)))]
+    count = 0
+    most: list[int] = []  # the row with the most ones
+    for row in (list(cell) for cell in cells if cell is not None):
+        if len(row) < 3 or (count and len(row) != len(most)) or not set(row) <= {0, 1}:
+            return  # most often at the first one
+        count, most = count + 1, max(most, [int(value) for value in row], key=sum)
+    if count > 1:
         raise ValueError(
             f"the labels of {name} are rows of {len(most)} zeros and ones; write the indices of the ones:"
             f" {[index for index, value in enumerate(most) if value]} for {most}"

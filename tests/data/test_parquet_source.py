@@ -96,6 +96,9 @@ def test_addresses_of_other_file_systems(rows, raises_sentence):
     try:
         source = open_images("memory://pets", streaming=True)
         assert [sample.label for sample in source] == open_images(rows).labels.tolist()
+        for file in os.listdir(rows):
+            memory.mv(f"/pets/{file}", f"/pets/{file.upper()}")
+        assert len(open_images("memory://pets", streaming=True)) == len(source)
         with raises_sentence(ValueError, "streaming"):
             open_images("memory://pets")
         with raises_sentence(ValueError, "no Parquet files"):

