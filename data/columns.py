@@ -164,6 +164,7 @@ def refuse_multi_hot(cells: Iterable[Any], name: str) -> None:
 
     ```python
     >>> refuse_multi_hot([[0, 1], [1]], "zoo")
+    >>> refuse_multi_hot([[0, 0], [1, 1]], "zoo")
     >>> refuse_multi_hot([[0, 0, 1], [1, 0, 1]], "zoo")
     Traceback (most recent call last):
     ...
