@@ -165,7 +165,7 @@ def refuse_multi_hot(cells: Iterable[Any], name: str) -> None:
     ```python
     >>> refuse_multi_hot([[0, 1], [1]], "zoo")
     >>> refuse_multi_hot([[0, 0], [1, 1]], "zoo")
-    >>> refuse_multi_hot([[0, 0, 1], [1, 0, 1]], "zoo")
+    >>> refuse_multi_hot([[0, 0, 0], [1, 0, 1]], "zoo")
     Traceback (most recent call last):
     ...
     ValueError: the labels of zoo are rows of 3 zeros and ones; write the indices of the ones: [0, 2] for [1, 0, 1]
@@ -177,7 +177,9 @@ def refuse_multi_hot(cells: Iterable[Any], name: str) -> None:
     for row in (list(cell) for cell in cells if cell is not None):
         if len(row) < 3 or (count and len(row) != len(most)) or not set(row) <= {0, 1}:
             return  # most often at the first one
-        count, most = count + 1, max(most, [int(value) for value in row], key=sum)
+        numbers = [int(value) for value in row]
+        most = max(most, numbers, key=sum) if count else numbers
+        count += 1
     if count > 1:
         raise ValueError(
             f"the labels of {name} are rows of {len(most)} zeros and ones; write the indices of the ones:"
