@@ -8,7 +8,6 @@ The folder it writes:
 """
 
 import json
-import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from .finished_folder import check_target, finished_folder
 from .metrics import compute
 from .packages import check_packages
 from .pretrained import load_image_processor, load_pretrained
-from .provenance import in_a_line, provenance
+from .provenance import command_line, in_a_line, provenance
 from .seen_images import held_out_images, said_of_seen_images
 from .startup import load_models
 from .tables import table
@@ -226,8 +225,9 @@ def _record_of(options: dict[str, Any], model: Any, processor: Any, source: Any,
     """What the numbers depend on; `options` are those of the command line, as given."""
     from .data.hub_names import revision_of
 
+    command = command_line("evaluate", options["model"], {name: options[name] for name in options if name != "model"})
     return {
-        **provenance(_command(options), options["seed"], model.device, packages=("datasets", "evaluate")),
+        **provenance(command, options["seed"], model.device, packages=("datasets", "evaluate")),
         "model": {
             "name": options["model"],
             "revision": revision_of(options["model"], "model"),
@@ -243,16 +243,6 @@ def _record_of(options: dict[str, Any], model: Any, processor: Any, source: Any,
         },
         "seconds": round(seconds, 1),
     }
-
-
-def _command(options: dict[str, Any]) -> str:
-    """`{"model": "x", "split": "test", "by_index": True}` -> `qkvit evaluate x --split test --by-index`."""
-    words = ["qkvit", "evaluate", options["model"]]
-    for name, value in options.items():
-        flag = f"--{name.replace('_', '-')}"
-        if name != "model" and value is not None and value is not False:  # 0 is a seed
-            words += [flag] if value is True else [flag, str(value)]
-    return shlex.join(words)
 
 
 def _write(

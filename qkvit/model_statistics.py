@@ -23,7 +23,6 @@ import errno
 import json
 import os
 import re
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ from .errors import UserError, sentences
 from .finished_folder import check_target, check_writable, finished_folder
 from .packages import check_packages
 from .pretrained import load_image_processor, load_pretrained
-from .provenance import in_a_line, provenance
+from .provenance import command_line, in_a_line, provenance
 from .startup import load_models
 from .training.quiet import quiet_libraries
 
@@ -73,13 +72,13 @@ class Request:
     @property
     def command(self) -> str:
         """What can be typed to get the same."""
-        words = ["qkvit", "statistics", self.model]
-        for field in fields(self):
-            value, flag = getattr(self, field.name), "--" + field.name.replace("_", "-")
-            if field.name in ("model", "force") or (value == field.default and field.name != "seed"):
-                continue
-            words += [flag] if value is True else [flag, str(value)]
-        return shlex.join(words)
+        options = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in ("model", "force")
+            and (field.name == "seed" or getattr(self, field.name) != field.default)
+        }
+        return command_line("statistics", self.model, options)
 
     @property
     def groups(self) -> list[str] | None:

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import shlex
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
@@ -48,6 +50,25 @@ def provenance(command: str, seed: int, device: Any = "cpu", packages: tuple[str
             "device": str(device) if name is None else f"{device} ({name})",
         },
     }
+
+
+def command_line(name: str, model: str, options: Mapping[str, Any]) -> str:
+    """What can be typed to get the same: an option that is None or False is left out, one that is True is a flag.
+
+    Example:
+
+    ```python
+    >>> command_line("evaluate", "my/model", {"split": "test", "batch_size": 8, "by_index": True, "device": None})
+    'qkvit evaluate my/model --split test --batch-size 8 --by-index'
+
+    ```
+    """
+    words = ["qkvit", name, model]
+    for option, value in options.items():
+        flag = f"--{option.replace('_', '-')}"
+        if value is not None and value is not False:  # 0 is a seed
+            words += [flag] if value is True else [flag, str(value)]
+    return shlex.join(words)
 
 
 def in_a_line(record: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`.ci/run` passes when all of its steps do, and when one does not, it fails; what it wrote aside is gone either way."""
+"""`.ci/run` passes when all of its steps do and fails when one does not; what it wrote aside is gone either way."""
 
 import os
 import pathlib
