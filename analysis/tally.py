@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 from .accumulators import Moments, Quantiles, Sums
-from .statistics.blockwise import full_precision
 from .statistics.layers_together import Taken
+from .statistics.precision import full_precision
 
 VECTORS = ("query", "key", "value", "output")
 ACCUMULATORS = ("moments", "quantiles", "classes", "class_quantiles")  # of a tally, each with a state of its own

@@ -7,8 +7,6 @@ Shapes: B images, H heads, N tokens, P patches, X tokens before them, D width of
 t queries of a tile.
 """
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +16,7 @@ from . import fused_cpu
 from . import tile as tiles
 from .grid import grid_of
 from .inputs import AttentionInputs, added_mask, piece_of_mask, pieces
+from .precision import full_precision
 from .values import norms_and_shares, projected_norms
 
 
@@ -69,20 +68,6 @@ def blockwise_statistics(inputs: AttentionInputs, groups: frozenset[str], plan: 
     """The fields of `groups`, as `reference_statistics` gives them, without its memory."""
     with full_precision(inputs.query.device):
         return _Pass(inputs, groups, plan).run()
-
-
-@contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Products in the data type of their factors: no autocast, no TF32 or bfloat16 inside a float32 product."""
-    before = torch.get_float32_matmul_precision()
-    if before != "highest":
-        torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        if before != "highest":
-            torch.set_float32_matmul_precision(before)
 
 
 @dataclass

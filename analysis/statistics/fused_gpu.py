@@ -17,9 +17,9 @@ import torch
 
 from ...configuration.reasons import first_line
 from ..token_layout import TokenLayout
-from .blockwise import full_precision
 from .groups import interpreted, row_fields
 from .inputs import AttentionInputs, hidden_from
+from .precision import full_precision
 from .values import norms_and_shares, projected_norms
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -1,5 +1,7 @@
 """The pass over blocks equals the float64 reference, whatever the layout, the blocks, the types and the scores."""
 
+import threading
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qkvit.analysis import TokenLayout, attention_statistics, rollout
 from qkvit.analysis.statistics.blockwise import Plan, blockwise_statistics, cpu_plan, gpu_plan, plan_for
 from qkvit.analysis.statistics.groups import GROUPS
+from qkvit.analysis.statistics.precision import full_precision
 from qkvit.analysis.statistics.reference import reference_statistics
 
 ALL = frozenset(GROUPS)
@@ -120,17 +123,55 @@ def test_no_operation_gives_a_tensor_of_n_by_n(rows_read_by, random_attention, m
     assert largest.numbers >= 2 * 401**2
 
 
-def test_products_are_exact_where_the_user_allows_rough_ones(rows_read_by, random_attention, assert_as_exact):
+@pytest.mark.parametrize("allowed", ["torch.set_float32_matmul_precision", "mkldnn.matmul", "torch.backends"])
+def test_products_are_exact_where_the_user_allows_rough_ones(
+    rows_read_by, random_attention, assert_as_exact, precision_kept, allowed
+):
     inputs = random_attention(TokenLayout(grid=(8, 8), has_class_token=True), width=64)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        with torch.autocast("cpu", torch.bfloat16):
-            found = blockwise_statistics(inputs, ALL, cpu_plan(inputs, ALL))
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision(before)
+    setting = torch.backends.mkldnn.matmul
+    if allowed == "mkldnn.matmul":
+        setting.fp32_precision = "tf32"  # from here on torch refuses to say what set_float32_matmul_precision is
+    elif allowed == "torch.backends":
+        torch.backends.fp32_precision = "tf32"
+    else:
+        torch.set_float32_matmul_precision("medium")
+    before = setting.fp32_precision
+    assert before in ("tf32", "bf16")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = blockwise_statistics(inputs, ALL, cpu_plan(inputs, ALL))
+    assert setting.fp32_precision == before
+    torch.backends.fp32_precision = "ieee"
+    assert setting.fp32_precision == ("ieee" if allowed == "torch.backends" else before)
     assert_as_exact(found, reference_statistics(inputs, ALL))
+
+
+def test_products_stay_exact_until_the_last_thread_has_left(precision_kept):
+    setting = torch.backends.mkldnn.matmul
+    setting.fp32_precision = "bf16"
+    entered, leave = threading.Event(), threading.Event()
+
+    def inside():
+        with full_precision(torch.device("cpu")):
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=inside)
+    with full_precision(torch.device("cpu")):
+        thread.start()
+        assert entered.wait(10)
+    assert setting.fp32_precision == "ieee"
+    leave.set()
+    thread.join()
+    assert setting.fp32_precision == "bf16"
+
+
+@pytest.fixture
+def precision_kept():
+    settings = (torch.backends, torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
+    before = [it.fp32_precision for it in settings]
+    yield
+    for setting, value in zip(settings, before, strict=True):
+        setting.fp32_precision = value
 
 
 def test_of_no_images_there_are_empty_numbers():
