@@ -19,7 +19,7 @@ PROJECTIONS = {
     "output": ("o_proj", "out_proj", "proj", "projection_layer"),
 }
 OUTPUT_BESIDE = "output.dense"  # where the output projection is beside the attention module
-NORMS_BEFORE = ("attention_norm", "layernorm_before", "norm1", "layer_norm1", "rms_norm1")
+NORMS_BEFORE = ("attention_norm", "layernorm_before", "norm1", "layer_norm1", "rms_norm1", "input_layernorm")
 SCALES_AFTER = ("attention_residual.layer_scale", "layer_scale1.lambda1", "lambda_1")
 POSITION_BIASES = ("relative_position_bias_table", "continuous_position_bias_mlp")
 HEAD_NORMS = ("q_norm", "k_norm", "query_norm", "key_norm")
@@ -96,6 +96,17 @@ def caveats(model: Any) -> tuple[str, ...]:
         found.append("positions turn queries and keys, and numbers about W_Q^T W_K are those of a token with itself")
     if any(part in POSITION_BIASES for name, _ in model.named_parameters() for part in name.split(".")):
         found.append("a bias by relative position is added to scores, and numbers about W_Q^T W_K leave that out")
+    parents = parents_of(model)
+    around = [parents.get(whole_attention(attention, parents)) for attention in attentions]
+    unknown = {
+        name
+        for module in around
+        if module is not None and _first(module, NORMS_BEFORE) is None
+        for name, _ in module.named_children()
+        if "norm" in name.lower()
+    }
+    if unknown:
+        found.append(f"no norm before attention was found ({', '.join(sorted(unknown))}?), and its gain is left out")
     return tuple(found)
 
 

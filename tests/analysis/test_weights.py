@@ -253,6 +253,12 @@ def test_what_the_numbers_leave_out_is_said(tiny_model):
     for where in ("use_relative_position_bias", "use_shared_relative_position_bias"):
         (added,) = weight_statistics(of_family("Beit", **{where: True}), control=False).caveats
         assert "relative position" in added
+    model = tiny_model(qkvit.QKViTModel)
+    for layer in model.layers:
+        layer.norm_of_another_name = layer.attention_norm
+        del layer.attention_norm
+    (unknown,) = weight_statistics(model, control=False).caveats
+    assert "norm_of_another_name" in unknown
 
 
 def test_weights_that_are_not_numbers_are_refused_with_their_layer(model, raises_sentence):
