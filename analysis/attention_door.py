@@ -17,6 +17,7 @@ the session was closed. What is checkpointed while a session is open therefore t
 edits in what is checkpointed in another way are refused.
 """
 
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -99,13 +100,19 @@ class Session:
         _open.remove(self)
         for hook in self._hooks:
             hook.remove()
+        is_installed = self._is_installed()
         _uninstall(self._places)
+        if not is_installed and not any(error):  # an error says more
+            raise ValueError(
+                f"the attention implementation of {type(self.model).__name__} was set inside the context, which took"
+                " out what records and edits: set it before the context is entered"
+            )
 
     def is_altered(self) -> bool:
         """Whether another session makes the model compute something else here and now."""
         return any(other.alters and other.layers.keys() & self.layers.keys() for other in _active.get())
 
-    def still_installed(self) -> bool:
+    def _is_installed(self) -> bool:
         """Whether the model still asks for the wrapper: setting another implementation takes it out."""
         return all(_is_door(config._attn_implementation) for config in configs_of(self))
 
@@ -280,16 +287,23 @@ def _function(module: nn.Module, backend: str) -> Callable:
     """What the module would have called under that name."""
     names = namespace_of(module)
     interface = names.get("ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
-    default = names.get("eager_attention_forward")
+    default = _eager_function(module, names)
     if backend not in interface and default is None:
         raise ValueError(
-            f"{type(module).__name__} has no eager_attention_forward beside it, so attn_implementation={backend!r}"
+            f"{type(module).__name__} has no one eager_attention_forward beside it, so attn_implementation={backend!r}"
             " cannot be wrapped: call model.set_attn_implementation('sdpa') first"
         )
     function = interface.get_interface(backend, default)
     # QKViT's modules call it by way of their shortcuts: what recomputes a layer must find the same, gradients too.
     own: Any = names.get("attend")
     return partial(own, function) if getattr(own, "__module__", "").endswith("shortcuts_qkvit") else function
+
+
+def _eager_function(module: nn.Module, names: dict[str, Any]) -> Callable | None:
+    """What the module's forward names as its eager function; a file for images and text may have one for each."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    said = [name for name in getattr(code, "co_names", ()) if name.endswith("eager_attention_forward")]
+    return names.get(said[0] if said else "eager_attention_forward") if len(said) < 2 else None
 
 
 def _check_backend(module: nn.Module) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 Index = torch.Tensor
 
 # Arguments of a backend that change the product in a way that is not written down here.
-_UNKNOWN_PRODUCTS = ("softcap", "s_aux", "sliding_window", "cache")
+_UNKNOWN_PRODUCTS = ("softcap", "s_aux", "sliding_window", "cache", "cu_seq_lens_q", "cu_seq_lens_k")
 
 
 @dataclass
@@ -48,6 +48,11 @@ class AttentionCall:
         """What the products of query and key are multiplied by."""
         scaling = self.arguments.get("scaling")
         return self.query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+
+    @property
+    def drops_weights(self) -> bool:
+        """Whether attention dropout is at work: the output is then not that of the map."""
+        return self.module.training and self.arguments.get("dropout", 0.0) > 0
 
     @property
     def other_map(self) -> str | None:

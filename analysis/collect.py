@@ -3,10 +3,10 @@
 Shapes: B images, H heads, N tokens, P patches, D width of a head.
 """
 
-import hashlib
 import itertools
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -21,7 +21,7 @@ from .attention_layers import parents_of, see_images, unwrapped, whole_attention
 from .collected import Collected
 from .collecting import Collecting
 from .progress_file import ProgressFile, remove_progress
-from .run_identity import identity_of, settings_of
+from .run_identity import digest_of_weights, identity_of, settings_of
 from .tally import Tally
 from .token_layout import TokenLayout
 
@@ -66,8 +66,8 @@ def collect(
     are of one size, the mean attention that each place receives, how often it is an outlier, and the mean rollout.
 
     With torch.distributed initialised, each process passes the batches of its own share, as
-    `batches(..., shard=(rank, world))` gives them; all of them get the result of the whole. A sampler that repeats
-    images to make shares even would count these twice.
+    `batches(..., shard=(rank, world))` gives them; all of them get the result of the whole. A share that is another
+    process's too is refused, and so is a sampler that repeats images to make shares even.
 
     Args:
         model: QKViT, or any transformers vision model whose attention goes through the interface. It is put into eval
@@ -77,8 +77,10 @@ def collect(
         layers: Which layers, negative ones from the end. `None`: all.
         statistics: Groups of `attention_statistics`, but for "mean_map". `None`: all.
         rollout: Attention rollout too. Up to 400 tokens, every layer's map is kept, the mean of its heads; of more, the
-            queries and keys of half the layers, and the first half of the model runs a second time. Beyond 2,000, where
-            those would weigh more than the model, a quarter's; the model then runs one and a half times more in sum.
+            queries and keys of all layers where they weigh no more than the model, as those of one image of 1,025
+            tokens. Else those of half the layers, and the first half of the model runs a second time. Beyond 2,000
+            tokens, where half would weigh more than the model, a quarter's; the model then runs one and a half times
+            more in sum.
         class_names: Names of the labels 0, 1, ..., of which each image has one. `None`: those of the data, or no
             statistics for each class, as where an image has several labels.
         class_quantiles: Quantiles for each class too: up to 16 bytes for each image and statistic of a head, while
@@ -116,7 +118,7 @@ def collect(
     ```
     """
     model = unwrapped(model)
-    fingerprint = check_weights(model)
+    check_weights(model)
     source = getattr(dataloader, "source", None)
     of_source = None if getattr(source, "multi_label", False) else getattr(source, "class_names", None)
     names = class_names if class_names is not None else of_source
@@ -124,6 +126,7 @@ def collect(
     asked = None if statistics is None else sorted([statistics] if isinstance(statistics, str) else statistics)
     session = Collecting(model, layers, asked, _new_tally(names, class_quantiles), rollout)
     rank, world = _processes()
+    _check_share(dataloader, rank, world)
     file = None
     if progress_folder is not None:
         if session.is_altered():
@@ -131,17 +134,18 @@ def collect(
                 "progress_folder= keeps numbers for a later call, and an edit is not kept with them: leave it out"
                 " inside intervene and record(explicit=True)"
             )
-        identity = identity_of(dataloader, fingerprint, layout, names)
+        identity = identity_of(dataloader, digest_of_weights(model), layout, names)
         identity |= {f"config{number or ''}": settings_of(it) for number, it in enumerate(configs_of(session))}
         identity |= {"layers": session.chosen, "statistics": asked, "rollout": rollout}
         identity |= {"quantiles of classes": session.tally.has_class_quantiles}
         file = ProgressFile(progress_folder, identity, rank, world)
         session.tally = file.load() or session.tally
     with _evaluating(model), _bar(dataloader, session.tally, show_progress and rank == 0) as bar:
-        _run(model, dataloader, session, layout, forward or see_images, file, bar)
+        checks_share = world > 1 and not hasattr(dataloader, "shard")
+        share = _run(model, dataloader, session, layout, forward or see_images, file, bar, checks_share)
     if file is not None and world > 1 and session.tally.images:
         file.save(session.tally)  # whoever is stopped now is waiting for others
-    tally = _merged(session.tally, rank, world)
+    tally = _merged(session.tally, rank, world, share)
     if not tally.images:
         raise ValueError("there are no images to collect statistics from; pass data with one usable image at least")
     if file is not None and keep_progress:
@@ -151,20 +155,16 @@ def collect(
     return Collected.from_tally(tally, names)
 
 
-def check_weights(model: nn.Module) -> str:
-    """Refuse weights that are NaN or infinite; a short fingerprint of the others.
+def check_weights(model: nn.Module) -> None:
+    """Refuse weights that are NaN or infinite.
 
     Raises:
         ValueError: with the name of the parameter, and so of the layer.
     """
-    digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         total = float(parameter.detach().double().sum())
         if not math.isfinite(total):
             raise ValueError(f"the weights of {name} hold NaN or infinity; pass a model that was saved whole")
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _new_tally(class_names: tuple[str, ...] | None, class_quantiles: bool | None) -> Tally:
@@ -182,8 +182,11 @@ def _run(
     forward: Callable[[Any, torch.Tensor], Any],
     file: ProgressFile | None,
     bar: Any,
-) -> None:
+    checks_share: bool,
+) -> tuple[int, int]:
+    """Run all batches. Returns how many images there were, and a checksum of them where one is wanted."""
     tally = session.tally
+    images = checksum = 0
     parameter = next(model.parameters())
     saved = time.monotonic()
     try:
@@ -192,19 +195,22 @@ def _run(
                 pixel_values, labels = _parts(batch)
                 if tally.num_classes and labels is not None:
                     labels = _one_label_each(labels, len(pixel_values))
+                if checks_share:
+                    checksum = zlib.crc32(pixel_values.cpu().contiguous().view(torch.uint8).numpy(), checksum)
                 pixel_values = pixel_values.to(parameter.device)
                 height, width = pixel_values.shape[-2:]
                 tokens = layout or TokenLayout.from_model(model, (height, width))
                 found = session.begin(number, tokens, pixel_values)
                 pixel_values = pixel_values.to(parameter.dtype)
                 session.run(partial(forward, model, pixel_values))
-                if not found.vectors:
+                if session.missed:
                     raise ValueError(
-                        f"{type(model).__name__} did not reach the layers {session.chosen}; pass forward=, a function"
-                        " of model and pixel values that runs it"
+                        f"{type(model).__name__} did not reach the layers {session.missed}; pass forward=, a function"
+                        " of model and pixel values that runs it whole, or layers= that it reaches"
                     )
                 tally.add(found, labels)
                 bar(len(pixel_values))
+                images += len(pixel_values)
                 if file is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                     _take_bad_images(dataloader, tally)
                     file.save(tally)
@@ -216,6 +222,7 @@ def _run(
                 file.save(tally)
         raise
     _take_bad_images(dataloader, tally)
+    return images, checksum
 
 
 def _batches(dataloader: Any, tally: Tally) -> Iterator[tuple[int, Any]]:
@@ -330,12 +337,47 @@ def _processes() -> tuple[int, int]:
     return 0, 1
 
 
-def _merged(tally: Tally, rank: int, world: int) -> Tally:
-    """The tallies of all processes, added in the order of their ranks: the same everywhere."""
+def _check_share(dataloader: Any, rank: int, world: int) -> None:
+    """Refuse batches that are known not to be one process's share: their images would count more than once."""
+    if world == 1:
+        return
+    shard = getattr(dataloader, "shard", None)
+    if shard is not None and tuple(shard) != (rank, world):
+        raise ValueError(
+            f"process {rank} of {world} was given the batches of shard {tuple(shard)}, and each passes those of its own"
+            f" share; pass batches(..., shard=({rank}, {world}))"
+        )
+    sampler = getattr(dataloader, "sampler", None)
+    size = getattr(sampler, "total_size", None)
+    if size is not None and size > len(dataloader.dataset):
+        raise ValueError(
+            f"{type(sampler).__name__} gives {size} images of {len(dataloader.dataset)} to {world} processes, and those"
+            " that it repeats would count twice; pass batches(..., shard=(rank, world)) of qkvit.data"
+        )
+
+
+def _merged(tally: Tally, rank: int, world: int, share: tuple[int, int]) -> Tally:
+    """The tallies of all processes, added in the order of their ranks: the same everywhere.
+
+    Args:
+        share: How many images this process has run, and a checksum of them; 0 if their loader knows its share.
+
+    Raises:
+        ValueError: two processes have run the same images.
+    """
     if world == 1:
         return tally
     import torch.distributed as dist
 
+    shares: list[Any] = [None] * world
+    dist.all_gather_object(shares, share)
+    same = next((it for it in shares if it[1] and shares.count(it) > 1), None)
+    if same is not None:
+        ranks = [number for number, it in enumerate(shares) if it == same]
+        raise ValueError(
+            f"processes {ranks[0]} and {ranks[1]} ran the same {same[0]} images, which would count twice; pass each"
+            " process the batches of its own share, as batches(..., shard=(rank, world)) gives them"
+        )
     total = Tally(tally.num_classes, tally.has_class_quantiles)
     for sender in range(world):  # one after the other: at most two are in memory
         message = [tally.state() if rank == sender else None]

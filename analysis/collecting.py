@@ -23,8 +23,9 @@ from .tally import VECTORS, Batch, Tally
 from .token_layout import TokenLayout
 
 # Up to so many tokens, rollout keeps every layer's map, the mean of its heads. Beyond, maps would be larger than the
-# queries and keys of half the layers, and the other half runs again in their place. Beyond so many tokens again, a
-# quarter is kept where half would weigh more than the model: the peak would be 1.8 times that of the plain pass.
+# queries and keys. These are kept of all layers where they weigh no more than the model, else of half of them, and the
+# other half runs again. Beyond so many tokens again, half is kept where that weighs no more than the model, else a
+# quarter: the peak would be 1.8 times that of the plain pass.
 TOKENS_FOR_MAPS = 400
 TOKENS_FOR_HALVES = 2000
 
@@ -54,6 +55,7 @@ class Collecting(Session):
         self.stacks: dict[tuple[int, ...], PreparedProjection] = {}  # of layers that were taken together
         self.used_stacks: dict[tuple[int, ...], PreparedProjection] = {}
         self.seen: set[int] = set()
+        self.reached: set[int] = set()  # with those of which nothing is wanted
         self.together = LayersTogether()
         self.is_looking = True
 
@@ -63,11 +65,16 @@ class Collecting(Session):
         self.batch = Batch(number, (*layout.grid, layout.num_prefix))
         self.batch_size = len(pixel_values)
         self.contrast = patch_contrast(pixel_values, layout)
-        self.maps, self.norms, self.seen = {}, {}, set()
+        self.maps, self.norms, self.seen, self.reached = {}, {}, set(), set()
         # Those of the batch before: images of other sizes may have other groups of layers.
         self.stacks, self.used_stacks = self.used_stacks, {}
         self.is_looking = True
         return self.batch
+
+    @property
+    def missed(self) -> list[int]:
+        """Layers that the batch should have reached, and has not: a rollout goes through all of them."""
+        return sorted(set(self.modules if self.rollout else self.chosen) - self.reached)
 
     def run(self, forward: Callable[[], Any]) -> None:
         """Run the model for the batch; for rollout of many tokens, its first layers again."""
@@ -97,15 +104,16 @@ class Collecting(Session):
 
     def _kept_at_once(self) -> int:
         """Of how many layers rollout keeps queries and keys."""
-        half = -(-len(self.modules) // 2)
-        if self.layout.num_tokens <= TOKENS_FOR_HALVES:
-            return half
         config: Any = next(iter(self.modules.values())).config
         parameters = list(self.model.parameters())
-        numbers = 2 * half * self.batch_size * self.layout.num_tokens * config.hidden_size
-        if numbers * parameters[0].element_size() <= sum(parameter.nbytes for parameter in parameters):
-            return half
-        return -(-len(self.modules) // 4)
+        of_a_layer = 2 * self.batch_size * self.layout.num_tokens * config.hidden_size * parameters[0].element_size()
+        of_model = sum(parameter.nbytes for parameter in parameters)
+        light = of_model // max(1, of_a_layer)  # so many layers weigh no more than the model
+        layers, few_tokens = len(self.modules), self.layout.num_tokens <= TOKENS_FOR_HALVES
+        if few_tokens and light >= layers:
+            return layers
+        half = -(-layers // 2)
+        return half if few_tokens or light >= half else -(-layers // 4)
 
     @property
     def _keeps_maps(self) -> bool:
@@ -113,6 +121,7 @@ class Collecting(Session):
 
     def see(self, call: AttentionCall, seen: dict[str, torch.Tensor]) -> None:
         layer = self.layers[call.module]
+        self.reached.add(layer)
         is_chosen = layer in self.chosen
         if not self.is_looking or not (is_chosen or self._keeps_maps):
             return

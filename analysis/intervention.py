@@ -89,21 +89,14 @@ class _EditSession(Session):
         self.applied = dict.fromkeys(self.edits, 0)
 
     def __exit__(self, *error: Any) -> None:
-        installed = self.still_installed()
         super().__exit__(*error)
-        if error and error[0] is not None:
+        if any(error):
             return  # that error says more than that edits are missing
-        name = type(self.model).__name__
-        if not installed:
-            raise ValueError(
-                f"the attention implementation of {name} was set inside the context, which took the edits out; set it"
-                " before the context is entered"
-            )
         missed = [f"{target} of layer {layer}" for (layer, target), count in self.applied.items() if not count]
         if missed:
             raise ValueError(
-                f"edits of {name} never reached the computation ({', '.join(missed)}): run the model inside the"
-                " context, as it was before torch.compile, export or tracing"
+                f"edits of {type(self.model).__name__} never reached the computation ({', '.join(missed)}): run the"
+                " model inside the context, as it was before torch.compile, export or tracing"
             )
 
     def needs_maps(self, layer: int) -> bool:

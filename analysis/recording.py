@@ -45,6 +45,7 @@ class LayerRecord:
         self.other_map = call.other_map
         self._mask, self._heads = call.plain_mask(), heads
         self._output_is_edited = "output" in call.edited
+        self._weights_are_dropped = call.drops_weights
         self._device = device
         self._tensors: dict[str, Any] = {}
         self._copied: Any = None  # an event, while copies from a GPU are on their way
@@ -93,7 +94,10 @@ class LayerRecord:
         if self.other_map is not None:
             raise ValueError(f"layer {self.layer}: {self.other_map}")
         given = {"query": self.query, "key": self.key}
-        given |= {name: self._tensors[name] for name in ("value", "output") if name in self._tensors}
+        # After dropout the output is not that of the map.
+        use_output = self._output_is_edited or not self._weights_are_dropped
+        names = ("value", "output") if use_output else ("value",)
+        given |= {name: self._tensors[name] for name in names if name in self._tensors}
         for name, tensor in given.items():
             if not isinstance(tensor, torch.Tensor):
                 raise ValueError(
@@ -326,8 +330,7 @@ class _RecordSession(Session):
             for name, tensor in self._taken(call, seen, heads):
                 record._tensors[name] = self._kept(name, tensor)
         if self.device is not None and call.query.is_cuda:
-            record._copied = torch.cuda.Event()
-            record._copied.record()
+            record._copied = torch.cuda.current_stream(call.query.device).record_event()
         if not self.keep_all:
             calls.clear()
         calls.append(record)

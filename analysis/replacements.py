@@ -252,12 +252,22 @@ def _statistic(
         raise ValueError(f"{name} has a tensor of {tensor.dtype}; pass floating-point numbers")
     per_token = tensor[:, None] if tensor.ndim == 2 else tensor
     heads, tokens, last = whole[1:]
+    per_token = _of_key_heads(per_token, heads)
     if tuple(per_token.shape) not in {(heads, tokens, last), (heads, 1, last)}:
         raise ValueError(
             f"{name} has a tensor of shape {tuple(tensor.shape)} for a layer with {heads} heads, {tokens} tokens and"
             f" {last} numbers for each; pass ({heads}, {last}) or ({heads}, {tokens}, {last})"
         )
     return _part_of(per_token[None].to(part.device), indices).to(part.dtype)
+
+
+def _of_key_heads(per_head: torch.Tensor, heads: int) -> torch.Tensor:
+    """Of keys and values that heads share, one for each that there is: `collect` has one for each head that uses it."""
+    sharing = per_head.shape[0] // max(1, heads)
+    if sharing < 2 or per_head.shape[0] % heads:
+        return per_head
+    first = per_head[::sharing]
+    return first if torch.equal(first.repeat_interleave(sharing, dim=0), per_head) else per_head
 
 
 def _mixed(*numbers: int) -> int:

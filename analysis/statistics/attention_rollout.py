@@ -19,11 +19,12 @@ from ..attention_product import of_all_heads
 from ..recording import Recording, record
 from ..token_layout import TokenLayout
 from . import fused_cpu
-from .blockwise import full_precision, numbers_for, plan_for
+from .blockwise import numbers_for, plan_for
 from .fused_gpu import fused_row_product, row_sums, suits
 from .groups import Backend, backend_for
 from .inputs import added_mask, check_query_and_key, checked_mask, piece_of_mask, pieces
 from .layers_together import LayersTogether, Taken
+from .precision import full_precision
 from .reference import attention_weights
 
 
@@ -75,6 +76,11 @@ def rollout(
 
     ```
     """
+    if isinstance(queries, Recording) and any(it is not None for it in (keys, scaling, attention_mask)):
+        raise ValueError(
+            "a Recording knows its keys, scaling and masks, and keys=, scaling= or attention_mask= came beside it;"
+            " leave them out, and pass the row as start="
+        )
     if isinstance(queries, Recording) and sorted(queries.layers) != list(range(len(queries.layers))):
         missing = sorted(set(range(max(queries.layers))) - set(queries.layers))
         raise ValueError(

@@ -103,14 +103,40 @@ def test_every_implementation_is_put_back(tiny_model, pixels, implementation):
         del AttentionInterface._global_mapping["theirs"]
 
 
-def test_setting_another_implementation_inside_is_kept_and_takes_edits_out_with_an_error(
-    tiny_model, pixels, raises_sentence
-):
+@pytest.mark.parametrize("context", [record, lambda model: intervene(model, {(0, "key"): Zero()})])
+def test_setting_another_implementation_inside_is_kept_and_said(tiny_model, pixels, raises_sentence, context):
     model = tiny_model(QKViTModel)
-    with raises_sentence(ValueError, "was set inside the context"), intervene(model, {(0, "key"): Zero()}):
+    with raises_sentence(ValueError, "QKViTModel", "was set inside the context"), context(model):
         model(pixels)
         model.set_attn_implementation("eager")
     assert model.config._attn_implementation == "eager"
+
+
+def test_an_error_is_not_hidden_by_an_implementation_that_was_set_before_it(tiny_model, pixels):
+    model = tiny_model(QKViTModel)
+
+    def fails(tensor):
+        model.set_attn_implementation("eager")
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"), record(model, reduce=fails):
+        model(pixels)
+
+
+def test_the_eager_function_is_the_one_that_the_module_names(pixels):
+    """Beside Llama 4's vision tower stands the eager function of its text model."""
+    if not hasattr(transformers, "Llama4VisionConfig"):
+        pytest.skip("this transformers has no Llama 4")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    widths = dict.fromkeys(("vision_output_dim", "projector_input_dim", "projector_output_dim"), 32)
+    config = transformers.Llama4VisionConfig(**sizes, **widths, image_size=16, patch_size=4)
+    model = transformers.Llama4VisionModel(config).eval()
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = model(pixels).last_hidden_state
+        with record(model, tensors=("attention", "value", "output")) as recording:
+            assert torch.equal(model(pixels).last_hidden_state, expected)
+    torch.testing.assert_close(recording[0].attention @ recording[0].value, recording[0].output)
 
 
 # ---- nesting, models, threads, processes
@@ -279,6 +305,20 @@ def test_under_autocast_the_output_is_the_same_and_the_record_that_of_the_comput
         assert torch.equal(recording[layer].key, expected.keys[layer])
         assert torch.equal(recording[layer].attention, expected.attentions[layer])
         assert recording[layer].scores.dtype == torch.float32
+
+
+def test_every_family_computes_the_same_to_the_bit_under_autocast_and_in_bfloat16(family, family_model, pixels):
+    model = family_model(family)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = model(pixels).last_hidden_state
+            with record(model, tensors=TENSORS):
+                assert torch.equal(model(pixels).last_hidden_state, expected)
+        model, pixels = model.bfloat16(), pixels.bfloat16()
+        expected = model(pixels).last_hidden_state
+        with record(model, tensors=TENSORS) as recording:
+            assert torch.equal(model(pixels).last_hidden_state, expected)
+    assert recording[0].scores.dtype == torch.float32
 
 
 def test_a_trainer_and_a_data_parallel_model_are_unwrapped(tiny_model, pixels, tmp_path):

@@ -71,7 +71,7 @@ def test_some_heads_and_rows_are_those_of_the_whole():
         torch.testing.assert_close(part, call.masked(call.scores())[:, heads][:, :, rows])
 
 
-@pytest.mark.parametrize("name", ["softcap", "s_aux", "sliding_window"])
+@pytest.mark.parametrize("name", ["softcap", "s_aux", "sliding_window", "cu_seq_lens_q", "cu_seq_lens_k"])
 def test_a_product_that_is_not_known_is_refused(raises_sentence, name):
     with raises_sentence(ValueError, f"computes attention with {name}"):
         call_of(**{name: 30.0}).scores()

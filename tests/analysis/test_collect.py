@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 
 from qkvit.analysis import TokenLayout, Zero, attention_statistics, intervene, record, rollout
 from qkvit.analysis.attention_product import AttentionCall
-from qkvit.analysis.collect import check_weights
 from qkvit.analysis.collecting import OUTLIER, Collecting, patch_contrast
+from qkvit.analysis.run_identity import digest_of_weights
 from qkvit.analysis.tally import Tally
 
 NUM_IMAGES = 7
@@ -169,12 +169,12 @@ def test_equal_patches_have_equal_contrast():
 
 
 def test_models_that_differ_in_the_order_of_numbers_are_two_models(model):
-    before = check_weights(model)
-    assert check_weights(model) == before
+    before = digest_of_weights(model)
+    assert digest_of_weights(model) == before
     with torch.no_grad():
         weight = model.layers[1].attention.q_proj.weight
         weight.copy_(weight.flip(0))
-    assert check_weights(model) != before
+    assert digest_of_weights(model) != before
 
 
 def test_images_of_several_labels_have_no_statistics_of_classes(model, quiet):
@@ -309,7 +309,7 @@ def test_vectors_that_are_not_numbers_are_refused_with_their_layer(model, raises
         )
 
     with raises_sentence(ValueError, "layer 2", "query vectors", "NaN"):
-        quiet(model, [images], forward=overflowing)
+        quiet(model, [images], forward=overflowing, layers=2)
 
 
 def test_no_images(model, raises_sentence, quiet):

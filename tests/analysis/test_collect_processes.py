@@ -98,3 +98,28 @@ def test_processes_that_were_stopped_go_on_to_the_numbers_of_one(model, source, 
     for rank in range(2):
         *state, _ = torch.load(tmp_path / f"result-2-{rank}.pt")
         assert_same(type(whole).from_tally(Tally.from_state(*state), source.class_names), whole)
+
+
+def _whole_in_a_process(rank, folder, quiet):
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    model = qkvit.QKViTModel.from_pretrained(f"{folder}/model")
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    quiet(model, images[rank::2].split(1), statistics="entropy")
+    with pytest.raises(ValueError, match="processes 0 and 1 ran the same 4 images"):
+        quiet(model, images.split(2), statistics="entropy")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+@pytest.mark.filterwarnings("ignore")
+def test_a_loader_that_gives_each_process_all_images_is_refused(model, tmp_path, quiet):
+    model.save_pretrained(tmp_path / "model")
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_whole_in_a_process, args=(rank, tmp_path, quiet)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=240)
+    assert [process.exitcode for process in processes] == [0, 0]

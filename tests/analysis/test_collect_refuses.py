@@ -3,8 +3,10 @@
 import pytest
 import torch
 import transformers
+from torch.utils.data import DataLoader, DistributedSampler
 
 from qkvit.analysis import TokenLayout
+from qkvit.analysis.collect import _check_share
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -67,3 +69,35 @@ def test_other_labels_than_one_whole_number_an_image_are_refused(model, quiet, r
     assert without.images == 2
     with raises_sentence(ValueError, "no means of classes: collect with class names"):
         without.class_mean("entropy")
+
+
+@pytest.mark.parametrize("options", [{}, {"layers": [0, 2]}, {"layers": 0, "rollout": True}])
+def test_a_forward_that_misses_layers_is_refused(model, quiet, raises_sentence, options):
+    def until_layer_1(model, pixels):
+        for layer in model.layers[:2]:
+            layer(torch.rand(len(pixels), 18, 32))
+
+    images = [torch.rand(2, 3, 16, 16)]
+    with raises_sentence(ValueError, "did not reach the layers [2]", "forward="):
+        quiet(model, images, forward=until_layer_1, **options)
+    assert quiet(model, images, forward=until_layer_1, layers=[0, 1]).layers == (0, 1)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_batches_of_another_share_are_refused(source, over, raises_sentence, rank):
+    _check_share(over(source), 0, 1)
+    _check_share(over(source, shard=(rank, 2)), rank, 2)
+    for shard in ((0, 1), (1 - rank, 2), (rank, 3)):
+        with raises_sentence(ValueError, f"process {rank} of 2", f"shard {shard}", f"shard=({rank}, 2)"):
+            _check_share(over(source, shard=shard), rank, 2)
+
+
+def test_a_sampler_that_repeats_images_is_refused(raises_sentence):
+    for images, repeats in ((6, False), (7, True)):
+        data = [torch.rand(3, 16, 16)] * images
+        loader = DataLoader(data, sampler=DistributedSampler(data, num_replicas=2, rank=0))
+        if repeats:
+            with raises_sentence(ValueError, "DistributedSampler", "8 images of 7"):
+                _check_share(loader, 0, 2)
+        else:
+            _check_share(loader, 0, 2)

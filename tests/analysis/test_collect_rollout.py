@@ -9,13 +9,21 @@ from qkvit.analysis import collecting
 NUM_IMAGES = 7
 
 
-@pytest.fixture(params=["maps are kept", "the first half runs again", "each quarter runs again"])
+WAYS = {  # and how many layers are kept at once
+    "maps are kept": None,
+    "all layers are kept": None,
+    "the first half runs again": 2,
+    "each quarter runs again": 1,
+}
+
+
+@pytest.fixture(params=WAYS)
 def rollout_way(request, monkeypatch):
     """Few tokens or many: each way is right for both."""
     assert collecting.TOKENS_FOR_MAPS >= 197
-    monkeypatch.setattr(collecting, "TOKENS_FOR_MAPS", 0 if request.param.endswith("again") else 10**6)
-    if request.param.startswith("each"):
-        monkeypatch.setattr(collecting.Collecting, "_kept_at_once", lambda self: 1)
+    monkeypatch.setattr(collecting, "TOKENS_FOR_MAPS", 10**6 if request.param.startswith("maps") else 0)
+    kept = WAYS[request.param] or 3
+    monkeypatch.setattr(collecting.Collecting, "_kept_at_once", lambda self: kept)
     return request.param
 
 
@@ -31,7 +39,14 @@ def test_many_tokens_that_outweigh_the_model_are_kept_of_fewer_layers(tiny_model
     of_image = 2 * 2 * model(torch.rand(1, 3, 16, 16)).last_hidden_state[0].numel() * 4
     fitting = sum(parameter.nbytes for parameter in model.parameters()) // of_image
     assert config.hidden_size == config.num_attention_heads * config.head_dim
-    for tokens, images, at_once in ((2000, fitting + 1, 2), (0, fitting, 2), (0, fitting + 1, 1)):
+    cases = (
+        (2000, fitting // 2, 4),
+        (2000, fitting + 1, 2),
+        (0, fitting // 2, 2),
+        (0, fitting, 2),
+        (0, fitting + 1, 1),
+    )
+    for tokens, images, at_once in cases:
         monkeypatch.setattr(collecting, "TOKENS_FOR_HALVES", tokens)
         asked.clear()
         quiet(model, [torch.rand(images, 3, 16, 16)], rollout=True)
@@ -71,13 +86,12 @@ def test_a_rollout_that_was_not_asked_for_has_no_map(model, source, raises_sente
         quiet(model, over(source)).map("rollout")
 
 
-def test_the_model_runs_once_where_maps_are_kept(model, quiet, rollout_way):
+def test_the_model_runs_once_where_all_is_kept(model, quiet, rollout_way):
     layers_run = []
     for layer in model.layers:
         layer.register_forward_hook(lambda *_: layers_run.append(1))
     quiet(model, [torch.rand(2, 3, 16, 16)], rollout=True)
-    runs = {"maps are kept": 3, "the first half runs again": 3 + 1, "each quarter runs again": 3 + 2 + 1}
-    assert len(layers_run) == runs[rollout_way]
+    assert len(layers_run) == {None: 3, 2: 3 + 1, 1: 3 + 2 + 1}[WAYS[rollout_way]]
 
 
 def test_layers_that_are_not_asked_for_have_no_statistics_of_their_maps(model, quiet, rollout_way):

@@ -220,6 +220,19 @@ def test_the_last_forward_pass_is_kept_or_all_of_them(tiny_model, pixels):
         assert torch.equal(every.calls[layer][0].query, expected[0][layer])
 
 
+def test_statistics_under_dropout_are_those_of_the_map(tiny_model, pixels):
+    """The output is then not that of the map, and is computed again."""
+    model = tiny_model(QKViTModel, attention_probs_dropout_prob=0.5).train()
+    layout, found = TokenLayout.from_model(model, 16), []
+    for tensors in (("query", "key", "value"), ("query", "key", "value", "output")):
+        torch.manual_seed(0)
+        with torch.no_grad(), record(model, tensors=tensors) as recording:
+            model(pixels)
+        found.append(recording[0].statistics(layout, output_projection=model.layers[0].attention.o_proj))
+    torch.testing.assert_close(found[0].output_share, found[1].output_share)
+    torch.testing.assert_close(found[0].output_norm, found[1].output_norm)
+
+
 def test_a_copy_on_the_cpu_is_given(tiny_model, pixels):
     model = tiny_model(QKViTModel)
     with torch.no_grad(), record(model, device="cpu") as recording:

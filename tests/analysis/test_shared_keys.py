@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from qkvit.analysis import TokenLayout, collect, record, rollout, weight_statistics
+from qkvit.analysis import Mean, Noise, TokenLayout, collect, intervene, record, rollout, weight_statistics
 from qkvit.analysis.head_weights import head_weights
 
 LAYOUT = TokenLayout(grid=(4, 4), has_class_token=True, num_register_tokens=8)
@@ -49,3 +49,15 @@ def test_weights_are_those_of_the_shared_heads(model):
     assert torch.equal(weights.key, of_groups[[0, 0, 1, 1]])
     assert weights.query.shape == weights.value.shape == (4, 8, 32)
     assert weight_statistics(model).numbers["qk_norm"].shape == (2, 4)
+
+
+@pytest.mark.parametrize("target", ["query", "key", "value"])
+def test_what_is_collected_of_a_data_set_can_take_the_place_of_a_batch(model, pixels, target):
+    mean, second = collect(model, [pixels], layout=LAYOUT, show_progress=False).vectors(target)
+    std = (second.diagonal(dim1=-2, dim2=-1) - mean.square()).clamp(min=0).sqrt()
+    edits = {(0, target): Mean(mean[0]), (1, target): Noise(mean=mean[1], std=std[1])}
+    with torch.no_grad(), intervene(model, edits), record(model, tensors=target) as recording:
+        model(pixel_values=pixels)
+    put_in = getattr(recording[0], target)
+    expected = mean[0][:: 4 // put_in.shape[1], None].to(put_in).expand_as(put_in)
+    torch.testing.assert_close(put_in, expected)

@@ -161,6 +161,15 @@ def test_a_recording_knows_all_that_is_needed(tiny_model, pixels):
     torch.testing.assert_close(rollout(recording, start=3).double(), matrix(maps)[:, 3], rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("beside", [{"keys": 5}, {"scaling": 1.0}, {"attention_mask": torch.ones(1, 1, 17, 17)}])
+def test_what_a_recording_knows_is_not_taken_beside_it(tiny_model, pixels, raises_sentence, beside):
+    """As the second argument, where `map_rollout` takes the row, stand the keys."""
+    with torch.no_grad(), record(model := tiny_model(QKViTModel)) as recording:
+        model(pixels)
+    with raises_sentence(ValueError, "a Recording knows", "start="):
+        rollout(recording, layout=TokenLayout.from_model(model, 16), **beside)
+
+
 @pytest.mark.parametrize("layers_at_once", [None, 1, 2, 3, 5])
 def test_a_model_is_rolled_out_in_as_many_passes_as_asked(tiny_model, pixels, layers_at_once):
     model = tiny_model(QKViTModel)
