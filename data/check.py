@@ -10,6 +10,7 @@ import numpy as np
 
 from .duplicates import alike, twice
 from .findings import EXAMPLES, Finding
+from .folder_source import EXTENSIONS
 from .image_source import ImageSource
 from .inspection import Inspection, inspect
 from .opening import kind_of, open_images, splits_in
@@ -59,7 +60,8 @@ def check(
 
     Looks for images that cannot be used, the same pixels in two splits (or under two labels), images that look alike
     in two splits (scaled or compressed again), classes that differ between splits or are missing or much smaller than
-    others, images without a label; and says what of the rest is converted. Memory is about 100 bytes an image.
+    others, images without a label, files that are taken for no image; and says what of the rest is converted. Memory is
+    about 100 bytes an image.
 
     Args:
         source: Whatever `open_images` opens.
@@ -94,8 +96,8 @@ def check(
         found[name] = inspect(opened, num_workers, started(name, len(opened)) if started else lambda count: None)
     order = ("train", "validation")  # whatever they are called
     found = dict(sorted(found.items(), key=lambda item: (*(canonical(item[0]) != name for name in order), item[0])))
-    findings = [*_unusable(found), *_labels(found), *twice(found), *alike(found), *_converted(found)]
-    findings += _small(found, image_size)
+    findings = [*_unusable(found), *_passed_over(found), *_labels(found), *twice(found), *alike(found)]
+    findings += [*_converted(found), *_small(found, image_size)]
     return Check(
         str(source),
         {name: _facts(each) for name, each in found.items()},
@@ -135,6 +137,25 @@ def _unusable(found: dict[str, Inspection]) -> Iterable[Finding]:
                 True,
                 [bad.reason for bad in each.bad[:EXAMPLES]],
                 len(each.bad),
+            )
+
+
+def _passed_over(found: dict[str, Inspection]) -> Iterable[Finding]:
+    for split, each in found.items():
+        endings = each.source.passed_over
+        count = endings.total()
+        if count:
+            verb = "file of {} is" if count == 1 else "files of {} are"
+            listed = ", ".join(
+                f"{ending or 'without ending'} {number:,}"
+                for ending, number in sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+            )
+            yield Finding(
+                f"{count:,} {verb.format(split)} passed over: {listed}",
+                f"left out; {each.source.naming_images}",
+                not EXTENSIONS.isdisjoint(endings),  # others need not be images
+                [],
+                count,
             )
 
 

@@ -1,7 +1,9 @@
 """A folder of class folders, or a folder of images."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +12,30 @@ import numpy as np
 from .image_source import Encoded, ImageSource
 from .splits import SPLIT_NAMES, canonical, meant
 
-EXTENSIONS = frozenset(
-    (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
+_JPEG = (".jfif", ".jpe", ".jpeg", ".jpg")
+EXTENSIONS = frozenset((*_JPEG, ".avif", ".bmp", ".gif", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+_NEVER_IMAGES = frozenset(("desktop.ini", "license", "readme", "thumbs.db"))  # also with another ending
 
 
 class FolderSource(ImageSource):
     """Images in a folder, in the order of their names.
 
     Each sub-folder with images, however deep, is a class of its own name, in alphabetical order; images that lie in
-    the folder itself have no label. Hidden files and files without an image's extension are passed over.
+    the folder itself have no label. Links to folders are followed. Hidden files and files without an image's extension
+    are passed over; how many of the latter is in `passed_over`.
     """
 
     naming_classes = "make a folder for each class, if need be an empty one"
+    naming_images = "the name of an image ends in .jpg, .png and the like"
 
     def __init__(self, folder: Path, *, name: str, split: str | None = None, **options: Any) -> None:
         split = _split_of_folder(folder, name, split)
         self._folder = folder = folder if split is None else folder / split
         classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name))
-        found = {of_class: sorted(_images_below(folder / of_class, of_class)) for of_class in classes}
-        direct = sorted(entry.name for entry in os.scandir(folder) if not entry.is_dir() and _is_image(entry.name))
+        below = {of_class: list(_files_below(folder / of_class, of_class)) for of_class in classes}
+        found = {of_class: sorted(filter(_is_image, files)) for of_class, files in below.items()}
+        beside = [entry.name for entry in os.scandir(folder) if not entry.is_dir() and not _hidden(entry.name)]
+        direct = sorted(filter(_is_image, beside))
         if direct and any(found.values()):
             raise ValueError(
                 f"{name} holds both images and folders with images; put each image into the folder of its class, or"
@@ -41,6 +47,9 @@ class FolderSource(ImageSource):
             )
         super().__init__(name, split=split, class_names=None if direct else tuple(classes), **options)
         self._paths = PackedStrings(direct or [path for paths in found.values() for path in paths])
+        # Beside class folders lie files about the data set, such as lists.
+        files = chain(beside if direct else (), *below.values())
+        self.passed_over = endings_of(name for name in files if not _is_image(name) and not _never_an_image(name))
         counts = [len(paths) for paths in found.values()]
         self._labels = (
             np.full(len(direct), -1, dtype=np.int64) if direct else np.repeat(np.arange(len(classes)), counts)
@@ -92,16 +101,42 @@ def _split_of_folder(folder: Path, name: str, split: str | None) -> str | None:
     raise ValueError(f"{name} has no split {split!r}; {has}{meant(split, inside)}")
 
 
-def _images_below(folder: Path, prefix: str) -> Iterator[str]:
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not _hidden(name)]
+def endings_of(names: Iterable[str]) -> Counter[str]:
+    """How many of the names have each ending, in small letters.
+
+    Example:
+
+    ```python
+    >>> dict(endings_of(["a.heic", "cat/b.HEIC", "c"]))
+    {'.heic': 2, '': 1}
+
+    ```
+    """
+    return Counter(os.path.splitext(name)[1].lower() for name in names)
+
+
+def _files_below(folder: Path, prefix: str) -> Iterator[str]:
+    """Those that are not hidden; a folder that is reached again through a link counts once, one above never."""
+    above = folder.parent.resolve()
+    seen = {above, *above.parents}
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = Path(parent).resolve()
+        folders[:] = [] if real in seen else sorted(name for name in folders if not _hidden(name))
+        if real in seen:
+            continue
+        seen.add(real)
         below = Path(parent).relative_to(folder).as_posix()
         stem = prefix if below == "." else f"{prefix}/{below}"
-        yield from (f"{stem}/{name}" for name in files if _is_image(name))
+        yield from (f"{stem}/{name}" for name in files if not _hidden(name))
 
 
 def _is_image(name: str) -> bool:
-    return not _hidden(name) and os.path.splitext(name)[1].lower() in EXTENSIONS
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _never_an_image(name: str) -> bool:
+    file = os.path.basename(name).lower()
+    return file in _NEVER_IMAGES or os.path.splitext(file)[0] in _NEVER_IMAGES
 
 
 def _size_of(path: Path) -> int:

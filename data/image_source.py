@@ -5,6 +5,7 @@ A source holds no pixels. It can be pickled, so that the worker processes of a D
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,10 +60,13 @@ class ImageSource(ABC):
         bad_images: Those that were left out so far, each once.
         max_pixels: Larger images cannot be used.
         multi_label: An image may have several labels, or none.
+        passed_over: How many files beside the images were taken for none, by their endings.
         naming_classes: How a split gets a class of which it has no image.
+        naming_images: How a file is called to be taken for an image.
     """
 
     naming_classes = "store the labels as a ClassLabel of the package datasets, which names all classes"
+    naming_images = ""
 
     def __init__(
         self,
@@ -83,6 +87,7 @@ class ImageSource(ABC):
         self.max_pixels = max_pixels
         self.multi_label = multi_label
         self.bad_images: list[BadImage] = []
+        self.passed_over: Counter[str] = Counter()
 
     @abstractmethod
     def encoded(self, index: int) -> Encoded:

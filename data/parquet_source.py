@@ -18,7 +18,7 @@ from ..configuration.reasons import first_line
 from .columns import find_columns
 from .decoding import BadImageError, SourceUnreachableError, is_outage
 from .image_source import Encoded, ImageSource
-from .splits import by_split, choose_split
+from .splits import files_of_split
 
 READERS = 8  # threads that read footers and labels when a source is opened
 
@@ -64,7 +64,9 @@ class ParquetSource(ImageSource):
         self._kept: OrderedDict[int, Any] = OrderedDict()
         self._labels: Any = None
         if columns.label is not None and columns.classes is None:
-            columns = columns.with_classes(self._label_cells(columns.label), name)
+            cells = self._label_cells(columns.label)
+            columns = columns.with_classes(cells, name)
+            self._labels = columns.labels_of(cells, len(self))  # now: the column is not read again
         self._columns = columns
         super().__init__(name, class_names=columns.class_names, multi_label=columns.multi_label, **options)
 
@@ -184,7 +186,7 @@ def _at_once(function: Callable[[str], T], files: list[str]) -> list[T]:
 
 def open_rows(files: list[str], *, name: str, split: str | None, **options: Any) -> ParquetSource:
     """The rows of one split of these files, read where they lie."""
-    chosen, files = choose_split(by_split(files), split, name)
+    chosen, files = files_of_split(files, split, name)
     return ParquetSource(files, name=name, split=chosen, **options)
 
 

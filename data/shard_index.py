@@ -20,7 +20,7 @@ import numpy as np
 
 from .folder_source import EXTENSIONS, PackedStrings
 
-_VERSION = 1
+_VERSION = 2
 _LABELS = (".cls", ".json")
 
 
@@ -32,6 +32,7 @@ class ShardIndex:
         names: Of the image in the shard, or the key of a sample without one.
         offsets, sizes: Of the image's bytes in the file; size -1: there is none.
         cls, json: The label files' texts; empty where there is none.
+        passed_over: Names of the files that are images by their last ending alone, where their key has no image.
     """
 
     names: PackedStrings
@@ -39,6 +40,7 @@ class ShardIndex:
     sizes: np.ndarray[Any, Any]
     cls: PackedStrings
     json: PackedStrings
+    passed_over: PackedStrings
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -61,14 +63,15 @@ class ShardIndex:
         def packed(name: str) -> PackedStrings:
             return PackedStrings.joined(arrays[f"{name}_bytes"], arrays[f"{name}_ends"])
 
-        return cls(packed("names"), arrays["offsets"], arrays["sizes"], packed("cls"), packed("json"))
+        texts = (packed(name) for name in ("cls", "json", "passed_over"))
+        return cls(packed("names"), arrays["offsets"], arrays["sizes"], *texts)
 
 
 def index_of(shard: Path) -> ShardIndex:
     """The index of a shard, from the cache if it is there.
 
     Raises:
-        ValueError: it is no tar file, cut short or compressed.
+        ValueError: it is no tar file, cut short or compressed; or a key has the same ending twice.
 
     Example:
 
@@ -97,12 +100,20 @@ def index_of(shard: Path) -> ShardIndex:
 
 def _scan(shard: Path) -> ShardIndex:
     samples: dict[str, dict[str, Any]] = {}
+    dotted: list[str] = []
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
-                if member.isreg():
-                    _add(samples, member, tar)
+                key, ending = _key_and_ending(member.name)
+                if not member.isreg() or not key:
+                    continue
+                if ending in EXTENSIONS or ending in _LABELS:
+                    if ending in samples.get(key, ()):
+                        raise ValueError(f"{shard}: {key}{ending} is in it twice; give each sample a key of its own")
+                    _add(samples.setdefault(key, {}), ending, member, tar)
+                elif os.path.splitext(ending)[1] in EXTENSIONS:
+                    dotted.append(member.name)
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{shard}: {_why_not(shard, error)}") from error
     found = samples.values()
@@ -112,18 +123,22 @@ def _scan(shard: Path) -> ShardIndex:
         sizes=np.asarray([sample.get("size", -1) for sample in found], dtype=np.int64),
         cls=PackedStrings(sample.get(".cls", "") for sample in found),
         json=PackedStrings(sample.get(".json", "") for sample in found),
+        # Beside an image of its key such a file is more of the sample: 1.jpg, 1.mask.png.
+        passed_over=PackedStrings(name for name in dotted if "name" not in samples.get(_key_and_ending(name)[0], ())),
     )
 
 
-def _add(samples: dict[str, dict[str, Any]], member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
-    folder, _, file = member.name.rpartition("/")
+def _key_and_ending(name: str) -> tuple[str, str]:
+    """What a sample's files have in common, and the rest in small letters; no key: hidden, or without an ending."""
+    folder, _, file = name.rpartition("/")
     stem, dot, rest = file.partition(".")
-    if not stem or not dot:  # hidden files, and files without an ending
-        return
-    ending = f".{rest.lower()}"
-    if ending not in EXTENSIONS and ending not in _LABELS:
-        return
-    sample = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
+    if not stem or not dot:
+        return "", ""
+    return f"{folder}/{stem}" if folder else stem, f".{rest.lower()}"
+
+
+def _add(sample: dict[str, Any], ending: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+    sample[ending] = ""
     if ending in _LABELS:
         content = tar.extractfile(member)
         assert content is not None

@@ -11,6 +11,7 @@ import numpy as np
 
 from .columns import LABEL_COLUMNS, Columns, refuse_multi_hot, several_labels
 from .decoding import BadImageError, SourceUnreachableError, is_outage
+from .folder_source import endings_of
 from .image_source import Encoded, ImageSource, Label
 from .label_sets import LabelSets
 from .shard_index import ShardIndex, expanded, index_of
@@ -29,6 +30,7 @@ class ShardSource(ImageSource):
     """
 
     naming_classes = f"write the names of all classes into {CLASSES} beside the shards"
+    naming_images = "an image is called NAME.jpg, NAME.png and the like, with no dot in NAME"
 
     def __init__(
         self, shards: list[Path], *, name: str, label: str | None, multi_label: bool = False, **options: Any
@@ -51,6 +53,8 @@ class ShardSource(ImageSource):
         labels = [columns.label_of(_as_list(value) if lists else value) for value in values]
         classes = columns.class_names if any(value is not None for value in values) else None
         super().__init__(name, class_names=classes, multi_label=lists, **options)
+        names = (index.passed_over[place] for index in self._indices for place in range(len(index.passed_over)))
+        self.passed_over = endings_of(names)
         self._labels: Any = (
             LabelSets(labels, len(classes or ()))  # type: ignore[arg-type]
             if lists

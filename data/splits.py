@@ -1,6 +1,7 @@
 """Which files of a folder are a data set's, and which part of it each belongs to, told from their names."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -56,6 +57,60 @@ def by_split(files: Iterable[str]) -> dict[str, list[str]]:
     for file in files:
         splits.setdefault(split_of(file), []).append(file)
     return splits
+
+
+def files_of_split(files: list[str], split: str | None, name: str) -> tuple[str, list[str]]:
+    """The tables of the split that is asked for, or of the only one.
+
+    Raises:
+        ValueError: there is no such split, or its files are two sets, or a part of one. A file that is named itself may
+            be a part.
+
+    Example:
+
+    ```python
+    >>> files_of_split(["pets/test.parquet", "pets/train.parquet"], "test", "pets")
+    ('test', ['pets/test.parquet'])
+    >>> files_of_split(["pets/train-00001-of-00002.parquet"], None, "pets")
+    Traceback (most recent call last):
+    ...
+    ValueError: pets holds 1 file train-...-of-00002 and not 2; complete the set, or rename the files to use them alone
+
+    ```
+    """
+    chosen, files = choose_split(by_split(files), split, name)
+    if len(files) > 1 or os.path.basename(files[0]) != os.path.basename(name):
+        _refuse_two_sets(files, name)
+        _refuse_parts(files, name)
+    return chosen, files
+
+
+def _refuse_two_sets(files: list[str], name: str) -> None:
+    folders: dict[str, list[str]] = {}
+    for file in files:
+        folders.setdefault(os.path.basename(file), []).append(os.path.dirname(file) or ".")
+    for file, inside in folders.items():
+        if len(inside) > 1 and not all("=" in os.path.basename(folder) for folder in inside):  # one cut by a column
+            raise ValueError(
+                f"{name} has a file {file} in {len(inside)} folders, which may be sets of their own; name one of"
+                f" {', '.join(inside)}, or rename the files to join them"
+            )
+
+
+def _refuse_parts(files: list[str], name: str) -> None:
+    sets: dict[str, list[str]] = {}
+    for file in files:
+        numbered = re.fullmatch(r"(.*)-\d+-of-(\d+)(-[0-9a-f]+)?\.\w+", os.path.basename(file))
+        if numbered is not None:
+            sets.setdefault(numbered[1], []).append(numbered[2])
+    for stem, wanted in sets.items():
+        for count in wanted:
+            if int(count) != len(wanted):
+                have = "1 file" if len(wanted) == 1 else f"{len(wanted)} files"
+                raise ValueError(
+                    f"{name} holds {have} {stem}-...-of-{count} and not {int(count)}; complete the set, or rename the"
+                    " files to use them alone"
+                )
 
 
 def choose_split(splits: Mapping[str, T], split: str | None, name: str) -> tuple[str, T]:

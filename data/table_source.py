@@ -20,7 +20,7 @@ from .columns import Columns, find_columns
 from .decoding import BadImage, BadImageError, SourceUnreachableError
 from .image_source import Encoded, ImageSource, Sample
 from .parquet_source import open_rows
-from .splits import by_split, choose_split, files_ending
+from .splits import choose_split, files_ending, files_of_split
 
 
 class TableSource(ImageSource):
@@ -170,7 +170,7 @@ def open_parquet(
     files = [str(file) for file in found]
     if streaming:
         return open_rows(files, name=name, split=split, label=label, **options)
-    chosen, files = choose_split(by_split(files), split, name)
+    chosen, files = files_of_split(files, split, name)
     rows = [(Path(file).name, _rows_of(Path(file))) for file in files]
     if not sum(count for _, count in rows):
         raise ValueError(f"{name} holds no images: it has no rows; pass another file or split")
@@ -220,7 +220,7 @@ def open_arrow(path: Path, *, name: str, split: str | None, label: str | None, *
         where = path.name if table is saved else f"{path.name}/{chosen}"
         return TableSource(table, row_names=[(where, len(table))], split=chosen, **options)
     found = [path] if path.is_file() else files_ending(path, ".arrow")
-    chosen, files = choose_split(by_split([str(file) for file in found]), split, name)
+    chosen, files = files_of_split([str(file) for file in found], split, name)
     tables = [_mapped(Path(file)) for file in files]
     table = _sentence(name, lambda datasets: datasets.concatenate_datasets(tables))
     rows = [(Path(file).name, len(part)) for file, part in zip(files, tables, strict=True)]

@@ -17,6 +17,13 @@ class ConfusionMatrix(evaluate.Metric):
         )
 
     def _compute(self, predictions: list, references: list, classes: int) -> dict[str, list[list[int]]]:
+        for name, indices in (("predictions", predictions), ("references", references)):
+            outside = [index for index in indices if not 0 <= index < classes]
+            if outside:
+                raise ValueError(
+                    f"the {name} hold {outside[0]}, which is no index of {classes} classes; correct it, or pass more"
+                    " classes"
+                )
         pairs = np.asarray(references) * classes + np.asarray(predictions)
         counts = np.bincount(pairs, minlength=classes * classes)
         return {"confusion_matrix": counts.reshape(classes, classes).tolist()}

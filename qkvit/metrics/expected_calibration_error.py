@@ -26,6 +26,10 @@ class ExpectedCalibrationError(evaluate.Metric):
         probabilities, right = np.asarray(predictions), np.asarray(references)
         if not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3) or probabilities.min() < 0:
             raise ValueError("the predictions are no probabilities: they do not sum to 1; pass the softmax of logits")
+        outside = right[(right < 0) | (right >= probabilities.shape[1])]
+        if len(outside):
+            classes = probabilities.shape[1]
+            raise ValueError(f"the references hold {outside[0]}, which is no index of {classes} classes; correct it")
         confidence = probabilities.max(axis=1)
         hit = probabilities.argmax(axis=1) == right
         number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)

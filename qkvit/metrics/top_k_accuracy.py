@@ -22,5 +22,9 @@ class TopKAccuracy(evaluate.Metric):
         scores, right = np.asarray(predictions), np.asarray(references)
         if not 1 <= k <= scores.shape[1]:
             raise ValueError(f"k={k} is not between 1 and the {scores.shape[1]} classes; pass another k")
+        outside = right[(right < 0) | (right >= scores.shape[1])]
+        if len(outside):
+            classes = scores.shape[1]
+            raise ValueError(f"the references hold {outside[0]}, which is no index of {classes} classes; correct it")
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return {f"top_{k}_accuracy": float((best == right[:, None]).any(axis=1).mean())}

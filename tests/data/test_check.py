@@ -214,6 +214,35 @@ def test_the_text_names_what_is_not_shown(zoo):
     assert max(map(len, text.splitlines())) < 130
 
 
+def test_files_that_are_passed_over_are_said(zoo):
+    for name in ("a.heic", "b.HEIC", "n0001", ".hidden", "README", "Thumbs.db"):
+        (zoo / "train" / "cat" / name).write_bytes(b"")
+    (zoo / "train" / "classes.txt").write_bytes(b"")
+    found = check(zoo, image_size=32)
+    assert said(found) == []
+    assert said(found, problem=False) == ["3 files of train are passed over: .heic 2, without ending 1"]
+    assert "Training: left out; the name of an image ends in .jpg" in as_text(found)
+
+
+def test_files_beside_images_without_labels_are_said(tmp_path):
+    (tmp_path / "flat").mkdir()
+    picture(0).save(tmp_path / "flat" / "0.png")
+    (tmp_path / "flat" / "1.heic").write_bytes(b"")
+    assert "1 file of all is passed over: .heic 1" in said(check(tmp_path / "flat"), problem=False)
+
+
+def test_images_of_a_shard_that_belong_to_no_sample_are_a_problem(shard, png):
+    files = {
+        f"{number}.{ending}": content
+        for number in range(2)
+        for ending, content in (("png", png(number)), ("cls", b"%d" % number))
+    }
+    path = shard("train-0.tar", files | {"a.v1.png": png(2), "a.v2.png": png(3)})
+    (problem,) = check(path).problems
+    assert problem.what == "2 files of train are passed over: .png 2"
+    assert "no dot in NAME" in problem.training
+
+
 def test_memory_does_not_hold_images(zoo):
     found = inspect(open_images(zoo, split="train"))
     held = sum(array.nbytes for array in (found.sizes, found.digests, found.outlines, found.thumbnails))

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -107,6 +108,73 @@ def test_addresses_of_other_file_systems(rows, raises_sentence):
             open_images("nonsense://pets", streaming=True)
     finally:
         memory.rm("/pets", recursive=True)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_part_of_a_set_is_refused_unless_it_is_named_or_renamed(rows, streaming, raises_sentence):
+    first, second = sorted(rows.glob("*.parquet"))
+    second.unlink()
+    with raises_sentence(ValueError, "1 file train-...-of-00002 and not 2", "complete the set", "rename the files"):
+        open_images(rows, streaming=streaming)
+    assert len(open_images(first, streaming=streaming)) == 7
+    first.rename(rows / "train-0.parquet")
+    assert len(open_images(rows, streaming=streaming)) == 7
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_is_left_of_another_set_is_refused_and_another_split_is_not(rows, streaming, raises_sentence):
+    first, second = sorted(rows.glob("*.parquet"))
+    shutil.copy(first, rows / "test-00000-of-00003.parquet")
+    assert len(open_images(rows, "train", streaming=streaming)) == 11
+    shutil.copy(second, rows / "train-00000-of-00001.parquet")
+    with raises_sentence(ValueError, "3 files train-...-of-0000"):
+        open_images(rows, "train", streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_sets_in_two_folders_are_not_joined(parquet, png, tmp_path, streaming, raises_sentence):
+    path = parquet("train-00000-of-00001.parquet", [png(0)], [0])
+    for name in ("full", "mini"):
+        (tmp_path / "sets" / name).mkdir(parents=True)
+        shutil.copy(path, tmp_path / "sets" / name)
+    with raises_sentence(
+        ValueError, path.name, f"name one of {tmp_path / 'sets' / 'full'}, {tmp_path / 'sets' / 'mini'}"
+    ):
+        open_images(tmp_path / "sets", streaming=streaming)
+    assert len(open_images(tmp_path / "sets" / "mini", streaming=streaming)) == 1
+
+
+def test_a_set_that_is_cut_by_a_column_is_one(parquet, png, tmp_path):
+    path = parquet("part-0.parquet", [png(0)], [0])
+    for name in ("year=2020", "year=2021"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        shutil.copy(path, tmp_path / "set" / name)
+    assert len(open_images(tmp_path / "set", streaming=True)) == 2
+
+
+def test_sets_in_two_folders_are_not_joined_at_an_address_either(rows, raises_sentence):
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    content = (rows / "train-00000-of-00002.parquet").read_bytes()
+    for name in ("full", "mini"):
+        memory.pipe(f"/sets/{name}/train-00000-of-00001.parquet", content)
+    try:
+        with raises_sentence(ValueError, "name one of memory:///sets/full, memory:///sets/mini"):
+            open_images("memory://sets", streaming=True)
+        assert len(open_images("memory://sets/mini", streaming=True)) == 7
+        memory.mv("/sets/mini/train-00000-of-00001.parquet", "/sets/mini/train-00000-of-00002.parquet")
+        with raises_sentence(ValueError, "1 file train-...-of-00002 and not 2"):
+            open_images("memory://sets/mini", streaming=True)
+        assert len(open_images("memory://sets/mini/train-00000-of-00002.parquet", streaming=True)) == 7
+    finally:
+        memory.rm("/sets", recursive=True)
+
+
+def test_labels_without_names_are_read_once(parquet, png, monkeypatch):
+    path = parquet("a.parquet", [png(0), png(1)], ["owl", "cat"], class_names=None)
+    asked, read = [], ParquetSource._label_cells
+    monkeypatch.setattr(ParquetSource, "_label_cells", lambda *args: asked.append(args) or read(*args))
+    assert open_images(path, streaming=True).labels.tolist() == [1, 0]
+    assert len(asked) == 1
 
 
 class RefusedError(Exception):

@@ -139,6 +139,25 @@ def test_other_files_other_orders_and_images_without_labels(shard, png):
     assert open_images(shard("b.tar", {"1.png": png()})).class_names is None
 
 
+@pytest.mark.parametrize("twice", ["x/1.png", "x/1.PNG", "x/1.cls", "x/1.json"])
+def test_a_key_that_comes_twice_is_refused(shard, png, raises_sentence, twice):
+    path = shard("a.tar", {"x/1.png": png(), "x/1.cls": b"0", "x/1.json": b"{}", "x/1.txt": b"a", "x/1.jpg": png()})
+    assert open_images(path).labels.tolist() == [0]
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(tarfile.TarInfo("x/1.txt"))
+    assert len(open_images(path)) == 1
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(tarfile.TarInfo(twice))
+    with raises_sentence(ValueError, "a.tar", twice.lower(), "a key of its own"):
+        open_images(path)
+
+
+def test_images_of_no_sample_are_counted(shard, png):
+    files = {"1.png": png(), "1.mask.png": png(), "2.v1.png": png(), "2.cls": b"0", "3.v2.JPG": png(), ".4.a.png": b""}
+    for _ in range(2):  # also from the cache
+        assert open_images(shard("a.tar", files)).passed_over == {".png": 1, ".jpg": 1}
+
+
 def test_bad_images_are_named(shard, png):
     source = open_images(shard("a.tar", {"1.png": b"broken", "1.cls": b"0", "2.cls": b"0", "3.png": png()}))
     for index, word in ((0, "1.png"), (1, "no image")):

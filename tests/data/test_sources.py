@@ -45,6 +45,23 @@ def test_hidden_files_and_other_files_are_passed_over(class_folders, write_image
     assert len(open_images(class_folders)) == 6
 
 
+@pytest.mark.parametrize("ending", ["jfif", "jpe", "JFIF"])
+def test_every_ending_of_jpeg_is_an_image(tmp_path, write_image, ending):
+    write_image(tmp_path / "pets" / "cat" / "1.jpg").rename(tmp_path / "pets" / "cat" / f"1.{ending}")
+    assert [sample.name for sample in open_images(tmp_path / "pets")] == [f"cat/1.{ending}"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+@pytest.mark.parametrize("back", ["pets", "pets/cat"])
+def test_links_to_folders_are_followed_once_and_none_that_leads_back(tmp_path, write_image, back):
+    write_image(tmp_path / "elsewhere" / "1.png")
+    write_image(tmp_path / "pets" / "dog" / "0.png")
+    cat = write_image(tmp_path / "pets" / "cat" / "0.png").parent
+    for name, target in {"more": "elsewhere", "again": "elsewhere", "back": back}.items():
+        (cat / name).symlink_to(tmp_path / target)
+    assert [sample.name for sample in open_images(tmp_path / "pets")] == ["cat/0.png", "cat/again/1.png", "dog/0.png"]
+
+
 def test_a_folder_of_images_has_no_labels(tmp_path, write_image):
     for name in ("b.png", "a.JPG"):
         write_image(tmp_path / "images" / name)

@@ -93,6 +93,16 @@ def test_top_k_of_too_few_classes_is_refused(raises_sentence):
         metrics.compute("top_k_accuracy", np.full((2, 3), 1 / 3), [0, 1], k=5)
 
 
+@pytest.mark.parametrize(("found", "right", "wrong"), [([3, 0], [0, 1], 3), ([0, 1], [0, -1], -1), ([0, 0], [0, 3], 3)])
+def test_an_index_of_no_class_is_refused(found, right, wrong, raises_sentence):
+    with raises_sentence(ValueError, f"hold {wrong},", "3 classes"):
+        metrics.compute("confusion_matrix", found, right, classes=3)
+    if wrong in right:
+        for name, options in (("top_k_accuracy", {"k": 1}), ("expected_calibration_error", {})):
+            with raises_sentence(ValueError, f"the references hold {wrong},", "3 classes"):
+                metrics.compute(name, np.eye(3)[found], right, **options)
+
+
 def test_the_calibration_error_by_hand():
     # Two predictions of 0.8, one right: |0.5 - 0.8| for half of the images; two of 0.6, both right: |1 - 0.6|.
     scores = np.array([[0.8, 0.2], [0.2, 0.8], [0.6, 0.4], [0.4, 0.6]])
