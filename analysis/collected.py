@@ -118,12 +118,13 @@ class Collected:
     def rows(self) -> Iterator[dict[str, Any]]:
         """The tidy table: a row for each layer, head (None: the whole layer) and statistic.
 
-        With a control, its mean stands in the column "control", between "control_low" and "control_high".
+        With a control, its mean over "control_n" images stands in the column "control", between "control_low" and
+        "control_high". Images of which a statistic is NaN, as the place of outliers where there are none, do not count.
         """
         columns = _columns(self._tally.moments) | _quantile_columns(self._tally.quantiles)
         if self.control is not None:
             found = _columns(self.control._tally.moments)
-            columns |= {f"control_{name}".removesuffix("_mean"): found[name] for name in ("mean", "low", "high")}
+            columns |= {f"control_{name}".removesuffix("_mean"): found[name] for name in ("mean", "low", "high", "n")}
         for place, cell in enumerate(self._cells):
             yield cell._asdict() | {name: column[place] for name, column in columns.items()}
 

@@ -154,6 +154,7 @@ def test_a_control_stands_beside_every_number(leave, here, tmp_path):
     table = pd.read_parquet(tmp_path / "out" / "statistics.parquet")
     assert (table.control_low <= table.control).all()
     assert (table.control <= table.control_high).all()
+    assert (table.control_n == 7).all()
     noisy = with_random_weights(qkvit.QKViTModel.from_pretrained("model").eval(), seed=4)
     plan = batches(open_images("pets"), AutoImageProcessor.from_pretrained("model"), 7)
     expected = collect(noisy, plan, statistics="entropy", show_progress=False).mean("entropy")
