@@ -196,7 +196,7 @@ def _run(
                 if tally.num_classes and labels is not None:
                     labels = _one_label_each(labels, len(pixel_values))
                 if checks_share:
-                    checksum = zlib.crc32(pixel_values.cpu().contiguous().view(torch.uint8).numpy(), checksum)
+                    checksum = zlib.crc32(pixel_values.cpu().contiguous().view(torch.uint8).numpy().data, checksum)
                 pixel_values = pixel_values.to(parameter.device)
                 height, width = pixel_values.shape[-2:]
                 tokens = layout or TokenLayout.from_model(model, (height, width))

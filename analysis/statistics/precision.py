@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 # By the kind of device. They follow torch.set_float32_matmul_precision too, which can be read only where these agree.
-_SETTINGS: dict[str, Any] = {"cpu": torch.backends.mkldnn.matmul, "cuda": torch.backends.cuda.matmul}
+_BACKENDS: Any = torch.backends  # whose settings no type checker knows
+_SETTINGS: dict[str, Any] = {"cpu": _BACKENDS.mkldnn.matmul, "cuda": _BACKENDS.cuda.matmul}
 _FULL = ("ieee", "none")
 
 _lock = threading.Lock()
