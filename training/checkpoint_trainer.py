@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import TrainerCallback
 
@@ -17,6 +16,7 @@ from .evaluation import EvaluationCutError
 from .images.batches import EpochBatches
 from .optimisation.weight_average import WeightAverage
 from .processes.sharded import load_whole_state_dict, unsharded_class
+from .processes.world import barrier
 from .recipe import Optimisation
 from .run_folder import BY_EVALUATIONS
 from .watching.best import best_checkpoints
@@ -33,6 +33,7 @@ class CheckpointTrainer(FiniteTrainer):
     average: WeightAverage | None
     stop: StopOnRequest
     checkpoints_kept: int | None
+    found_whole: Path | None = None  # a checkpoint whose files this process has just compared with their hashes
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._saved = (-1, 0)  # the step that was saved last, and how long its log was
@@ -125,13 +126,13 @@ class CheckpointTrainer(FiniteTrainer):
         aside = output / ASIDE
         if self.args.should_save:
             shutil.rmtree(aside, ignore_errors=True)
-        self._barrier()
+        barrier(self.args.world_size)
         self._folder = str(aside)
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._folder = None
-        self._barrier()
+        barrier(self.args.world_size)
         part = aside / f"checkpoint-{step}"
         weights = self.whole_weights()
         if self.average is not None:
@@ -143,7 +144,7 @@ class CheckpointTrainer(FiniteTrainer):
             publish(part, output / f"checkpoint-{step}")
             aside.rmdir()
             self._remove_old(output)
-        self._barrier()
+        barrier(self.args.world_size)
         self._saved = (step, len(self.state.log_history))
 
     def _name_best(self, part: Path, output: Path) -> None:
@@ -175,7 +176,9 @@ class CheckpointTrainer(FiniteTrainer):
         self._load_from_checkpoint(str(self.best_checkpoint))
 
     def _load_checked(self, folder: Path) -> None:
-        if sealed_facts(folder) is None:
+        facts = sealed_facts(folder, compare=folder != self.found_whole)
+        self.found_whole = None  # another of that step may be written
+        if facts is None:
             raise TrainingRefusedError(
                 f"{folder} is not whole: a file is missing or damaged; remove it and resume again"
             )
@@ -189,17 +192,13 @@ class CheckpointTrainer(FiniteTrainer):
                 f"the model of this recipe does not take the weights of {folder} ({reason}): make what was changed the"
                 " same, or train it in another output_dir"
             ) from error
-        self._check_weights(folder)
+        self._check_weights(folder, facts)
 
     @property
     def best_checkpoint(self) -> Path | None:
         """Where it is now: the state has the path that it had when it was written, and a run may be moved."""
         best = self.state.best_model_checkpoint
         return None if best is None else Path(str(self.args.output_dir)) / Path(best).name
-
-    def _barrier(self) -> None:
-        if self.args.world_size > 1:
-            torch.distributed.barrier()
 
 
 class MissedEvaluation(TrainerCallback):

@@ -80,8 +80,7 @@ def build_model(
             f"model.config.problem_type={asked!r}, and {recipe.data.source} has"
             f" {'lists of labels' if multi_label else 'one label an image'}; leave it out"
         )
-    if multi_label:
-        fields["problem_type"] = _SEVERAL
+    fields["problem_type"] = _SEVERAL if multi_label else asked  # also in the place of what a start was trained with
     try:
         model = _started(recipe, fields, labels, say) if recipe.model.start else _new(recipe, fields, labels)
     except TrainingRefusedError:
@@ -100,6 +99,11 @@ def _drop_uniformly(model: nn.Module) -> None:
     if not dropping:
         raise TrainingRefusedError(
             f"model.stochastic_depth='uniform' is for qkvit, and this model is {config.model_type!r}; leave it out"
+        )
+    if not config.drop_path_rate:
+        raise TrainingRefusedError(
+            "model.stochastic_depth='uniform' is without effect without model.config.drop_path_rate; set that, or leave"
+            " it out (--set stochastic_depth=linear)"
         )
     for module in dropping:
         module.drop_path_rate = config.drop_path_rate

@@ -57,9 +57,12 @@ class Plan:
             f"operations  {_decimal(self.flops)}FLOPs forward an image; about {_decimal(operations)}FLOPs in all",
             f"processes   {self.processes}, global batch of {self.global_batch}",
             f"steps       {self.steps:,}, {self.steps_per_epoch:,} an epoch ({self.left_out} images left out of each),"
-            f" {self.warmup_steps:,} of warm-up",
+            f" {self.warmup_steps:,} of warm-up{self._without_end()}",
             f"memory      about {_bytes(total)} a process in float32: {parts}",
         ]
+
+    def _without_end(self) -> str:
+        return ": the learning rate only rises" if self.warmup_steps >= self.steps else ""
 
     def _sizes(self) -> str:
         if self.progression is None:

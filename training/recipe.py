@@ -124,6 +124,8 @@ class Augmentation:
         three_augment: One of grey, solarised, blurred (DeiT III).
         randaugment_operations, randaugment_magnitude, randaugment_spread: RandAugment (Cubuk et al. 2020, arXiv
             1909.13719): how many operations, how strong (0 to 10), and the standard deviation of the strength.
+        randaugment_table: Which operations, and what their strength means: "standard", "timm" (its rand-...-inc1), or
+            "big_vision" (`training/augmentation/rand_augment.py`).
         autoaugment: What AutoAugment found for "imagenet" or "cifar10" (Cubuk et al. 2019, arXiv 1805.09501).
         warp: The affine and elastic warp of handwritten digits.
         erasing: Probability of random erasing (Zhong et al. 2017, arXiv 1708.04896).
@@ -145,6 +147,7 @@ class Augmentation:
     randaugment_operations: int = 0
     randaugment_magnitude: float = 9.0
     randaugment_spread: float = 0.0
+    randaugment_table: Literal["standard", "timm", "big_vision"] = "standard"
     autoaugment: Literal["imagenet", "cifar10"] | None = None
     warp: bool = False
     erasing: float = 0.0

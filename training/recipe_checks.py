@@ -1,6 +1,7 @@
 """What a recipe may hold: ranges of its values, and which of them go together."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from .errors import TrainingRefusedError
@@ -21,6 +22,24 @@ _COUNTS = (
     "arguments.gradient_accumulation_steps",
 )
 
+# What is without effect where its switch is off: section, fields, the switch as it is set, and whether it is on.
+_SWITCHED: tuple[tuple[str, tuple[str, ...], str, Callable[[Any], Any]], ...] = (
+    ("data", ("shuffle_window",), "streaming", lambda its: its.streaming),
+    ("augmentation", ("crop_scale", "crop_ratio"), "crop=resized", lambda its: its.crop == "resized"),
+    ("augmentation", ("crop_padding",), "crop=simple", lambda its: its.crop == "simple"),
+    (
+        "augmentation",
+        ("randaugment_magnitude", "randaugment_spread", "randaugment_table"),
+        "randaugment_operations",
+        lambda its: its.randaugment_operations,
+    ),
+    ("augmentation", ("erasing_fill",), "erasing", lambda its: its.erasing),
+    ("augmentation", ("mix_probability", "mixed_labels"), "mixup or cutmix", lambda its: its.mixup or its.cutmix),
+    ("optimisation", ("early_stopping_delta",), "early_stopping", lambda its: its.early_stopping is not None),
+    ("distillation", ("kind", "alpha", "temperature", "match_labels"), "teacher", lambda its: its.teacher is not None),
+    ("distillation", ("temperature",), "kind=soft", lambda its: its.kind == "soft"),
+)
+
 
 def check(recipe: Any) -> None:
     """Refuse a recipe, with one sentence.
@@ -37,6 +56,7 @@ def check(recipe: Any) -> None:
     _check_twice(recipe.optimisation, recipe.arguments)
     _check_schedule(recipe.optimisation, recipe.arguments)
     _check_best(recipe.optimisation, recipe.arguments)
+    _check_switched(recipe)
 
 
 def _check_ranges(recipe: Any) -> None:
@@ -132,6 +152,19 @@ def _check_twice(optimisation: Any, arguments: dict[str, Any]) -> None:
                 f"optimisation.{ours}={value} and arguments.{said[0]}={arguments[said[0]]} say the same thing twice;"
                 f" leave one of them out (--set {ours}=null)"
             )
+
+
+def _check_switched(recipe: Any) -> None:
+    for section, names, switch, is_on in _SWITCHED:
+        settings = getattr(recipe, section)
+        for name in names:
+            value, default = getattr(settings, name), getattr(type(settings), name)
+            if value != default and not is_on(settings):
+                value, default = (list(one) if isinstance(one, tuple) else one for one in (value, default))
+                raise TrainingRefusedError(
+                    f"{section}.{name}={value} is without effect without {section}.{switch}; set that too, or leave it"
+                    f' out (--set "{section}.{name}={default}")'
+                )
 
 
 def _check_distillation(settings: Any) -> None:

@@ -34,7 +34,7 @@ from .optimisation.schedule import check_schedule
 from .plan import Plan, make_plan
 from .processes.sharded_trainer import said_of_sharing
 from .processes.unused_parameters import unused_parameters
-from .processes.world import check_world
+from .processes.world import barrier, check_world
 from .pushing import is_pushed, push, repository_for
 from .quiet import quiet_libraries
 from .recipe import Recipe
@@ -122,7 +122,7 @@ class Run:
             self._say(f"There is nothing to go on with in {self.output}; the run begins.")
         if fresh and self.args.should_save:
             check_new(self.output)
-        self._barrier()
+        barrier(self.args.world_size)
         check_start(self.recipe)  # before the data are fetched
         check_teacher(self.recipe.distillation)
         splits = open_splits(self.recipe.data)
@@ -160,13 +160,13 @@ class Run:
             self.repository = repository_for(self.args)
             trainer = self._trainer(model, processor, splits, plan)
             trainer.teacher = teacher and teacher.prepare(processor, trainer.accelerator.autocast)
-            self._barrier()
+            barrier(self.args.world_size)
             if self.args.should_save:
                 held.enter_context(claimed(self.output))
                 if fresh:
                     check_new(self.output)  # another run may have begun while the data were opened
                 else:
-                    checkpoint = find_checkpoint(self.output)
+                    checkpoint = trainer.found_whole = find_checkpoint(self.output)
             checkpoint = self._agree(checkpoint)
             of_start = (self.output, self.recipe, data, self.args.world_size, dataclasses.asdict(plan))
             record = _Record(partial(write_record, *of_start), wanted=self.args.should_save)
@@ -204,6 +204,16 @@ class Run:
         optimizer_class(model, self.recipe.optimisation, self.args)
         self._check_dropout(model)
         mixing, loss = self.recipe.augmentation, LossSettings(model.config)
+        channels: Any = getattr(model.config, "num_channels", 3)
+        if channels != 3:
+            raise TrainingRefusedError(
+                f"the model has num_channels={channels}, and training gives it images of 3 channels, RGB; leave"
+                " num_channels out, or start from other weights"
+            )
+        if loss.problem_type == "regression":
+            raise TrainingRefusedError(
+                "model.config.problem_type='regression' is for numbers, and training is for classes; leave it out"
+            )
         shares = loss.classification_loss == "cross_entropy" and loss.problem_type != "multi_label_classification"
         if (mixing.mixup or mixing.cutmix) and mixing.mixed_labels == "present" and shares:
             raise TrainingRefusedError(
@@ -327,7 +337,7 @@ class Run:
         if self.args.should_save:
             files = write_report(self.output, metrics, log)
             self._tell(metrics, files)
-        self._barrier()
+        barrier(self.args.world_size)
         self._push()  # after the others have gone: uploading may take longer than they would wait
         return metrics
 
@@ -361,10 +371,6 @@ class Run:
         self._say(f"In {self.output.absolute()}: the model, its code and image processor; {', '.join(files)}.")
 
     # ---- between processes
-
-    def _barrier(self) -> None:
-        if self.args.world_size > 1:
-            torch.distributed.barrier()
 
     def _agree(self, checkpoint: Path | None) -> Path | None:
         if self.args.world_size > 1:

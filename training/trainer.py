@@ -24,6 +24,7 @@ from .optimisation.asked_settings import asked_settings, put_back
 from .optimisation.distillation import Teacher
 from .optimisation.dropout_by_image import DropoutByImage
 from .optimisation.optimizers import make_optimizer
+from .optimisation.parameter_groups import frozen_statistics
 from .optimisation.schedule import make_schedule
 from .optimisation.weight_average import WeightAverage
 from .recipe import Optimisation
@@ -85,6 +86,7 @@ class RecipeTrainer(CheckpointTrainer):
         self.checkpoints_kept = args.save_total_limit
         self.stop = StopOnRequest()
         self._micro_batch = (-1, 0)  # step, number in it
+        self._frozen = frozen_statistics(model)
         super().__init__(
             model=model,
             args=args,
@@ -185,6 +187,8 @@ class RecipeTrainer(CheckpointTrainer):
         return seed
 
     def _forward(self, model: nn.Module, pixels: torch.Tensor, keys: torch.Tensor) -> Any:
+        for module in self._frozen:
+            module.eval()  # Trainer has put all of the model into training mode
         if self.optimisation.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         if not self.optimisation.dropout_by_image:

@@ -50,6 +50,8 @@ def test_accumulated_steps_are_those_of_a_larger_batch(recipe, tmp_path):
         ({"config": {"classification_loss": "bce"}}, ["classification_loss", "binary_cross_entropy"]),
         ({"config": {"label_smoothing": 2.0}}, ["label_smoothing=2.0"]),
         ({"stochastic_depth": "uniform"}, ["stochastic_depth='uniform'", "'vit'"]),
+        ({"config": {"num_channels": 1}}, ["num_channels=1", "images of 3"]),
+        ({"config": {"problem_type": "regression"}}, ["problem_type='regression'"]),
     ],
 )
 def test_what_nothing_would_follow_is_refused(recipe, model, words):
@@ -100,6 +102,24 @@ def test_a_head_of_other_classes_is_new_and_positions_are_not(recipe, started, t
     assert weights["classifier.weight"].shape == (3, 16)
     before = load_file(tmp_path / "start" / "model.safetensors")["vit.embeddings.position_embeddings"]
     torch.testing.assert_close(weights["vit.embeddings.position_embeddings"], before, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("rule", "moves"),
+    [
+        ("only head", lambda name: False),
+        ("only *.embedder.*", lambda name: ".embedder." in name),
+        ("all", lambda name: True),
+    ],
+)
+def test_batch_statistics_stay_where_no_parameter_of_theirs_is_trained(tiny, tmp_path, rule, moves):
+    config = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
+    arguments = {"output_dir": str(tmp_path / "run"), "max_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
+    made = tiny({"arguments": arguments, "optimisation": {"trainable": rule, "find_batch_size": True}})
+    train(made | {"model": {"type": "resnet", "config": config}})
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    means = {name: tensor for name, tensor in weights.items() if name.endswith("running_mean")}
+    assert {name for name in means if means[name].any()} == {name for name in means if moves(name)}
 
 
 def test_batch_statistics_are_those_of_one_process_where_a_model_is_measured(tiny, tmp_path, run_in_processes):

@@ -1,12 +1,14 @@
 """The schedules of the recipes that were not run here are those of their sources, value by value.
 
-- vit-s16-in1k-90ep: arXiv 2205.01580, section 2, and big_vision/configs/vit_s16_i1k.py. Its weight decay of 1e-4 is not
-  multiplied by the learning rate of 1e-3; AdamW's is: 1e-4 / 1e-3.
+- vit-s16-in1k-90ep: arXiv 2205.01580, section 2, and big_vision/configs/vit_s16_i1k.py: randaug(2, 10) of its
+  pp/autoaugment.py, and flax's GELU, which is the approximation by tanh. Its weight decay of 1e-4 is not multiplied by
+  the learning rate of 1e-3; AdamW's is: 1e-4 / 1e-3.
 - deit3-b16-in1k: README_revenge.md of facebookresearch/deit, deit_base_patch16_LS (8 GPUs, batch 256), and the defaults
   of its main.py (min_lr 1e-5, colour jitter, crops); LayerScale of 1e-4 from its models_v2.py. Its optimiser, apex's
   FusedLAMB, clips to 1 by itself, with an epsilon of 1e-8 (main.py); our loss is 1,000 times its own, and so are they.
 - mae-finetune-b16: FINETUNE.md of facebookresearch/mae (lr = 5e-4 * 1024 / 256), and the defaults of its
-  main_finetune.py (5 epochs of warm-up, min_lr 1e-6, label smoothing 0.1, rand-m9-mstd0.5, erasing with noise).
+  main_finetune.py (5 epochs of warm-up, min_lr 1e-6, label smoothing 0.1, rand-m9-mstd0.5-inc1, erasing with noise;
+  a classifier of standard deviation 2e-5), and the epsilon of its models_vit.py.
 """
 
 import math
@@ -36,6 +38,8 @@ FIELDS = {
         "augmentation.flip": 0.5,
         "augmentation.randaugment_operations": 2,
         "augmentation.randaugment_magnitude": 10,
+        "augmentation.randaugment_spread": 0.0,
+        "augmentation.randaugment_table": "big_vision",
         "augmentation.mixup": 0.2,
         "augmentation.cutmix": 0.0,
         "arguments.adam_beta2": 0.999,
@@ -43,6 +47,7 @@ FIELDS = {
         "model.config.pooling": "mean",
         "model.config.use_class_token": False,
         "model.config.pooler_act": "tanh",
+        "model.config.hidden_act": "gelu_pytorch_tanh",
         "data.evaluation_crop": 224 / 256,
     },
     "deit3-b16-in1k": {
@@ -52,6 +57,7 @@ FIELDS = {
         "augmentation.mixup": 0.8,
         "augmentation.cutmix": 1.0,
         "augmentation.three_augment": True,
+        "augmentation.randaugment_operations": 0,
         "augmentation.brightness": 0.3,
         "augmentation.contrast": 0.3,
         "augmentation.saturation": 0.3,
@@ -79,10 +85,13 @@ FIELDS = {
         "augmentation.randaugment_operations": 2,
         "augmentation.randaugment_magnitude": 9,
         "augmentation.randaugment_spread": 0.5,
+        "augmentation.randaugment_table": "timm",
         "optimisation.layer_decay": 0.65,
         "model.config.drop_path_rate": 0.1,
         "model.config.pooling": "mean",
         "model.config.norm_position": "after_pooling",
+        "model.config.layer_norm_eps": 1e-6,
+        "model.config.initializer_range": 2e-5,
         "model.config.label_smoothing": 0.1,
         "data.evaluation_crop": 224 / 256,
         "arguments.adam_beta2": 0.999,
@@ -126,6 +135,12 @@ def test_every_other_value(name, field):
     for part in field.split("."):
         value = value[part] if isinstance(value, dict) else getattr(value, part)
     assert value == FIELDS[name][field]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+def test_recipes_that_were_measured_keep_the_table_that_they_were_measured_with(name):
+    expected = FIELDS.get(name, {}).get("augmentation.randaugment_table", "standard")
+    assert Recipe.load(name).augmentation.randaugment_table == expected
 
 
 def test_lamb_sees_no_factor_of_the_loss_where_epsilon_and_clipping_have_it_too():

@@ -73,6 +73,19 @@ def test_shipped_recipes_are_whole_and_come_back(name):
         ),
         ({"arguments": {"lr_scheduler_type": "greedy", "warmup_steps": 5}}, ["arguments.warmup_steps=5", "greedy"]),
         ({"optimisation": {"cooldown_epochs": 2}}, ["optimisation.cooldown_epochs=2", "warmup_stable_decay", "linear"]),
+        ({"data": {"shuffle_window": 64}}, ["data.shuffle_window=64", "data.streaming"]),
+        ({"augmentation": {"crop_scale": [0.3, 0.5]}}, ["augmentation.crop_scale=[0.3, 0.5]", "crop=resized"]),
+        ({"augmentation": {"crop": "simple", "crop_ratio": [1, 1]}}, ["augmentation.crop_ratio", "crop=resized"]),
+        ({"augmentation": {"crop": "resized", "crop_padding": 8}}, ["augmentation.crop_padding=8", "crop=simple"]),
+        ({"augmentation": {"randaugment_magnitude": 10}}, ["randaugment_magnitude=10", "randaugment_operations"]),
+        ({"augmentation": {"randaugment_spread": 0.5}}, ["randaugment_spread=0.5", "randaugment_operations"]),
+        ({"augmentation": {"erasing_fill": "noise"}}, ["erasing_fill=noise", "augmentation.erasing;"]),
+        ({"augmentation": {"mix_probability": 0.3}}, ["mix_probability=0.3", "mixup or cutmix"]),
+        ({"augmentation": {"mixed_labels": "present"}}, ["mixed_labels=present", "mixed_labels=shares"]),
+        ({"optimisation": {"early_stopping_delta": 0.1}}, ["early_stopping_delta=0.1", "optimisation.early_stopping;"]),
+        ({"distillation": {"kind": "soft"}}, ["distillation.kind=soft", "distillation.teacher"]),
+        ({"distillation": {"alpha": 0.9}}, ["distillation.alpha=0.9", '--set "distillation.alpha=0.5"']),
+        ({"distillation": {"teacher": "there", "temperature": 3}}, ["distillation.temperature=3", "kind=soft"]),
         ({"arguments": {"learning_rate": -1e-3}}, ["arguments.learning_rate=-0.001"]),
         ({"arguments": {"gradient_accumulation_steps": 0}}, ["arguments.gradient_accumulation_steps=0"]),
         ({"arguments": {"max_steps": 0}}, ["arguments.max_steps=0"]),
@@ -105,7 +118,7 @@ def test_a_wrong_recipe_is_one_sentence_that_names_it(values, words):
     ],
 )
 def test_any_field_can_be_set_by_its_name(setting, read):
-    assert read(load({}, setting))
+    assert read(load({"augmentation": {"crop": "resized"}}, setting))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -187,6 +188,23 @@ def test_a_damaged_checkpoint_is_passed_over(tiny, tmp_path, weights, capsys, da
     train(recipe("run"), resume=True)
     assert f"{newest.name} is not whole" in capsys.readouterr().err
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_a_checkpoint_is_read_through_once_to_see_that_it_is_whole(tiny, tmp_path, monkeypatch):
+    """And once more where it is the best one, which may have been written again by then."""
+    keeps = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "save_total_limit": 9}
+    recipe = tiny({"arguments": {"output_dir": str(tmp_path / "run"), "max_steps": 8, **keeps}})
+    train(recipe)
+    (tmp_path / "run" / "metrics.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-8")
+    look, read = checkpoints._hash, []
+    monkeypatch.setattr(checkpoints, "_hash", lambda path: read.append(path.relative_to(tmp_path)) or look(path))
+    assert train(recipe, resume=True)["steps"] == 8
+    state = json.loads((tmp_path / "run" / "checkpoint-8" / "trainer_state.json").read_text())
+    best = Path(state["best_model_checkpoint"]).name
+    for path in (tmp_path / "run").glob("checkpoint-?/optimizer.pt"):
+        times = read.count(path.relative_to(tmp_path))
+        assert times == (path.parent.name == "checkpoint-6") + (path.parent.name == best), path
 
 
 def test_a_checkpoint_of_the_last_step_of_an_epoch_has_the_evaluation_that_decides(tiny, tmp_path, weights):

@@ -80,6 +80,14 @@ def test_a_dry_run_writes_nothing(tiny, tmp_path, capsys):
         assert word in output
 
 
+def test_a_trial_of_a_few_steps_says_that_it_is_all_warm_up(tiny, capsys):
+    for steps, said in ((20, True), (60, False)):
+        train(tiny({"optimisation": {"warmup_epochs": 4}}), [f"max_steps={steps}"], dry_run=True)  # 48 steps
+        assert ("20 of warm-up: the learning rate only rises" in capsys.readouterr().out) == said
+    with pytest.raises(TrainingRefusedError, match="a warm-up of 48 steps leaves nothing of the run of 36"):
+        train(tiny({"optimisation": {"warmup_epochs": 4}}), ["max_steps=-1", "num_train_epochs=3"], dry_run=True)
+
+
 def test_a_dry_run_needs_no_data(capsys):
     known = ["data.source=nowhere", "known_images=45000", "known_classes=10"]
     plan = train("cifar10-scratch", known, dry_run=True)
@@ -153,6 +161,9 @@ def test_activations_grow_with_depth(tiny_model):
         (["model.config.hiden_size=16"], ["hiden_size"]),
         (["data.source=no/such folder"], ["no/such folder"]),
         (["trainable=only nothing"], ["nothing"]),
+        (["num_channels=1"], ["num_channels=1", "images of 3"]),
+        (["model.config.problem_type=regression"], ["problem_type='regression'", "leave it out"]),
+        (["stochastic_depth=uniform"], ["stochastic_depth='uniform'", "drop_path_rate"]),
         (["data.image_size=9"], ["9 x 9 pixels", "data.image_size"]),
         (["lr_scheduler_kwargs={min_lrr: 1e-5}", "lr_scheduler_type=cosine_with_min_lr"], ["cosine_with_min_lr"]),
         (["lr_scheduler_kwargs=abc"], ["lr_scheduler_kwargs='abc'", "mapping"]),

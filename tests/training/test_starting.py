@@ -11,6 +11,7 @@ from qkvit.training.recipe import Recipe
 
 OURS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
 THEIRS = {**OURS, "intermediate_size": 32}
+SEVERAL = "multi_label_classification"
 CLASSES = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
 WINDOWS = {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "window_size": 4}
 STAGES = {"depths": [1, 1], "hidden_sizes": [8, 8]}
@@ -25,12 +26,11 @@ TOWERS = {
 def begin(tmp_path):
     """`begin(model, "abc", num_hidden_layers=3)`: what a run starts with whose classes are a, b and c."""
 
-    def make(saved, classes="abc", said=None, **config):
+    def make(saved, classes="abc", said=None, kind=None, multi_label=False, **config):
         saved.save_pretrained(tmp_path / "start")
-        section = {"type": saved.config.model_type, "start": str(tmp_path / "start"), "config": config}
-        return build_model(
-            Recipe.load({"model": section}), list(classes), say=[].append if said is None else said.append
-        )
+        section = {"type": kind or saved.config.model_type, "start": str(tmp_path / "start"), "config": config}
+        say = [].append if said is None else said.append
+        return build_model(Recipe.load({"model": section}), list(classes), multi_label=multi_label, say=say)
 
     return make
 
@@ -128,3 +128,23 @@ def test_a_classifier_without_names_of_its_own_is_kept(begin, tmp_path, kind):
     kept, before = begin(kind()), load_file(tmp_path / "start" / "model.safetensors")
     assert before["classifier.weight"].equal(kept.classifier.weight)
     assert kept.config.id2label == CLASSES["id2label"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "model"),
+    [
+        ("qkvit", lambda **loss: QKViTForImageClassification(QKViTConfig(**OURS, **loss))),
+        ("vit", lambda **loss: theirs("ViTForImageClassification", **THEIRS, **loss)),
+        ("qkvit", lambda **loss: theirs("ViTForImageClassification", **THEIRS, **loss)),
+    ],
+    ids=["qkvit", "vit", "converted"],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_the_loss_is_that_of_the_data_and_not_that_of_the_start(begin, kind, model, several):
+    learnt, wanted = (None, SEVERAL) if several else (SEVERAL, None)
+    assert begin(model(problem_type=learnt), kind=kind, multi_label=several).config.problem_type == wanted
+
+
+def test_a_loss_that_is_asked_for_is_kept(begin):
+    start = QKViTForImageClassification(QKViTConfig(**OURS, problem_type=SEVERAL))
+    assert begin(start, problem_type="single_label_classification").config.problem_type == "single_label_classification"

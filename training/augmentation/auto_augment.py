@@ -24,7 +24,6 @@ import torch
 
 from . import operations as op
 from .counter_random import Purpose, uniform
-from .policies import affine_operation
 
 Pair = tuple[tuple[str, float, int], tuple[str, float, int]]  # operation, probability, magnitude; twice
 
@@ -93,18 +92,22 @@ def _factor(operation: Callable[..., torch.Tensor]) -> Operation:
     return lambda images, strength, sign: operation(images, 0.1 + 1.8 * strength)
 
 
+def _displaced(direction: op.Direction, most: float) -> Operation:
+    return lambda images, strength, sign: op.displace(images, strength * most * sign, direction)
+
+
 def _operations(
     shift: float, threshold: Callable[..., torch.Tensor], bits: Callable[..., torch.Tensor]
 ) -> dict[str, Operation]:
     return {
         "auto_contrast": lambda images, strength, sign: op.auto_contrast(images),
         "equalise": lambda images, strength, sign: op.equalise(images),
-        "invert": lambda images, strength, sign: 1 - images,
-        "rotate": affine_operation("rotate", 30.0),
-        "shear_x": affine_operation("shear_x", 0.3),
-        "shear_y": affine_operation("shear_y", 0.3),
-        "shift_x": affine_operation("shift_x", shift),
-        "shift_y": affine_operation("shift_y", shift),
+        "invert": lambda images, strength, sign: op.invert(images),
+        "rotate": _displaced("rotate", 30.0),
+        "shear_x": _displaced("shear_x", 0.3),
+        "shear_y": _displaced("shear_y", 0.3),
+        "shift_x": _displaced("shift_x", shift),
+        "shift_y": _displaced("shift_y", shift),
         "colour": _factor(op.saturation),
         "contrast": _factor(op.contrast),
         "brightness": _factor(op.brightness),
@@ -114,14 +117,10 @@ def _operations(
     }
 
 
-def _floor(numbers: torch.Tensor) -> torch.Tensor:
-    return (numbers + 1e-4).floor()  # 0.7 * 10 is less than 7 in float32
-
-
 POLICIES = {"imagenet": IMAGENET, "cifar10": CIFAR10}
 OPERATIONS: dict[str, dict[str, Operation]] = {
-    "imagenet": _operations(150 / 331, lambda s: _floor(256 * s), lambda s: 4 + _floor(4 * s)),
-    "cifar10": _operations(10 / 32, lambda s: 256 - _floor(256 * s), lambda s: 4 - _floor(4 * s)),
+    "imagenet": _operations(150 / 331, lambda s: op.cut_off(256 * s), lambda s: 4 + op.cut_off(4 * s)),
+    "cifar10": _operations(10 / 32, lambda s: 256 - op.cut_off(256 * s), lambda s: 4 - op.cut_off(4 * s)),
 }
 
 

@@ -7,11 +7,21 @@ Shapes: B images (B, 3, height, width); strengths (B,).
 """
 
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch.nn import functional as F
 
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+Direction = Literal["rotate", "shear_x", "shear_y", "shift_x", "shift_y"]
+
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's conversion to grey
+
+
+def cut_off(numbers: torch.Tensor) -> torch.Tensor:
+    """Magnitudes as whole numbers."""
+    return (numbers + 1e-4).floor()  # 0.7 * 10 is less than 7 in float32
 
 
 def grey(images: torch.Tensor) -> torch.Tensor:
@@ -72,6 +82,16 @@ def solarise(images: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
     return torch.where(images >= threshold.view(-1, 1, 1, 1), 1 - images, images)
 
 
+def solarise_add(images: torch.Tensor, addition: torch.Tensor) -> torch.Tensor:
+    """Add to what is darker than 128 of 255, up to white."""
+    return torch.where(images < 128 / 255, (images + addition.view(-1, 1, 1, 1)).clamp_(max=1), images)
+
+
+def invert(images: torch.Tensor) -> torch.Tensor:
+    """The negative."""
+    return 1 - images
+
+
 def posterise(images: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
     """Keep that many bits of eight of each colour."""
     step = (2 ** (8 - bits.round())).view(-1, 1, 1, 1)
@@ -109,10 +129,32 @@ def blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     return F.conv2d(flat, kernel[:, None, None, :], groups=len(kernel)).view_as(images)
 
 
+def cut_out(images: torch.Tensor, reach: torch.Tensor, centre: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
+    """Fill a square of 2 * reach pixels about a pixel (DeVries and Taylor 2017, arXiv 1708.04552), cut at the border.
+
+    Args:
+        centre: (B, 2), shares of height and width in [0, 1).
+    """
+
+    def within(length: int, share: torch.Tensor) -> torch.Tensor:
+        place = torch.arange(length, device=images.device)
+        middle, half = (share * length).floor().unsqueeze(1), reach.unsqueeze(1)
+        return (place >= middle - half) & (place < middle + half)  # (B, length)
+
+    rows, columns = (within(*side) for side in zip(images.shape[-2:], centre.unbind(1), strict=True))
+    return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], fill)
+
+
 def affine(
-    images: torch.Tensor, degrees: torch.Tensor, shear: torch.Tensor, shift: torch.Tensor, fill: float = 0.5
+    images: torch.Tensor,
+    degrees: torch.Tensor,
+    shear: torch.Tensor,
+    shift: torch.Tensor,
+    fill: float | Sequence[float] = 0.5,
+    interpolation: Interpolation = "bilinear",
 ) -> torch.Tensor:
-    """Rotate, shear (B, 2) and shift (B, 2: shares of width and height) about the centre; outside is `fill`."""
+    """Rotate, shear (B, 2) and shift (B, 2: shares of width and height) about the centre; outside is `fill`, a number
+    or one for each channel."""
     height, width = images.shape[-2:]
     angle = degrees * (math.pi / 180)
     cosine, sine = angle.cos(), angle.sin()
@@ -121,7 +163,35 @@ def affine(
     one = torch.ones_like(angle)
     sheared = torch.stack([one, shear[:, 0] * aspect, shear[:, 1] / aspect, one], dim=1).view(-1, 2, 2)
     places = _places(rotation @ sheared, 2 * shift, height, width)
-    return F.grid_sample(images - fill, places, padding_mode="zeros", align_corners=False).add_(fill)
+    outside = images.new_tensor(fill).view(-1, 1, 1)
+    moved = F.grid_sample(images - outside, places, interpolation, "zeros", align_corners=False).add_(outside)
+    return moved.clamp_(0, 1) if interpolation == "bicubic" else moved  # which overshoots at edges
+
+
+def displace(
+    images: torch.Tensor,
+    amount: torch.Tensor,
+    direction: Direction,
+    fill: float | Sequence[float] = 0.5,
+    interpolation: Interpolation = "bilinear",
+    shear_from: Literal["centre", "corner"] = "centre",
+) -> torch.Tensor:
+    """Rotate by degrees, shear, or shift by shares of the side: one of them, by an amount for each image.
+
+    Args:
+        shear_from: What a shear leaves in its place: the centre, or the upper left corner.
+    """
+    zero = torch.zeros_like(amount)
+    nothing, along = torch.stack([zero, zero], 1), torch.stack([amount, zero], 1)
+    if direction.endswith("_y"):
+        along = along.flip(1)
+    if direction == "rotate":
+        return affine(images, amount, nothing, nothing, fill, interpolation)
+    if direction.startswith("shift"):
+        return affine(images, zero, nothing, along, fill, interpolation)
+    height, width = images.shape[-2:]
+    half = along * along.new_tensor([height / width, width / height]) / 2  # the centre moves by half of the other side
+    return affine(images, zero, along, half if shear_from == "corner" else nothing, fill, interpolation)
 
 
 def _places(maps: torch.Tensor, shift: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -11,7 +11,8 @@ from ..recipe import Augmentation
 from .auto_augment import auto_augment
 from .counter_random import Purpose, uniform
 from .mixing import mix
-from .policies import colour_jitter, erase, rand_augment, three_augment
+from .policies import colour_jitter, erase, three_augment
+from .rand_augment import rand_augment
 from .warp import NUM_PARAMETERS, warp
 
 

@@ -1,84 +1,15 @@
-"""RandAugment, 3-Augment and random erasing: which operations an image gets, drawn by counter.
+"""3-Augment, colour jitter and random erasing: which operations an image gets, drawn by counter.
 
 Shapes: B images (B, 3, height, width) in [0, 1].
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 
 from ..recipe import Augmentation
 from . import operations as op
 from .counter_random import Purpose, seed_of, uniform
-
-_STRONGEST = 10.0
-
-
-def _signed(strength: torch.Tensor, sign: torch.Tensor, most: float) -> torch.Tensor:
-    return strength * most * sign
-
-
-def affine_operation(which: str, most: float) -> Callable[..., torch.Tensor]:
-    """Rotation ("rotate"), shear or shift ("shear_x", "shift_y", ...) by `most` times a strength and a sign."""
-
-    def apply(images: torch.Tensor, strength: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
-        amount, zero = _signed(strength, sign, most), torch.zeros_like(strength)
-        nothing, along_x, along_y = (
-            torch.stack([zero, zero], 1),
-            torch.stack([amount, zero], 1),
-            torch.stack([zero, amount], 1),
-        )
-        settings = {
-            "rotate": (amount, nothing, nothing),
-            "shear_x": (zero, along_x, nothing),
-            "shear_y": (zero, along_y, nothing),
-            "shift_x": (zero, nothing, along_x),
-            "shift_y": (zero, nothing, along_y),
-        }
-        return op.affine(images, *settings[which])
-
-    return apply
-
-
-def _factor(operation: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    return lambda images, strength, sign: operation(images, 1 + _signed(strength, sign, 0.9))
-
-
-# Strength in [0, 1] and a sign -> image. The ranges are those of RandAugment's own table at magnitude 10.
-OPERATIONS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "identity": lambda images, strength, sign: images,
-    "auto_contrast": lambda images, strength, sign: op.auto_contrast(images),
-    "equalise": lambda images, strength, sign: op.equalise(images),
-    "rotate": affine_operation("rotate", 30.0),
-    "solarise": lambda images, strength, sign: op.solarise(images, 1 - strength),
-    "colour": _factor(op.saturation),
-    "posterise": lambda images, strength, sign: op.posterise(images, 8 - 4 * strength),
-    "contrast": _factor(op.contrast),
-    "brightness": _factor(op.brightness),
-    "sharpness": _factor(op.sharpness),
-    "shear_x": affine_operation("shear_x", 0.3),
-    "shear_y": affine_operation("shear_y", 0.3),
-    "shift_x": affine_operation("shift_x", 0.45),
-    "shift_y": affine_operation("shift_y", 0.45),
-}
-
-
-def rand_augment(images: torch.Tensor, settings: Augmentation, seed: int, keys: torch.Tensor) -> torch.Tensor:
-    """RandAugment (Cubuk et al. 2020, arXiv 1909.13719), in place: so many of 14 operations, each drawn anew for each
-    image."""
-    count = settings.randaugment_operations
-    drawn = uniform(seed, Purpose.RAND_AUGMENT, keys, 4 * count).unflatten(1, (count, 4)).to(images.device)
-    for step in range(count):
-        which = (drawn[:, step, 0] * len(OPERATIONS)).long()
-        spread = settings.randaugment_spread * _normal(drawn[:, step, 1])
-        strength = ((settings.randaugment_magnitude + spread) / _STRONGEST).clamp(0, 1)
-        sign = torch.where(drawn[:, step, 2] < 0.5, -1.0, 1.0)
-        for number, operation in enumerate(OPERATIONS.values()):
-            chosen = (which == number).nonzero().flatten()
-            if number and len(chosen):
-                images[chosen] = operation(images[chosen], strength[chosen], sign[chosen])
-    return images.clamp_(0, 1)
 
 
 def three_augment(images: torch.Tensor, seed: int, keys: torch.Tensor) -> torch.Tensor:
@@ -128,8 +59,3 @@ def erase(pixels: torch.Tensor, settings: Augmentation, seed: int, keys: torch.T
             generator = torch.Generator().manual_seed(seed_of(seed, Purpose.ERASE, *keys[index].tolist(), 1))
             box.copy_(torch.randn(box.shape, generator=generator))
     return pixels
-
-
-def _normal(numbers: torch.Tensor) -> torch.Tensor:
-    """Uniform numbers in [0, 1) as standard normal ones."""
-    return torch.special.ndtri(numbers.double().clamp(2.0**-25, 1 - 2.0**-25)).to(numbers.dtype)

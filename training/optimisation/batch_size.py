@@ -39,15 +39,13 @@ def find_batch_size(
         model: Is moved to the device; its weights and buffers stay.
         size: (height, width) of the images.
         teacher: Asked in each step.
-        before: The plan of the run that goes on, whose micro-batch is tried first.
+        before: The plan of the run that goes on: what is tried first is no larger than its micro-batch. The global
+            batch is always the recipe's, which may have changed.
 
     Raises:
         TrainingRefusedError: not even the smallest fits.
     """
     _check()
-    if before and before.get("micro_batch"):
-        args.per_device_train_batch_size = before["micro_batch"]
-        args.gradient_accumulation_steps = before["accumulation"]
     if recipe.data.progressive:
         allow_sizes(model)
         largest = max(int(pixels) for _, pixels in recipe.data.progressive)
@@ -57,6 +55,9 @@ def find_batch_size(
         model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)  # type: ignore[operator]
     copies = 3 + (recipe.optimisation.average_decay is not None) + (args.world_size > 1)
     mixes = bool(recipe.augmentation.mixup or recipe.augmentation.cutmix)
+    known = (before or {}).get("micro_batch") or args.per_device_train_batch_size
+    while args.per_device_train_batch_size > known and not args.per_device_train_batch_size % (4 if mixes else 2):
+        _halve(args)
     while in_any_process(not _fits(model, args, size, copies, teacher), args.device, args.world_size):
         batch = args.per_device_train_batch_size
         if batch % (4 if mixes else 2):
@@ -65,8 +66,12 @@ def find_batch_size(
                 f"memory does not suffice for a micro-batch of {batch}, and {why}: set bf16 or gradient_checkpointing,"
                 " or take a smaller model"
             )
-        args.per_device_train_batch_size = batch // 2
-        args.gradient_accumulation_steps *= 2
+        _halve(args)
+
+
+def _halve(args: TrainingArguments) -> None:
+    args.per_device_train_batch_size //= 2
+    args.gradient_accumulation_steps *= 2
 
 
 def out_of_memory(args: TrainingArguments) -> str:

@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import TrainingRefusedError
 from ..recipe import Optimisation
@@ -112,6 +113,19 @@ def set_trainable(model: nn.Module, rule: str) -> list[str]:
     if not trained:
         raise TrainingRefusedError(f"trainable={rule!r} leaves nothing to train; name fewer")
     return trained
+
+
+def frozen_statistics(model: nn.Module) -> list[nn.Module]:
+    """The batch norms that have parameters and none that is trained; their running means are to stay as they are too.
+
+    They do in evaluation mode alone.
+    """
+    found: list[nn.Module] = []
+    for module in model.modules():
+        trained = [parameter.requires_grad for parameter in module.parameters()]
+        if isinstance(module, _BatchNorm) and trained and not any(trained):
+            found.append(module)
+    return found
 
 
 def parameter_groups(

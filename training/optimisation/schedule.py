@@ -17,8 +17,8 @@ def make_schedule(
     """The schedule of a run for its optimiser.
 
     Raises:
-        TrainingRefusedError: the warm-up and the cool-down do not fit into the run, or `lr_scheduler_kwargs` is not
-            what this schedule takes.
+        TrainingRefusedError: the warm-up, or it and the cool-down, do not fit into the run, or `lr_scheduler_kwargs` is
+            not what this schedule takes.
     """
     warmup, options = schedule_steps(args, optimisation, steps, steps_per_epoch)
     try:
@@ -49,7 +49,7 @@ def schedule_steps(
     """Steps of the warm-up, and what else the schedule wants to know.
 
     Raises:
-        TrainingRefusedError: the warm-up and the cool-down do not fit into the run.
+        TrainingRefusedError: the warm-up, or it and the cool-down, do not fit into the run.
     """
     warming: float = args.get_warmup_steps(steps)
     if optimisation.warmup_epochs is not None:
@@ -67,6 +67,11 @@ def schedule_steps(
                 f" {steps}: shorten one of them (warmup_epochs, cooldown_epochs), or train for longer"
             )
         options["num_decay_steps"] = min(round(cooldown), steps - warmup)  # both may have been rounded up
+    elif steps_per_epoch and warming >= steps and args.max_steps <= 0:  # a trial of a few steps is told by its plan
+        raise TrainingRefusedError(
+            f"a warm-up of {round(warming)} steps leaves nothing of the run of {steps}: shorten it (warmup_epochs,"
+            " warmup_steps), or train for longer"
+        )
     return warmup, options
 
 

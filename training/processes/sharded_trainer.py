@@ -106,7 +106,8 @@ class ShardedTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not self.is_fsdp_enabled:
             if checkpoint is not None and self.is_deepspeed_enabled:
-                self._check_weights(Path(checkpoint))  # DeepSpeed has loaded them by itself
+                facts = sealed_facts(Path(checkpoint)) if self.args.should_save else None
+                self._check_weights(Path(checkpoint), facts)  # DeepSpeed has loaded them by itself
             return super()._load_optimizer_and_scheduler(checkpoint)
         scheduler: Any = self.lr_scheduler
         saved = torch.load(Path(checkpoint, OPTIMIZER_NAME), map_location="cpu", weights_only=True, mmap=True)
@@ -114,11 +115,10 @@ class ShardedTrainer(Trainer):
         scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
         return None
 
-    def _check_weights(self, folder: Path) -> None:
+    def _check_weights(self, folder: Path, facts: dict[str, Any] | None) -> None:
         """Refuse weights that are not those that were sealed, to the bit; all processes must ask, one compares."""
         weights = self.whole_weights()
-        facts = sealed_facts(folder) if self.args.should_save else None
-        if facts is not None and tensor_digest(weights.items()) != facts["weights"]:
+        if self.args.should_save and facts is not None and tensor_digest(weights.items()) != facts["weights"]:
             raise TrainingRefusedError(f"the weights loaded from {folder} are not those that were saved; report this")
 
 

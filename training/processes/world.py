@@ -38,6 +38,14 @@ def in_any_process(here: bool, device: Any, world: int) -> bool:
     return bool(flag.item())
 
 
+def barrier(world: int) -> None:
+    """Wait until all processes have come here."""
+    if world > 1:
+        import torch
+
+        torch.distributed.barrier()
+
+
 def check_world(asked: int | None, real: int, gpus: int = 1, recipe: str = "RECIPE.yaml") -> None:
     """Refuse a number of processes that nobody asked for.
 

@@ -11,7 +11,7 @@ from qkvit.training.augmentation import operations as op
 from qkvit.training.augmentation.crops import draw_crops
 from qkvit.training.augmentation.mixing import mix, symmetric_beta
 from qkvit.training.augmentation.pipeline import Augmenter
-from qkvit.training.augmentation.policies import OPERATIONS, erase
+from qkvit.training.augmentation.policies import erase
 from qkvit.training.recipe import Augmentation
 
 EVERYTHING = Augmentation(
@@ -119,19 +119,6 @@ def test_every_crop_gives_the_size_that_was_asked_for(crop):
 
 class TestOperations:
     images = torch.rand(6, 3, 14, 18, generator=torch.Generator().manual_seed(0))
-
-    @pytest.mark.parametrize("name", OPERATIONS)
-    def test_images_stay_images(self, name):
-        for strength in (0.0, 0.5, 1.0):
-            changed = OPERATIONS[name](self.images, torch.full((6,), strength), torch.tensor([1.0, -1.0] * 3))
-            assert changed.shape == self.images.shape
-            assert changed.min() >= -1e-5
-            assert changed.max() <= 1 + 1e-5
-
-    @pytest.mark.parametrize("name", sorted(OPERATIONS.keys() - {"auto_contrast", "equalise", "solarise", "posterise"}))
-    def test_no_strength_no_change(self, name):
-        changed = OPERATIONS[name](self.images, torch.zeros(6), torch.ones(6))
-        torch.testing.assert_close(changed, self.images, atol=1e-5, rtol=0)
 
     @pytest.mark.parametrize(
         ("name", "strength", "reference"),

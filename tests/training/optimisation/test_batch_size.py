@@ -94,6 +94,29 @@ def test_a_resumed_run_keeps_its_micro_batch(recipe, memory, tmp_path, weights):
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    ("asked", "mixup", "before", "found"),
+    [
+        ((8, 1), 0.0, (2, 4), (2, 4)),
+        ((4, 1), 0.0, (8, 1), (4, 1)),  # on two processes; the micro-batch of 8 was one process's
+        ((8, 3), 0.0, (4, 2), (4, 6)),
+        ((6, 1), 0.0, (2, 3), (3, 2)),
+        ((6, 1), 0.8, (2, 3), (6, 1)),  # pairs
+    ],
+)
+def test_what_was_found_before_does_not_change_the_global_batch(tiny_model, tmp_path, asked, mixup, before, found):
+    recipe = Recipe.load({"augmentation": {"mixup": mixup}})
+    args = TrainingArguments(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        per_device_train_batch_size=asked[0],
+        gradient_accumulation_steps=asked[1],
+    )
+    plan = {"micro_batch": before[0], "accumulation": before[1]}
+    find_batch_size(recipe, args, tiny_model(), (16, 16), before=plan)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == found
+
+
 @pytest.mark.parametrize(("mixup", "smallest", "words"), [(0.0, 3, "halved"), (0.8, 6, "mixed in pairs")])
 def test_where_nothing_fits_it_is_said(tiny_model, memory, tmp_path, raises_sentence, mixup, smallest, words):
     memory(0)

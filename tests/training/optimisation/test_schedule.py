@@ -13,10 +13,8 @@ from qkvit.training.optimisation.schedule import schedule_steps
 from qkvit.training.recipe import Optimisation
 
 
-def arguments(**fields):
-    return TrainingArguments(
-        output_dir="unused", use_cpu=True, lr_scheduler_type="warmup_stable_decay", learning_rate=1.0, **fields
-    )
+def arguments(kind="warmup_stable_decay", **fields):
+    return TrainingArguments(output_dir="unused", use_cpu=True, lr_scheduler_type=kind, learning_rate=1.0, **fields)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +30,18 @@ def arguments(**fields):
 def test_what_does_not_fit_is_refused(raises_sentence, fields, optimisation):
     with raises_sentence(TrainingRefusedError, "warm-up", "cool-down", "40", "cooldown_epochs"):
         schedule_steps(arguments(**fields), Optimisation(**optimisation), 40, 10)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant_with_warmup"])
+@pytest.mark.parametrize(
+    ("fields", "optimisation"), [({"warmup_steps": 40}, {}), ({"warmup_steps": 10000}, {}), ({}, {"warmup_epochs": 4})]
+)
+def test_a_warm_up_that_leaves_nothing_of_the_run_is_refused(raises_sentence, kind, fields, optimisation):
+    with raises_sentence(TrainingRefusedError, "warm-up", "the run of 40", "warmup_epochs", "warmup_steps"):
+        schedule_steps(arguments(kind, **fields), Optimisation(**optimisation), 40, 10)
+    assert schedule_steps(arguments(kind, **fields), Optimisation(**optimisation), 10001, 10)[0] < 10001
+    trial = arguments(kind, **fields, max_steps=40)
+    assert schedule_steps(trial, Optimisation(**optimisation), 40, 10)[0] == 40
 
 
 @given(st.integers(1, 60), st.floats(0, 1), st.booleans())
