@@ -4,7 +4,7 @@ The file imports nothing outside its folder, because it travels with every saved
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +14,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from .errors_qkvit import check_config_file, shown, with_plain_errors
 from .overrides_qkvit import is_override, with_overrides
-from .preprocessing_qkvit import save_image_processor
+from .preprocessing_qkvit import save_image_processor, without_companions
 from .validation_qkvit import (
     check_given_later,
     check_inherited,
@@ -75,7 +75,7 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
             2208.07220).
         image_size: Pixels of the images it is trained on, a number or (height, width). Others are accepted too.
         patch_size: Pixels of a patch, a number or (height, width).
-        num_channels: Channels of an image.
+        num_channels: Channels of an image. transformers' pipelines convert every image to RGB: they need 3.
         patch_bias: Bias of the patch projection (CLIP has none).
         position_embedding: "learned"; "sincos2d", fixed (Beyer et al. 2022, arXiv 2205.01580); "rope2d", rotary, on
             queries and keys (as DINOv3: Simeoni et al. 2025, arXiv 2508.10104); "none".
@@ -309,11 +309,14 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
         left_out = {"_last_stage_only"}
         if self._last_stage_only:  # nobody chose it: it follows the depth, also where that is changed on loading
             left_out |= {"out_features", "out_indices"}
-        return {
+        fields = {
             name: value
             for name, value in super().to_dict().items()
             if is_known(type(self), name) and name not in left_out
         }
+        if isinstance(self.id2label, Mapping):  # label2id may be that of before, and a file may have it alone
+            fields["label2id"] = {name: index for index, name in self.id2label.items()}
+        return fields
 
     def set_output_features_output_indices(self, out_features: list | None, out_indices: list | None) -> None:
         """Choose the backbone's feature maps by name or by index; the last layer's where neither is given."""
@@ -376,6 +379,12 @@ class QKViTConfig(BackboneConfigMixin, PreTrainedConfig):
             ship_code(self, save_directory)
         save_image_processor(self, save_directory)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def _upload_modified_files(
+        self, working_dir: Any, repo_id: str, files_timestamps: dict[str, float], *args: Any, **kwargs: Any
+    ) -> Any:
+        times = without_companions(files_timestamps)
+        return super()._upload_modified_files(working_dir, repo_id, times, *args, **kwargs)
 
     # ---- validation
 

@@ -41,7 +41,7 @@ def _with_labels(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]
     id2label, label2id = saved.get("id2label"), saved.get("label2id")
     fields = dict(saved)
     count = 2 if id2label is None else len(id2label) if isinstance(id2label, Mapping) else None
-    if "id2label" in given or given.get("num_labels", count) != count:
+    if "id2label" in given or "label2id" in given or given.get("num_labels", count) != count:
         for name in _LABELS:
             fields.pop(name, None)
     elif isinstance(id2label, Mapping) and isinstance(label2id, Mapping) and not labels_agree(id2label, label2id):

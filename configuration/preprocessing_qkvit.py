@@ -10,6 +10,8 @@ FILE_NAME = "preprocessor_config.json"
 def default_image_processor(config: Any) -> Any:
     """Resize to `config.image_size`, scale to [0, 1], then to [-1, 1] (mean 0.5, standard deviation 0.5).
 
+    transformers' pipelines convert every image to RGB, so they run models of 3 channels alone.
+
     Example:
 
     ```python
@@ -49,6 +51,16 @@ def save_image_processor(config: Any, folder: str | Path) -> None:
         resized = settings and _of_this_size(settings, read_settings(folder, "config.json"), config)
         if resized and resized != settings:
             _write(resized, file)
+
+
+def without_companions(files_timestamps: dict[str, float]) -> dict[str, float]:
+    """The times of a folder's files without those of the code and the image processor: so they are uploaded always.
+
+    transformers uploads what is newer than the times that it took, and these are written before it takes them.
+    """
+    return {
+        name: time for name, time in files_timestamps.items() if name != FILE_NAME and not name.endswith("_qkvit.py")
+    }
 
 
 def settings_of(config: Any) -> dict[str, Any] | None:

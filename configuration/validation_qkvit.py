@@ -6,7 +6,7 @@ Like that file it travels with every saved model, and imports nothing outside it
 import difflib
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +34,21 @@ _LIBRARY_KEYS = frozenset(
         "use_cache",
     }
 )
+
+# Fields and keys of every transformers configuration that transformers takes as they come: what they must be, or None.
+_INHERITED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "architectures": ("a list of names", lambda value: isinstance(value, (list, tuple)) and _are_names(value)),
+    # An image processor may have two classes.
+    "auto_map": (
+        "a mapping of names",
+        lambda value: isinstance(value, Mapping) and all(_are_names(_as_list(name)) for name in value.values()),
+    ),
+    "chunk_size_feed_forward": ("an integer", lambda value: type(value) is int),
+    "is_encoder_decoder": ("True or False", lambda value: isinstance(value, bool)),
+    "tie_word_embeddings": ("True or False", lambda value: isinstance(value, bool)),
+    "transformers_version": ("a name", lambda value: isinstance(value, str)),
+    "use_cache": ("True or False", lambda value: isinstance(value, bool)),
+}
 
 _PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 _POSITIVE_INTEGERS = (
@@ -63,6 +78,10 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
+def _are_names(values: Iterable) -> bool:
+    return all(isinstance(value, (str, types.NoneType)) for value in values)
+
+
 def _as_index(key: Any) -> int | None:
     """`3` and `"3"` -> `3`, for JSON has no other keys than names; None for what is no integer."""
     try:
@@ -76,6 +95,18 @@ def labels_agree(id2label: Mapping, label2id: Mapping) -> bool:
     names = {_as_index(key): name for key, name in id2label.items()}
     indices = {name: _as_index(index) for name, index in label2id.items()}
     return all(index in names and names[index] == name for name, index in indices.items())
+
+
+def _id2label_of(label2id: Mapping) -> dict[int, Any]:
+    """The inverse of `label2id`."""
+    names = {_as_index(index): name for name, index in label2id.items()}
+    count = len(label2id)
+    if names.keys() != set(range(count)):
+        raise ValueError(
+            f"label2id={shown(label2id)} does not have each index from 0 to {count - 1} once; pass such as"
+            " label2id={'cat': 0, 'dog': 1}"
+        )
+    return {index: names[index] for index in range(count)}
 
 
 def is_known(config_class: Any, name: str) -> bool:
@@ -111,18 +142,25 @@ def check_inherited(config: Any, extra: dict[str, Any]) -> None:
     num_labels = extra.get("num_labels", 2)
     if not isinstance(num_labels, int) or isinstance(num_labels, bool) or num_labels < 0:
         raise ValueError(f"num_labels={shown(num_labels)} is not a count; pass num_labels=10, say, or 0 for no head")
+    if config.id2label is None and config.label2id and isinstance(config.label2id, Mapping):
+        config.id2label = _id2label_of(config.label2id)
     check_labels(config, extra.get("num_labels"))
     if config.id2label and config.label2id is not None and not labels_agree(config.id2label, config.label2id):
         raise ValueError(
             f"label2id={shown(config.label2id)} is not the inverse of id2label={shown(config.id2label)}; leave"
             " label2id out"
         )
-    _check_outputs(config, extra.get("output_attentions"))
+    for name, (words, fits) in _INHERITED.items():
+        value = extra.get(name, getattr(config, name, None))
+        if not (value is None or fits(value)):
+            raise ValueError(f"{name}={shown(value)} is not {words}; leave {name} out for its default")
+    _check_outputs(config, extra.get("output_attentions"), extra.get("tie_last_hidden_states"))
     for name, value in (("dtype", config.dtype), ("torch_dtype", extra.get("torch_dtype"))):
         dtype = getattr(torch, value, ...) if isinstance(value, str) else value
         if not (dtype is None or isinstance(dtype, torch.dtype)):
             raise ValueError(f"{name}={shown(value)} is no data type of torch; pass {name}='bfloat16', say")
-    for name in ("attn_implementation", "experts_implementation"):
+    implementations = ("attn_implementation", "experts_implementation")
+    for name in (*implementations, *(f"_{name}" for name in implementations)):
         value = extra.get(name)
         if not (value is None or isinstance(value, (str, Mapping))):  # a mapping is for models of several parts
             raise ValueError(f"{name}={shown(value)} is not a name; pass {name}='eager', say, or leave it out")
@@ -136,15 +174,20 @@ def check_inherited(config: Any, extra: dict[str, Any]) -> None:
 def check_given_later(config: Any) -> None:
     """Check the fields of every transformers configuration that may have been set since it was made."""
     check_labels(config, None)  # label2id may be that of before: nothing reads it, and a file's is made anew
-    _check_outputs(config, config.output_attentions)
+    _check_outputs(config, config.output_attentions, getattr(config, "tie_last_hidden_states", None))
 
 
-def _check_outputs(config: Any, maps: Any) -> None:
+def _check_outputs(config: Any, maps: Any, tied: Any) -> None:
     if config.problem_type not in (None, *_PROBLEM_TYPES):
         choices = ", ".join(map(repr, _PROBLEM_TYPES))
         raise ValueError(f"problem_type={shown(config.problem_type)} is not known; pass one of {choices}, or None")
     if not isinstance(config.return_dict, bool):
         raise ValueError(f"return_dict={shown(config.return_dict)} is not True or False; pass return_dict=True, say")
+    if tied is not None and tied is not False:
+        raise ValueError(
+            f"tie_last_hidden_states={shown(tied)} is not supported, since hidden states stand before the last"
+            " normalisation; leave it out"
+        )
     states = config.output_hidden_states
     if not all(type(index) in (bool, int, types.NoneType) for index in _as_list(states)):
         raise ValueError(

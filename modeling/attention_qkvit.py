@@ -4,6 +4,7 @@ Shapes: B batch, H heads, N tokens, D width of a head, C width of the model.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -65,7 +66,8 @@ def attention_map(
     ```
     """
     precise = torch.promote_types(query.dtype, torch.float32)  # scores of 16 bits overflow where fused kernels do not
-    with torch.autocast(query.device.type, enabled=False):
+    device = query.device.type
+    with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):  # "meta" has no autocast
         scores = query.to(precise) * scaling @ key.to(precise).transpose(-1, -2)  # (B, H, N, N)
     if token_mask is not None:
         scores = scores.masked_fill(~token_mask[:, None, None, :], torch.finfo(precise).min)

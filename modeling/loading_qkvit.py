@@ -7,7 +7,7 @@ whatever transformers can load, it loads; only weights that are not those that w
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -187,12 +187,22 @@ def _damaged(files: list[Path]) -> str | None:
             with safe_open(file, framework="pt"):
                 continue
         except (SafetensorError, OSError) as error:
-            with file.open("rb") as stream:
-                pointer = stream.read(40).startswith(b"version https://git-lfs")
-            if pointer:
-                return f"{file} is a Git LFS pointer, not the weights; run `git lfs pull` in its folder"
-            reason = str(error).removeprefix("Error while deserializing header: ")
-            return f"{file} is damaged or cut short ({file.stat().st_size:,} bytes; safetensors: {reason}); {AGAIN}"
+            return not_opened(file, error)
+    return None
+
+
+def not_opened(file: Path, error: Exception) -> str:
+    """The sentence for a weight file, from the error with which safetensors does not open it."""
+    reason = str(error).removeprefix("Error while deserializing header: ")
+    damaged = f"{file} is damaged or cut short ({file.stat().st_size:,} bytes; safetensors: {reason}); {AGAIN}"
+    return lfs_pointer(file) or damaged
+
+
+def lfs_pointer(file: Path) -> str | None:
+    """The sentence for a file that `git clone` left in the place of weights; None for any other."""
+    with suppress(OSError), file.open("rb") as stream:
+        if stream.read(40).startswith(b"version https://git-lfs"):
+            return f"{file} is a Git LFS pointer, not the weights; run `git lfs pull` in its folder"
     return None
 
 

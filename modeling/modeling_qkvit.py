@@ -216,6 +216,7 @@ class QKViTForImageClassification(QKViTPreTrainedModel):
             attention_mask=attention_mask,
             output_attentions=output_attentions,
             output_qkv=output_qkv,
+            return_dict=True,  # the configuration may say otherwise
             **kwargs,
         )
         logits = self.classifier(outputs.pooler_output)  # (B, labels)
@@ -275,6 +276,7 @@ class QKViTForMaskedImageModeling(QKViTPreTrainedModel):
             attention_mask=attention_mask,
             output_attentions=output_attentions,
             output_qkv=output_qkv,
+            return_dict=True,  # the configuration may say otherwise
             **kwargs,
         )
         patch_height, patch_width = self.qkvit.embeddings.patch_size
@@ -334,7 +336,7 @@ class QKViTBackbone(BackboneMixin, QKViTModel):
             attention_mask=attention_mask,
             output_attentions=output_attentions,
             output_qkv=output_qkv,
-            **{**kwargs, "output_hidden_states": True},
+            **{**kwargs, "output_hidden_states": True, "return_dict": True},
         )
         patch_height, patch_width = self.embeddings.patch_size
         grid = (pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width)

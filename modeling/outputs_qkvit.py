@@ -8,7 +8,7 @@ as every library that takes a `ModelOutput` apart needs it.
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import BuiltinMethodType
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -46,9 +46,16 @@ pytree.register_pytree_node(CallableTuple, lambda items: (list(items), None), la
 
 def _plain(value: Any) -> Any:
     """A field's value as it is kept: what one output shows may be put into another, also a method where nothing is."""
-    if isinstance(value, BuiltinMethodType):
+    if isinstance(value, partial):
         return None
     return tuple(value) if isinstance(value, CallableTuple) else value
+
+
+# Functions of Python, for torch.compile and torch.export cannot trace the dictionary's own, which are of C.
+_METHODS: dict[str, Callable[[Any], Any]] = {
+    "keys": lambda output: OrderedDict.keys(output),
+    "values": lambda output: OrderedDict.values(output),
+}
 
 
 class _FieldOverMethod:
@@ -56,12 +63,12 @@ class _FieldOverMethod:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.method = getattr(OrderedDict, name)
+        self.method = _METHODS[name]
 
     def __get__(self, output: Any, owner: type | None = None) -> Any:
         if output is None:
             return self.method
-        method = self.method.__get__(output)
+        method = partial(self.method, output)
         field = output.__dict__.get(self.name)
         return method if field is None else CallableTuple(field, method)
 
@@ -71,7 +78,7 @@ class _FieldOverMethod:
 
 def _with_keys_and_values(cls: type) -> type:
     """Let the fields `keys` and `values` stand over the dictionary methods (after `@dataclass` has read them)."""
-    for name in ("keys", "values"):
+    for name in _METHODS:
         setattr(cls, name, _FieldOverMethod(name))
     return cls
 

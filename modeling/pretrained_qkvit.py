@@ -11,7 +11,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.output_capturing import OutputRecorder
 
 from ..configuration.configuration_qkvit import QKViTConfig
-from ..configuration.preprocessing_qkvit import settings_beside
+from ..configuration.preprocessing_qkvit import settings_beside, without_companions
 from .attention_qkvit import QKViTAttention
 from .checksums_qkvit import write_sums
 from .embeddings_qkvit import QKViTEmbeddings
@@ -77,9 +77,12 @@ class QKViTPreTrainedModel(PreTrainedModel):
         if is_main_process:
             write_sums(save_directory)
 
-    def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+    def _upload_modified_files(
+        self, working_dir: Any, repo_id: str, files_timestamps: dict[str, float], *args: Any, **kwargs: Any
+    ) -> Any:
         write_sums(working_dir)  # save_pretrained(push_to_hub=True) uploads before it returns
-        return super()._upload_modified_files(working_dir, *args, **kwargs)
+        times = without_companions(files_timestamps)
+        return super()._upload_modified_files(working_dir, repo_id, times, *args, **kwargs)
 
     def settle(self) -> None:
         """Lay the weights of Q, K and V next to each other in memory, for one product in inference.

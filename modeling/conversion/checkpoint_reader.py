@@ -20,7 +20,7 @@ from ...configuration.hub_errors import hub_sentences
 from ...configuration.preprocessing_qkvit import FILE_NAME as PROCESSOR
 from ...configuration.preprocessing_qkvit import read_settings
 from ...configuration.reasons import in_one_line
-from ..loading_qkvit import AGAIN
+from ..loading_qkvit import AGAIN, lfs_pointer, not_opened
 
 CONFIG = "config.json"
 # In the order of preference; the second of each pair names the shards.
@@ -203,7 +203,7 @@ class _SafetensorsFile:
         try:
             self._file = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged or no safetensors file ({_line(error)}); {AGAIN}") from error
+            raise ValueError(not_opened(path, error)) from error
 
     def names(self) -> list[str]:
         return list(self._file.keys())
@@ -250,7 +250,8 @@ class _TorchFile:
                 return torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._is_zip())
         except pickle.UnpicklingError as error:
             raise ValueError(
-                f"{self.path} holds more than tensors, and reading it could run code ({_line(error)}); save its"
+                lfs_pointer(self.path)
+                or f"{self.path} holds more than tensors, and reading it could run code ({_line(error)}); save its"
                 " state_dict as model.safetensors, where you trust it"
             ) from error
         except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError) as error:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -198,7 +199,7 @@ def _differences(ours: QKViTConfig, read: QKViTConfig, kind: str) -> list[str]:
 
 def _choices(config: QKViTConfig, kind: str) -> dict[str, Any]:
     """The choices that the outputs depend on, in a form that is the same for the same model."""
-    own = vars(QKViTConfig)["__annotations__"].keys() & {field.name for field in dataclasses.fields(QKViTConfig)}
+    own = inspect.get_annotations(QKViTConfig).keys() & {field.name for field in dataclasses.fields(QKViTConfig)}
     names = [name for name in sorted(own - _FREE) if not name.startswith("_")]
     choices: dict[str, Any] = {name: getattr(config, name) for name in names}
     choices.update(image_size=config.image_shape, patch_size=config.patch_shape)

@@ -212,6 +212,13 @@ def test_labels_are_taken_as_names_too_as_json_has_them():
     assert config.id2label == {0: "a", 1: "b"}
 
 
+def test_labels_may_be_given_by_their_names_alone(tmp_path):
+    config = QKViTConfig(label2id={"dog": 1, "cat": "0", "cow": 2})
+    assert config.id2label == {0: "cat", 1: "dog", 2: "cow"}
+    config.save_pretrained(tmp_path)
+    assert QKViTConfig.from_pretrained(tmp_path).num_labels == 3
+
+
 def test_chosen_layers_may_come_as_a_tuple():
     assert QKViTConfig(output_attentions=(0, -1)).output_attentions == [0, -1]
     config = QKViTConfig()
@@ -226,6 +233,7 @@ def test_chosen_layers_may_come_as_a_tuple():
         ({"num_labels": 4}, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"]),
         ({"id2label": {"0": "x", "1": "y"}, "label2id": {"x": "0", "y": "1"}}, ["x", "y"]),
         ({"id2label": {0: "x"}, "num_labels": 1}, ["x"]),
+        ({"label2id": {"y": 1, "x": 0}}, ["x", "y"]),
     ],
 )
 def test_labels_given_when_a_file_is_loaded_replace_the_files(tmp_path, saved, given, names):
@@ -245,6 +253,14 @@ def test_names_set_on_a_configuration_come_back_from_its_file(tmp_path):
     config.id2label = {0: "a", 1: "b", 2: "c"}  # and label2id is left as it was
     config.save_pretrained(tmp_path)
     assert QKViTConfig.from_pretrained(tmp_path).id2label == config.id2label
+
+
+@pytest.mark.parametrize("label2id", [{"a": 0, "b": 1, "c": 2}, {"a": 5}, {"LABEL_0": 0}])
+def test_names_of_before_do_not_come_back_in_the_place_of_the_usual_ones(tmp_path, label2id):
+    config = QKViTConfig()
+    config.label2id = label2id
+    config.save_pretrained(tmp_path)
+    assert QKViTConfig.from_pretrained(tmp_path).id2label == config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
 
 
 def test_the_backbone_s_last_stage_follows_a_depth_that_is_changed_on_loading(tiny_config, tmp_path):

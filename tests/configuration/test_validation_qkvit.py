@@ -56,7 +56,15 @@ NEVER = {
     ("num_labels",): st.one_of(no_number, no_real, st.booleans(), st.none(), st.integers(max_value=-1), st.floats()),
     ("problem_type",): st.one_of(no_number, st.booleans(), st.integers(), st.just("classification")),
     ("dtype", "torch_dtype"): st.sampled_from(["float33", "nn", "", 3]),
-    ("attn_implementation", "experts_implementation", "quantization_config"): st.sampled_from([3, True, ["eager"]]),
+    ("attn_implementation", "_attn_implementation", "experts_implementation", "quantization_config"): st.sampled_from(
+        [3, True, ["eager"]]
+    ),
+    ("architectures",): st.sampled_from([3, "QKViTModel", True, [3], {"QKViTModel": 3}]),
+    ("auto_map",): st.sampled_from([3, "QKViTModel", True, ["QKViTModel"], {"AutoModel": 3}]),
+    ("is_encoder_decoder", "tie_word_embeddings", "use_cache"): st.one_of(no_number, no_real, st.integers()),
+    ("tie_last_hidden_states",): st.one_of(no_number, no_real, st.integers(), st.just(True)),
+    ("chunk_size_feed_forward",): st.one_of(no_number, no_real, st.booleans()),
+    ("transformers_version",): st.one_of(no_real, st.sampled_from([5, True, ["5.23"]])),
     ("id2label",): st.sampled_from(["cat", ["cat", "dog"], 3]),
     ("label2id",): st.sampled_from(["cat", ["cat", "dog"], 3]),
     ("return_dict",): st.one_of(no_number, no_real, st.none(), st.integers()),
@@ -128,6 +136,10 @@ def test_a_wrong_type_is_refused_when_a_field_is_set_later(raises_sentence, name
         ({"id2label": {0: "a", 1: 7}}, ["the label 7", "no name"]),
         ({"num_labels": 5, "id2label": {0: "a", 1: "b"}}, ["num_labels=5", "id2label={0: 'a', 1: 'b'}", "one of them"]),
         ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 1, "b": 0}}, ["label2id={'a': 1, 'b': 0}", "leave label2id"]),
+        ({"label2id": {"a": 0, "b": 2}}, ["label2id={'a': 0, 'b': 2}", "from 0 to 1 once"]),
+        ({"label2id": {"a": 0, "b": 0}}, ["label2id={'a': 0, 'b': 0}", "from 0 to 1 once"]),
+        ({"label2id": {"a": 0, "b": "x"}}, ["label2id={'a': 0, 'b': 'x'}", "from 0 to 1 once"]),
+        ({"label2id": {"a": 0, "b": 1}, "num_labels": 3}, ["num_labels=3", "of 2 labels", "one of them"]),
         ({"label_smoothing": 0.1, "num_labels": 1}, ["label_smoothing=0.1", "num_labels=1"]),
         ({"classification_loss": "binary_cross_entropy", "num_labels": 1}, ["binary", "num_labels=1", "num_labels=2"]),
         ({"classification_loss": "binary_cross_entropy", "problem_type": "regression"}, ["binary", "'regression'"]),
@@ -217,6 +229,7 @@ def test_fields_that_no_longer_go_together_are_not_saved(raises_sentence, tiny_c
         ("output_attentions", [99]),
         ("output_hidden_states", "all"),
         ("return_dict", "no"),
+        ("tie_last_hidden_states", True),
     ],
 )
 def test_what_is_set_later_is_checked_before_it_is_used_or_saved(tiny_config, tmp_path, raises_sentence, name, value):

@@ -183,6 +183,11 @@ def test_a_map_in_half_precision_is_that_of_float32_to_its_precision(dtype):
     torch.testing.assert_close(found.double(), exact, rtol=0.05, atol=0.01)
 
 
+def test_a_map_beside_has_a_shape_on_the_meta_device():
+    query = torch.empty(1, 2, 4, 8, device="meta")
+    assert attention_map(query, query, 1.0).shape == (1, 2, 4, 4)
+
+
 def test_a_map_has_no_nan_when_every_token_is_hidden():
     query, key = torch.randn(2, 1, 1, 3, 4).unbind()
     assert attention_map(query, key, 0.5, token_mask=torch.zeros(1, 3, dtype=torch.bool)).isfinite().all()

@@ -83,6 +83,46 @@ def test_base_model_and_backbone_compile_to_one_graph(tiny_model, pixels, model_
         assert_same(one_graph(model)(pixels, output_hidden_states=True, **ASKED), expected)
 
 
+def by_name(out) -> list:
+    return [out[name] for name in out.keys()]  # noqa: SIM118
+
+
+# What a caller may do with an output within the graph.
+USES = {
+    "return_dict=False": lambda model, pixels: model(pixels, return_dict=False, output_qkv=True),
+    "an index": lambda model, pixels: model(pixels)[0],
+    "to_tuple()": lambda model, pixels: model(pixels, output_qkv=True).to_tuple(),
+    "keys()": lambda model, pixels: by_name(model(pixels)),
+    "keys() beside keys": lambda model, pixels: by_name(model(pixels, output_qkv=True)),
+    "values()": lambda model, pixels: list(model(pixels).values()),
+    "keys and values": lambda model, pixels: [*(out := model(pixels, output_qkv=True)).keys, *out.values],
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_an_output_is_taken_apart_within_the_graph(tiny_model, pixels, use):
+    model = tiny_model(num_hidden_layers=1)
+    with torch.no_grad():
+        found = torch.compile(USES[use], fullgraph=True, backend="eager")(model, pixels)
+        torch.testing.assert_close(found, USES[use](model, pixels))
+
+
+# transformers' variable that says what is captured, which it sets back.
+@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")
+def test_strict_export_takes_an_output_apart(tiny_model, pixels):
+    class Logits(torch.nn.Module):
+        def __init__(self, model: torch.nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return self.model(pixels)[0]
+
+    model = tiny_model(num_hidden_layers=1)
+    exported = torch.export.export(Logits(model), (pixels,), strict=True).module()
+    torch.testing.assert_close(exported(pixels), model(pixels).logits)
+
+
 def test_masked_image_modeling_compiles_to_one_graph(tiny_model, pixels):
     model = tiny_model(QKViTForMaskedImageModeling, num_hidden_layers=2)
     masked = torch.rand(2, 16) < 0.5

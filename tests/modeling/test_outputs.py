@@ -94,6 +94,14 @@ def test_return_dict_false_gives_the_same_as_a_plain_tuple(model, pixels):
     assert plain[index][1:] == (None, None)
 
 
+@pytest.mark.parametrize("model_class", MODELS)
+def test_return_dict_false_in_the_configuration_does_the_same(tiny_model, pixels, model_class):
+    expected = tiny_model(model_class)(pixels, output_qkv=[0]).to_tuple()
+    plain = tiny_model(model_class, return_dict=False)(pixels, output_qkv=[0])
+    assert type(plain) is tuple
+    torch.testing.assert_close(plain, expected)
+
+
 def detached(out):
     return type(out)(**{name: nested_detach(out[name]) for name in names(out)})
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import hub
 
 from qkvit import QKViTForImageClassification, QKViTModel
@@ -330,10 +331,10 @@ def test_a_model_that_is_trained_on_keeps_no_trace_of_shipping(tiny_model, tmp_p
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
 
 
-@pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
-def test_what_is_pushed_is_complete(tiny_model, tmp_path, monkeypatch, way):
-    """The upload is caught: what is in it is what a saved folder holds."""
-    uploaded = []
+@pytest.fixture
+def uploaded(monkeypatch) -> list[str]:
+    """The names of the files of an upload, which is caught."""
+    uploaded: list[str] = []
 
     class Api:
         def create_repo(self, repo_id, **kwargs):
@@ -347,13 +348,36 @@ def test_what_is_pushed_is_complete(tiny_model, tmp_path, monkeypatch, way):
     card = type("Card", (), {"save": lambda self, path: Path(path).write_text("card")})
     for module in (hub, sys.modules["transformers.modeling_utils"]):
         monkeypatch.setattr(module, "create_and_tag_model_card", lambda *args, **kwargs: card(), raising=False)
+    return uploaded
+
+
+@pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained", "save_pretrained over a saved one"])
+def test_what_is_pushed_is_complete(tiny_model, tmp_path, uploaded, way):
+    """What is in the upload is what a saved folder holds."""
     model = tiny_model()
+    if way == "save_pretrained over a saved one":
+        model.save_pretrained(tmp_path / "model")
     if way == "push_to_hub":
         model.push_to_hub("someone/something")
     else:
         model.save_pretrained(tmp_path / "model", push_to_hub=True, repo_id="someone/something")
     weights = {"model.safetensors", "SHA256SUMS"}
     assert set(uploaded) >= {*flat_sources(), *weights, "config.json", "preprocessor_config.json"}
+
+
+def test_the_code_and_the_image_processor_are_pushed_with_a_configuration(tiny_config, tmp_path, uploaded):
+    tiny_config().save_pretrained(str(tmp_path), push_to_hub=True, repo_id="someone/something")
+    assert set(uploaded) == {*flat_sources(), "config.json", "preprocessor_config.json"}
+
+
+def test_a_base_model_of_code_that_came_with_a_model_is_pushed_with_it(tiny_model, tmp_path, uploaded, monkeypatch):
+    tiny_model().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    remote = get_class_from_dynamic_module("modeling_qkvit.QKViTForImageClassification", str(tmp_path / "model"))
+    inner = remote.from_pretrained(tmp_path / "model").base_model
+    inner.save_pretrained(tmp_path / "inner", push_to_hub=True, repo_id="someone/something")
+    assert set(uploaded) >= {*flat_sources(), "config.json", "preprocessor_config.json"}
 
 
 def test_a_class_of_the_user_s_own_keeps_its_place_in_the_map(tiny_config, tmp_path, monkeypatch):

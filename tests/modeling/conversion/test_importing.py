@@ -239,6 +239,14 @@ def test_a_damaged_file_is_named(folder, name, content, raises_sentence):
         convert(folder)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_git_lfs_pointer_is_told_from_weights(folder, name, raises_sentence):
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with raises_sentence(ValueError, str(folder / name), "Git LFS pointer", "git lfs pull"):
+        convert(folder)
+
+
 def test_a_file_that_is_cut_short_is_named(folder, raises_sentence):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
