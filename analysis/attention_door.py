@@ -294,9 +294,26 @@ def _function(module: nn.Module, backend: str) -> Callable:
             " cannot be wrapped: call model.set_attn_implementation('sdpa') first"
         )
     function = interface.get_interface(backend, default)
+    if "flash" in backend:
+        function = partial(_named, backend, function)
     # QKViT's modules call it by way of their shortcuts: what recomputes a layer must find the same, gradients too.
     own: Any = names.get("attend")
     return partial(own, function) if getattr(own, "__module__", "").endswith("shortcuts_qkvit") else function
+
+
+def _named(backend: str, function: Callable, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """FlashAttention loads the kernels that the module's config names: it is to find their own name there."""
+    return function(_View(module, config=_View(module.config, _attn_implementation=backend)), *args, **kwargs)
+
+
+class _View:
+    """An object with some other attributes, seen by one call alone: another thread sees it as it is."""
+
+    def __init__(self, viewed: Any, **other: Any) -> None:
+        vars(self).update(other, _viewed=viewed)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["_viewed"], name)
 
 
 def _eager_function(module: nn.Module, names: dict[str, Any]) -> Callable | None:

@@ -160,6 +160,42 @@ def uncompiled_flex() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def flash_attention(monkeypatch) -> list[str]:
+    """A stand-in for the package flash-attn, on any device: which implementations were loaded, by their names.
+
+    transformers' own part is what runs: how it takes padding out of a batch, and which functions it calls with what.
+    """
+    import torch
+    from transformers import modeling_flash_attention_utils as utils
+
+    loaded = []
+
+    def attend(query, key, value, scale):  # (B, N, H, D)
+        scores = scale * torch.einsum("bnhd,bmhd->bhnm", query, key)
+        return torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), value)
+
+    def whole(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False):
+        assert not causal
+        return attend(q, k, v, softmax_scale)
+
+    def pieces(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False
+    ):
+        assert not causal
+        ends = cu_seqlens_q.tolist()
+        parts = [slice(*pair) for pair in itertools.pairwise(ends)]
+        return torch.cat([attend(q[None, part], k[None, part], v[None, part], softmax_scale)[0] for part in parts])
+
+    def load(implementation, *args, **kwargs):
+        loaded.append(implementation)
+        return whole, pieces, None, utils._pad_input, utils._unpad_input
+
+    monkeypatch.setattr(utils, "_lazy_imports", load)
+    monkeypatch.setattr(utils, "_loaded_implementation", None)
+    return loaded
+
+
 # Two thirds of the time that a process takes to import a model. Nothing here looks at the Hub or its environment.
 PRELOADED = ["torch._dynamo", "torch.distributed.tensor", "torch.distributed._composable.fsdp", "scipy.optimize"]
 

@@ -139,6 +139,27 @@ def test_the_eager_function_is_the_one_that_the_module_names(pixels):
     torch.testing.assert_close(recording[0].attention @ recording[0].value, recording[0].output)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_flash_attention_is_seen_and_edited(tiny_model, pixels, flash_attention, masked):
+    """It loads the kernels that the model's config names, and knows none of the name that is there meanwhile."""
+    model = tiny_model(QKViTModel)
+    seen = torch.arange(16) < torch.tensor([[16], [9]]) if masked else None
+    edits = {(1, "value"): Zero(heads=0), (2, "key"): Apply(lambda key: 2 * key)}
+    with torch.no_grad():
+        with record(model, tensors=TENSORS) as expected, intervene(model, edits):
+            model(pixels, attention_mask=seen)
+        model.config._attn_implementation = "flash_attention_2"
+        with record(model, tensors=TENSORS) as recording, intervene(model, edits):
+            model(pixels, attention_mask=seen)
+    assert set(flash_attention) == {"flash_attention_2"}
+    real = slice(None) if seen is None else torch.cat([torch.ones(2, 1, dtype=torch.bool), seen], dim=1)
+    for layer in range(3):
+        for name in ("query", "output", "attention"):
+            found, same = (getattr(it[layer], name).transpose(1, 2)[real] for it in (recording, expected))
+            torch.testing.assert_close(found, same)
+    assert model.config._attn_implementation == "flash_attention_2"
+
+
 # ---- nesting, models, threads, processes
 
 

@@ -152,6 +152,19 @@ def test_compiled_flex_attention_computes_the_formula(tiny_config, tokens):
     torch.testing.assert_close(weights.double(), expected["map"], rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("version", ["flash_attention_2", "flash_attention_3"])
+def test_flash_attention_is_given_what_it_takes(tiny_config, tokens, seen, flash_attention, version):
+    """The package itself needs a GPU: here is what QKViT and transformers hand to it, padding included."""
+    expected = run(make_attention(tiny_config, "sdpa", qk_norm=True), tokens, seen)
+    attention = make_attention(tiny_config, "sdpa", qk_norm=True)
+    attention.config._attn_implementation = version
+    output, weights, *_ = run(attention, tokens, seen)
+    assert flash_attention == [version]
+    visible = slice(None) if seen is None else seen
+    torch.testing.assert_close(output[visible], expected[0][visible])
+    torch.testing.assert_close(weights, expected[1])
+
+
 def test_the_map_is_right_where_an_implementation_gives_something_else_in_its_place(tiny_config, tokens):
     """flex_attention on a GPU gives the log-sum-exp, (B, H, N), where others give the map."""
 
