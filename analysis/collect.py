@@ -77,10 +77,10 @@ def collect(
         layers: Which layers, negative ones from the end. `None`: all.
         statistics: Groups of `attention_statistics`, but for "mean_map". `None`: all.
         rollout: Attention rollout too. Up to 400 tokens, every layer's map is kept, the mean of its heads; of more, the
-            queries and keys of all layers where they weigh no more than the model, as those of one image of 1,025
-            tokens. Else those of half the layers, and the first half of the model runs a second time. Beyond 2,000
-            tokens, where half would weigh more than the model, a quarter's; the model then runs one and a half times
-            more in sum.
+            queries and keys: up to 2,000 those of all layers where they weigh no more than half of the model, as
+            those of one image of 1,025 do; else those of half the layers, and the first half of the model runs a second
+            time; beyond 2,000, where half would weigh more than the model, a quarter's, and the model runs one and a
+            half times more in sum.
         class_names: Names of the labels 0, 1, ..., of which each image has one. `None`: those of the data, or no
             statistics for each class, as where an image has several labels.
         class_quantiles: Quantiles for each class too: up to 16 bytes for each image and statistic of a head, while
@@ -126,7 +126,7 @@ def collect(
     asked = None if statistics is None else sorted([statistics] if isinstance(statistics, str) else statistics)
     session = Collecting(model, layers, asked, _new_tally(names, class_quantiles), rollout)
     rank, world = _processes()
-    _check_share(dataloader, rank, world)
+    _refuse_in_all(_wrong_share(dataloader, rank, world), world)
     file = None
     if progress_folder is not None:
         if session.is_altered():
@@ -141,8 +141,8 @@ def collect(
         file = ProgressFile(progress_folder, identity, rank, world)
         session.tally = file.load() or session.tally
     with _evaluating(model), _bar(dataloader, session.tally, show_progress and rank == 0) as bar:
-        checks_share = world > 1 and not hasattr(dataloader, "shard")
-        share = _run(model, dataloader, session, layout, forward or see_images, file, bar, checks_share)
+        share = _Share(wanted=world > 1 and not _knows_its_share(dataloader))
+        _run(model, dataloader, session, layout, forward or see_images, file, bar, share)
     if file is not None and world > 1 and session.tally.images:
         file.save(session.tally)  # whoever is stopped now is waiting for others
     tally = _merged(session.tally, rank, world, share)
@@ -182,21 +182,18 @@ def _run(
     forward: Callable[[Any, torch.Tensor], Any],
     file: ProgressFile | None,
     bar: Any,
-    checks_share: bool,
-) -> tuple[int, int]:
-    """Run all batches. Returns how many images there were, and a checksum of them where one is wanted."""
+    share: "_Share",
+) -> None:
     tally = session.tally
-    images = checksum = 0
     parameter = next(model.parameters())
     saved = time.monotonic()
     try:
         with torch.no_grad(), session, _seeing_tokens(session):
-            for number, batch in _batches(dataloader, tally):
+            for number, batch in _batches(dataloader, tally, share):
                 pixel_values, labels = _parts(batch)
                 if tally.num_classes and labels is not None:
                     labels = _one_label_each(labels, len(pixel_values))
-                if checks_share:
-                    checksum = zlib.crc32(pixel_values.cpu().contiguous().view(torch.uint8).numpy().data, checksum)
+                share.add(pixel_values)
                 pixel_values = pixel_values.to(parameter.device)
                 height, width = pixel_values.shape[-2:]
                 tokens = layout or TokenLayout.from_model(model, (height, width))
@@ -210,7 +207,6 @@ def _run(
                     )
                 tally.add(found, labels)
                 bar(len(pixel_values))
-                images += len(pixel_values)
                 if file is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                     _take_bad_images(dataloader, tally)
                     file.save(tally)
@@ -222,17 +218,31 @@ def _run(
                 file.save(tally)
         raise
     _take_bad_images(dataloader, tally)
-    return images, checksum
 
 
-def _batches(dataloader: Any, tally: Tally) -> Iterator[tuple[int, Any]]:
+class _Share:
+    """How many images a process was given, and a checksum of them where one is wanted."""
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
+        self.images = self.checksum = 0
+
+    def add(self, pixel_values: torch.Tensor) -> None:
+        self.images += len(pixel_values)
+        if self.wanted:
+            self.checksum = zlib.crc32(pixel_values.cpu().contiguous().view(torch.uint8).numpy().data, self.checksum)
+
+
+def _batches(dataloader: Any, tally: Tally, share: _Share) -> Iterator[tuple[int, Any]]:
     """Batches with their numbers, without those that the tally has seen."""
     done = tally.batches
-    if hasattr(dataloader, "starting_at"):
+    if _knows_its_share(dataloader):
         yield from dataloader.starting_at(done).numbered()
         return
     batches = enumerate(dataloader)
-    skipped = sum(len(_parts(batch)[0]) for _, batch in itertools.islice(batches, done))
+    for _, batch in itertools.islice(batches, done):
+        share.add(_parts(batch)[0])
+    skipped = share.images
     if skipped != tally.images:  # cut otherwise: some images would count twice, and others not at all
         raise ValueError(
             f"the first {done} batches hold {skipped} images, and held {tally.images} when the progress was kept; pass"
@@ -337,40 +347,53 @@ def _processes() -> tuple[int, int]:
     return 0, 1
 
 
-def _check_share(dataloader: Any, rank: int, world: int) -> None:
-    """Refuse batches that are known not to be one process's share: their images would count more than once."""
+def _knows_its_share(dataloader: Any) -> bool:
+    return hasattr(dataloader, "starting_at")  # qkvit.data.batches
+
+
+def _wrong_share(dataloader: Any, rank: int, world: int) -> str | None:
+    """Why batches are known not to be one process's share, whose images would count more than once."""
     if world == 1:
-        return
-    shard = getattr(dataloader, "shard", None)
-    if shard is not None and tuple(shard) != (rank, world):
-        raise ValueError(
-            f"process {rank} of {world} was given the batches of shard {tuple(shard)}, and each passes those of its own"
-            f" share; pass batches(..., shard=({rank}, {world}))"
+        return None
+    if _knows_its_share(dataloader) and dataloader.shard != (rank, world):
+        return (
+            f"process {rank} of {world} was given the batches of shard {dataloader.shard}, and each passes those of its"
+            f" own share; pass batches(..., shard=({rank}, {world}))"
         )
     sampler = getattr(dataloader, "sampler", None)
     size = getattr(sampler, "total_size", None)
     if size is not None and size > len(dataloader.dataset):
-        raise ValueError(
+        return (
             f"{type(sampler).__name__} gives {size} images of {len(dataloader.dataset)} to {world} processes, and those"
             " that it repeats would count twice; pass batches(..., shard=(rank, world)) of qkvit.data"
         )
+    return None
 
 
-def _merged(tally: Tally, rank: int, world: int, share: tuple[int, int]) -> Tally:
+def _refuse_in_all(reason: str | None, world: int) -> None:
+    """Raise in every process what one of them has to say: the others would wait for it at the end."""
+    reasons: list[str | None] = [reason]
+    if world > 1:
+        import torch.distributed as dist
+
+        reasons *= world
+        dist.all_gather_object(reasons, reason)
+    for said in filter(None, reasons):
+        raise ValueError(said)
+
+
+def _merged(tally: Tally, rank: int, world: int, share: _Share) -> Tally:
     """The tallies of all processes, added in the order of their ranks: the same everywhere.
 
-    Args:
-        share: How many images this process has run, and a checksum of them; 0 if their loader knows its share.
-
     Raises:
-        ValueError: two processes have run the same images.
+        ValueError: two processes were given the same images.
     """
     if world == 1:
         return tally
     import torch.distributed as dist
 
     shares: list[Any] = [None] * world
-    dist.all_gather_object(shares, share)
+    dist.all_gather_object(shares, (share.images, share.checksum))
     same = next((it for it in shares if it[1] and shares.count(it) > 1), None)
     if same is not None:
         ranks = [number for number, it in enumerate(shares) if it == same]

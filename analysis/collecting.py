@@ -23,9 +23,9 @@ from .tally import VECTORS, Batch, Tally
 from .token_layout import TokenLayout
 
 # Up to so many tokens, rollout keeps every layer's map, the mean of its heads. Beyond, maps would be larger than the
-# queries and keys. These are kept of all layers where they weigh no more than the model, else of half of them, and the
-# other half runs again. Beyond so many tokens again, half is kept where that weighs no more than the model, else a
-# quarter: the peak would be 1.8 times that of the plain pass.
+# queries and keys. These are kept of all layers where they weigh no more than half of the model, else of half of them,
+# and the other half runs again. Beyond so many tokens again, half is kept where that weighs no more than the model,
+# else a quarter: the peak would be 1.8 times that of the plain pass.
 TOKENS_FOR_MAPS = 400
 TOKENS_FOR_HALVES = 2000
 
@@ -110,7 +110,7 @@ class Collecting(Session):
         of_model = sum(parameter.nbytes for parameter in parameters)
         light = of_model // max(1, of_a_layer)  # so many layers weigh no more than the model
         layers, few_tokens = len(self.modules), self.layout.num_tokens <= TOKENS_FOR_HALVES
-        if few_tokens and light >= layers:
+        if few_tokens and light >= 2 * layers:
             return layers
         half = -(-layers // 2)
         return half if few_tokens or light >= half else -(-layers // 4)

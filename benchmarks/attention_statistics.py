@@ -9,7 +9,7 @@ takes turns:
     cheap         the forward pass with the cheap statistics (FUSED) of every layer, and rollout
     everything    the forward pass with all statistics of every layer, values included, and rollout; both keep, up to
                   400 tokens, the layers' maps (mean of heads), as `collect` does; of more, queries and keys of all
-                  layers, as `collect` does where they weigh no more than the model and tokens are 2,000 at most
+                  layers, as `collect` does where they weigh no more than half of the model, up to 2,000 tokens
     cheap_6       as cheap, but rollout keeps six layers at a time: the model's first half runs again
     everything_6  as everything, with six layers at a time, as `collect` does with one image of 4,097 tokens
     collect       (memory alone) `collect` with rollout: as everything_6, but each layer's numbers are summed up at once

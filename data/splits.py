@@ -90,20 +90,30 @@ def _refuse_two_sets(files: list[str], name: str) -> None:
     for file in files:
         folders.setdefault(os.path.basename(file), []).append(os.path.dirname(file) or ".")
     for file, inside in folders.items():
-        if len(inside) > 1 and not all("=" in os.path.basename(folder) for folder in inside):  # one cut by a column
+        if len(inside) > 1 and not _are_pieces(inside):
             raise ValueError(
                 f"{name} has a file {file} in {len(inside)} folders, which may be sets of their own; name one of"
                 f" {', '.join(inside)}, or rename the files to join them"
             )
 
 
+def _are_pieces(folders: list[str]) -> bool:
+    """Whether these are folders of one set: one for each value of a column, or numbered ones."""
+    return all(map(_is_of_a_value, folders)) or len({re.sub(r"\d+", "", folder) for folder in folders}) == 1
+
+
+def _is_of_a_value(folder: str) -> bool:
+    return "=" in os.path.basename(folder)
+
+
 def _refuse_parts(files: list[str], name: str) -> None:
-    sets: dict[str, list[str]] = {}
+    sets: dict[tuple[str, str], list[str]] = {}
     for file in files:
         numbered = re.fullmatch(r"(.*)-\d+-of-(\d+)(-[0-9a-f]+)?\.\w+", os.path.basename(file))
         if numbered is not None:
-            sets.setdefault(numbered[1], []).append(numbered[2])
-    for stem, wanted in sets.items():
+            folder = os.path.dirname(file)
+            sets.setdefault((folder if _is_of_a_value(folder) else "", numbered[1]), []).append(numbered[2])
+    for (_, stem), wanted in sets.items():
         for count in wanted:
             if int(count) != len(wanted):
                 have = "1 file" if len(wanted) == 1 else f"{len(wanted)} files"

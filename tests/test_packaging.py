@@ -113,3 +113,14 @@ print(json.dumps([before, after, imported, "matplotlib" in sys.modules]))
     assert set(after) - set(before) - sys.stdlib_module_names == {"qkvit"}
     assert imported == names
     assert not matplotlib
+
+
+def test_what_transformers_vit_passes_was_recorded_with_the_tested_versions():
+    """Otherwise `.ci/run` would run it each time: then record it anew, by tests/common_suite/run.py --record."""
+    record = json.loads((ROOT / "tests" / "common_suite" / "vit_outcomes.json").read_text())
+    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    for name in ("torch", "transformers"):
+        version = record["versions"][name].partition("+")[0]
+        assert any(pin.partition(";")[0] == f"{name}=={version}" for pin in pins), name
+    assert {name for name, row in record["outcomes"].items() if row["failed"]} == set()
+    assert sum(len(row["passed"]) for row in record["outcomes"].values()) > 300

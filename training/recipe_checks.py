@@ -1,7 +1,7 @@
 """What a recipe may hold: ranges of its values, and which of them go together."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .errors import TrainingRefusedError
@@ -154,17 +154,24 @@ def _check_twice(optimisation: Any, arguments: dict[str, Any]) -> None:
             )
 
 
-def _check_switched(recipe: Any) -> None:
+def without_effect(recipe: Any) -> Iterator[tuple[str, str, str]]:
+    """What is set where its switch is off: section, field, switch."""
     for section, names, switch, is_on in _SWITCHED:
         settings = getattr(recipe, section)
         for name in names:
-            value, default = getattr(settings, name), getattr(type(settings), name)
-            if value != default and not is_on(settings):
-                value, default = (list(one) if isinstance(one, tuple) else one for one in (value, default))
-                raise TrainingRefusedError(
-                    f"{section}.{name}={value} is without effect without {section}.{switch}; set that too, or leave it"
-                    f' out (--set "{section}.{name}={default}")'
-                )
+            if getattr(settings, name) != getattr(type(settings), name) and not is_on(settings):
+                yield section, name, switch
+
+
+def _check_switched(recipe: Any) -> None:
+    for section, name, switch in without_effect(recipe):
+        settings = getattr(recipe, section)
+        value, default = getattr(settings, name), getattr(type(settings), name)
+        value, default = (list(one) if isinstance(one, tuple) else one for one in (value, default))
+        raise TrainingRefusedError(
+            f"{section}.{name}={value} is without effect without {section}.{switch}; set that too, or leave it"
+            f' out (--set "{section}.{name}={default}")'
+        )
 
 
 def _check_distillation(settings: Any) -> None:

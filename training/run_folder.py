@@ -186,7 +186,8 @@ def changes_since(output: Path, recipe: Recipe, data: dict[str, Any], world: int
     except (OSError, yaml.YAMLError) as error:
         raise TrainingRefusedError(f"{output} holds no {RECIPE} to go on with; leave --resume out") from error
     changes = {}
-    old, new = _flat(before), _flat(recipe.to_dict())
+    # A field that is newer than the run had what is its default.
+    old, new = _flat(Recipe().to_dict()) | _flat(before), _flat(recipe.to_dict())
     harmless = HARMLESS
     if recipe.optimisation.early_stopping is not None or recipe.arguments.get("lr_scheduler_type") in BY_EVALUATIONS:
         harmless -= EVALUATIONS

@@ -7,14 +7,12 @@ from typing import Any
 
 import torch
 
-# By the kind of device. They follow torch.set_float32_matmul_precision too, which can be read only where these agree.
 _BACKENDS: Any = torch.backends  # whose settings no type checker knows
-_SETTINGS: dict[str, Any] = {"cpu": _BACKENDS.mkldnn.matmul, "cuda": _BACKENDS.cuda.matmul}
-_FULL = ("ieee", "none")
+_SETTINGS: tuple[Any, ...] = (_BACKENDS.mkldnn.matmul, _BACKENDS.cuda.matmul)
 
 _lock = threading.Lock()
-_inside = dict.fromkeys(_SETTINGS, 0)
-_before: dict[str, str] = {}
+_inside = 0
+_put_back = contextlib.ExitStack()
 
 
 @contextlib.contextmanager
@@ -23,32 +21,42 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
     The choice is the process's and not the thread's: it returns when the last thread leaves.
     """
-    kind = device.type
-    _enter(kind)
+    global _inside
+    with _lock:
+        _inside += 1
+        if _inside == 1:
+            _choose()
     try:
-        with torch.autocast(kind, enabled=False):
+        with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        _leave(kind)
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                _put_back.close()
 
 
-def _enter(kind: str) -> None:
-    if kind not in _SETTINGS:
-        return
-    with _lock:
-        _inside[kind] += 1
-        if _inside[kind] == 1 and _SETTINGS[kind].fp32_precision not in _FULL:
-            _before[kind] = _SETTINGS[kind].fp32_precision
-            _SETTINGS[kind].fp32_precision = "ieee"
+def _choose() -> None:
+    chosen = _by_one_name()
+    if chosen is not None and chosen != "highest":  # which sets those below too, and whatever else goes by it
+        _put_back.callback(torch.set_float32_matmul_precision, chosen)
+        torch.set_float32_matmul_precision("highest")
+    for setting in _SETTINGS:
+        before = setting.fp32_precision
+        if before not in ("ieee", "none"):
+            _put_back.callback(_restore, setting, before)
+            setting.fp32_precision = "ieee"
 
 
-def _leave(kind: str) -> None:
-    if kind not in _SETTINGS:
-        return
-    with _lock:
-        _inside[kind] -= 1
-        if _inside[kind] == 0 and kind in _before:
-            before = _before.pop(kind)
-            _SETTINGS[kind].fp32_precision = "none"  # what torch.backends.fp32_precision says, now and later
-            if _SETTINGS[kind].fp32_precision != before:
-                _SETTINGS[kind].fp32_precision = before
+def _by_one_name() -> str | None:
+    """What torch.set_float32_matmul_precision was given; `None` where settings are that it has no name for."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
+
+
+def _restore(setting: Any, before: str) -> None:
+    setting.fp32_precision = "none"  # what torch.backends.fp32_precision says, now and later
+    if setting.fp32_precision != before:
+        setting.fp32_precision = before

@@ -100,7 +100,7 @@ def test_processes_that_were_stopped_go_on_to_the_numbers_of_one(model, source, 
         assert_same(type(whole).from_tally(Tally.from_state(*state), source.class_names), whole)
 
 
-def _whole_in_a_process(rank, folder, quiet):
+def _whole_in_a_process(rank, folder, quiet, over):
     import torch.distributed as dist
 
     torch.set_num_threads(1)
@@ -108,16 +108,19 @@ def _whole_in_a_process(rank, folder, quiet):
     model = qkvit.QKViTModel.from_pretrained(f"{folder}/model")
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     quiet(model, images[rank::2].split(1), statistics="entropy")
-    with pytest.raises(ValueError, match="processes 0 and 1 ran the same 4 images"):
-        quiet(model, images.split(2), statistics="entropy")
+    for _ in range(2):  # the second time all is in the progress
+        with pytest.raises(ValueError, match="processes 0 and 1 ran the same 4 images"):
+            quiet(model, images.split(2), statistics="entropy", progress_folder=f"{folder}/progress")
+    with pytest.raises(ValueError, match=r"process 1 of 2 was given the batches of shard \(0, 2\)"):  # in both
+        quiet(model, over(open_images(f"{folder}/pets"), shard=(0, 2)), statistics="entropy")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")
 @pytest.mark.filterwarnings("ignore")
-def test_a_loader_that_gives_each_process_all_images_is_refused(model, tmp_path, quiet):
+def test_a_loader_that_gives_each_process_all_images_is_refused(model, source, tmp_path, quiet, over):
     model.save_pretrained(tmp_path / "model")
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_whole_in_a_process, args=(rank, tmp_path, quiet)) for rank in (0, 1)]
+    processes = [context.Process(target=_whole_in_a_process, args=(rank, tmp_path, quiet, over)) for rank in (0, 1)]
     for process in processes:
         process.start()
     for process in processes:

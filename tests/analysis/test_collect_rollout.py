@@ -40,7 +40,8 @@ def test_many_tokens_that_outweigh_the_model_are_kept_of_fewer_layers(tiny_model
     fitting = sum(parameter.nbytes for parameter in model.parameters()) // of_image
     assert config.hidden_size == config.num_attention_heads * config.head_dim
     cases = (
-        (2000, fitting // 2, 4),
+        (2000, fitting // 4, 4),
+        (2000, fitting // 2, 2),
         (2000, fitting + 1, 2),
         (0, fitting // 2, 2),
         (0, fitting, 2),

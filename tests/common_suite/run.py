@@ -1,12 +1,15 @@
 #!/usr/bin/env python
 """Run transformers' own common test suites on our model classes and, the same way, on transformers' ViT.
 
-    python tests/common_suite/run.py [--models qkvit vit] [-k EXPR] [--json OUT] [-n PROCESSES]
+    python tests/common_suite/run.py [--models qkvit vit] [--recorded] [-k EXPR] [--json OUT] [-n PROCESSES]
 
 The suites (`ModelTesterMixin`, `ConfigTester`, `PipelineTesterMixin`, `TrainingTesterMixin`,
 `BackboneTesterMixin`) come from the source distribution of the installed transformers version, fetched once
 from the package index into `.cache/common_suite`. None of it is part of this repository. A few modules that
 the suites import are missing there; `standins/` holds ours, and each says what it leaves out.
+
+No change of ours changes what transformers' ViT passes. With `--recorded` its outcomes are those of
+`vit_outcomes.json`, if that is of the installed versions; `--record` runs everything and writes it.
 
 Exit code 0 only if nothing failed, every skip has a written reason, and there is no test that transformers'
 ViT passes and ours does not.
@@ -31,6 +34,7 @@ from pathlib import Path
 import skips
 
 HERE = Path(__file__).resolve().parent
+RECORD = HERE / "vit_outcomes.json"
 CACHE = HERE.parents[1] / ".cache" / "common_suite"
 
 SUITES = (
@@ -75,6 +79,10 @@ def main() -> int:
     version = importlib.metadata.version("transformers")
     if "qkvit" in options.models and importlib.util.find_spec("qkvit") is None:
         sys.exit("error: qkvit is not installed; run `pip install -e .`, or pass --models vit.")
+    known = read_record() if options.recorded and not options.k else []
+    if known:
+        options.models = [family for family in options.models if family != "vit"]
+        print(f"The outcomes of transformers' ViT are those of {RECORD.name}.", flush=True)
     suites = fetch_suites(version)
     with tempfile.TemporaryDirectory(prefix="common_suite_") as workspace:
         lay_out(suites, Path(workspace))
@@ -82,6 +90,9 @@ def main() -> int:
     tests = results["tests"]
     for test in tests:
         test["reason"] = general_reason(test) if test["outcome"] == "skipped" else ""
+    if options.record:
+        write_record(tests)
+    tests += known
 
     print_counts(tests)
     print_skips(tests)
@@ -103,6 +114,8 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(CLASSES), default=list(CLASSES))
+    parser.add_argument("--recorded", action="store_true", help=f"do not run transformers' ViT, but read {RECORD.name}")
+    parser.add_argument("--record", action="store_true", help=f"write {RECORD.name}")
     parser.add_argument("-k", metavar="EXPR", default="", help="only tests whose names match, as for pytest")
     parser.add_argument("--json", metavar="OUT", type=Path, help="write every outcome to this file")
     parser.add_argument("-n", metavar="PROCESSES", type=int, default=2, help="default: 2; 0 runs in one process")
@@ -256,6 +269,38 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in ("transformers", "torch", "pytest")
     }
+
+
+# ---- what transformers' ViT passes ----
+
+
+def write_record(tests: list[dict]):
+    outcomes: dict[str, dict] = {name: {"passed": [], "skipped": {}, "failed": []} for name in CLASSES["vit"]}
+    for test in tests:
+        row = outcomes.get(test["model_class"])
+        if row is not None and test["outcome"] == "skipped":
+            row["skipped"].setdefault(test["reason"], []).append(test["test"])
+        elif row is not None:
+            row[test["outcome"]].append(test["test"])
+    RECORD.write_text(json.dumps({"versions": versions(), "outcomes": outcomes}, indent=1) + "\n")
+
+
+def release(version: str) -> str:
+    return version.partition("+")[0]  # whatever it was built for
+
+
+def read_record() -> list[dict]:
+    """The recorded tests, in the form of those that have run; none if they are of other versions."""
+    record = json.loads(RECORD.read_text())
+    if any(release(record["versions"][name]) != release(versions()[name]) for name in ("transformers", "torch")):
+        return []
+    found = []
+    for model_class, row in record["outcomes"].items():
+        groups = [(outcome, "", row[outcome]) for outcome in ("passed", "failed")]
+        for outcome, reason, names in groups + [("skipped", *item) for item in row["skipped"].items()]:
+            common = {"model_class": model_class, "outcome": outcome, "text": reason, "reason": reason, "seconds": 0}
+            found += [{"test": name, **common} for name in names]
+    return found
 
 
 # ---- printing ----

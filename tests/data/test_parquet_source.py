@@ -144,11 +144,13 @@ def test_sets_in_two_folders_are_not_joined(parquet, png, tmp_path, streaming, r
     assert len(open_images(tmp_path / "sets" / "mini", streaming=streaming)) == 1
 
 
-def test_a_set_that_is_cut_by_a_column_is_one(parquet, png, tmp_path):
-    path = parquet("part-0.parquet", [png(0)], [0])
-    for name in ("year=2020", "year=2021"):
-        (tmp_path / "set" / name).mkdir(parents=True)
-        shutil.copy(path, tmp_path / "set" / name)
+@pytest.mark.parametrize("folders", [("year=2020", "year=2021"), ("chunk-000", "chunk-001")])
+def test_a_set_that_is_cut_by_a_column_or_into_numbered_folders_is_one(parquet, png, tmp_path, folders):
+    name = "data-00000-of-00001.parquet" if "=" in folders[0] else "file-000.parquet"
+    path = parquet(name, [png(0)], [0])
+    for folder in folders:
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        shutil.copy(path, tmp_path / "set" / folder)
     assert len(open_images(tmp_path / "set", streaming=True)) == 2
 
 

@@ -5,12 +5,14 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from qkvit.training import TrainingRefusedError, TrainingStoppedError, train
 from qkvit.training import run as training_run
 from qkvit.training.checkpoints import checkpoints
-from qkvit.training.run_folder import check_changes
+from qkvit.training.recipe import Recipe
+from qkvit.training.run_folder import changes_since, check_changes, read_record
 from qkvit.training.trainer import RecipeTrainer
 
 
@@ -41,6 +43,18 @@ class TestChanges:
 
     def test_what_weights_do_not_depend_on_may_change(self, run):
         assert train(run, ["logging_steps=3", "dataloader_num_workers=1"], resume=True)["steps"] == 9
+
+    def test_a_field_that_is_newer_than_the_run_had_its_default(self, run, tmp_path):
+        file = tmp_path / "run" / "recipe.yaml"
+        content = yaml.safe_load(file.read_text())
+        del content["augmentation"]["randaugment_table"]
+        file.write_text(yaml.safe_dump(content))
+        recipe = Recipe.load(run)
+        of_data = read_record(tmp_path / "run")["data"]
+        assert changes_since(tmp_path / "run", recipe, of_data, 1) == {}
+        recipe.augmentation.randaugment_table = "timm"
+        changes = changes_since(tmp_path / "run", recipe, of_data, 1)
+        assert changes == {"augmentation.randaugment_table": ("standard", "timm")}
 
     def test_other_images_are_refused(self, run, raises_sentence, tmp_path):
         record = tmp_path / "run" / "run.json"

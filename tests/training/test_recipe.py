@@ -237,3 +237,21 @@ def test_a_section_that_is_written_twice_is_named(tmp_path, raises_sentence):
         Recipe.load(path)
     path.write_text("data: &data {source: digits}\nmodel:\n  config: {<<: {hidden_size: 8}, hidden_size: 16}\n")
     assert Recipe.load(path).model.config["hidden_size"] == 16, "what is merged may be replaced"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "switched"),
+    [
+        ("vit-s16-in1k-90ep", ["randaugment_operations=0"], ["randaugment_magnitude", "randaugment_table"]),
+        ("mae-finetune-b16", ["--augmentation.erasing=0"], ["erasing_fill"]),
+        ("clothing-finetune", ["crop=none"], ["crop_scale"]),
+    ],
+)
+def test_what_depends_on_a_switch_goes_with_it(name, settings, switched):
+    """As in an ablation of a shipped recipe, which sets what its augmentation needs."""
+    shipped, made = (Recipe.load(name, given).augmentation for given in ([], settings))
+    for field in switched:
+        assert getattr(shipped, field) != getattr(type(shipped), field)
+        assert getattr(made, field) == getattr(type(made), field)
+    with pytest.raises(TrainingRefusedError, match="erasing_fill=noise is without effect"):
+        Recipe.load("mae-finetune-b16", ["erasing=0", "erasing_fill=noise"])

@@ -70,7 +70,7 @@ def schedule_steps(
     elif steps_per_epoch and warming >= steps and args.max_steps <= 0:  # a trial of a few steps is told by its plan
         raise TrainingRefusedError(
             f"a warm-up of {round(warming)} steps leaves nothing of the run of {steps}: shorten it (warmup_epochs,"
-            " warmup_steps), or train for longer"
+            " warmup_steps), train for longer, or try a few steps (--set max_steps=20)"
         )
     return warmup, options
 

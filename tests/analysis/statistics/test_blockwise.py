@@ -169,7 +169,9 @@ def test_products_stay_exact_until_the_last_thread_has_left(precision_kept):
 def precision_kept():
     settings = (torch.backends, torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
     before = [it.fp32_precision for it in settings]
+    by_one_name = torch.get_float32_matmul_precision()
     yield
+    torch.set_float32_matmul_precision(by_one_name)
     for setting, value in zip(settings, before, strict=True):
         setting.fp32_precision = value
 
