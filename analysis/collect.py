@@ -6,7 +6,6 @@ Shapes: B images, H heads, N tokens, P patches, D width of a head.
 import itertools
 import math
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -22,6 +21,7 @@ from .collected import Collected
 from .collecting import Collecting
 from .progress_file import ProgressFile, remove_progress
 from .run_identity import digest_of_weights, identity_of, settings_of
+from .shares import Share, knows_its_share, merged, processes, refuse_in_all, wrong_share
 from .tally import Tally
 from .token_layout import TokenLayout
 
@@ -125,8 +125,8 @@ def collect(
     names = None if names is None else tuple(names)
     asked = None if statistics is None else sorted([statistics] if isinstance(statistics, str) else statistics)
     session = Collecting(model, layers, asked, _new_tally(names, class_quantiles), rollout)
-    rank, world = _processes()
-    _refuse_in_all(_wrong_share(dataloader, rank, world), world)
+    rank, world = processes()
+    refuse_in_all(wrong_share(dataloader, rank, world), world)
     file = None
     if progress_folder is not None:
         if session.is_altered():
@@ -141,11 +141,11 @@ def collect(
         file = ProgressFile(progress_folder, identity, rank, world)
         session.tally = file.load() or session.tally
     with _evaluating(model), _bar(dataloader, session.tally, show_progress and rank == 0) as bar:
-        share = _Share(wanted=world > 1 and not _knows_its_share(dataloader))
+        share = Share(wanted=world > 1 and not knows_its_share(dataloader))
         _run(model, dataloader, session, layout, forward or see_images, file, bar, share)
     if file is not None and world > 1 and session.tally.images:
         file.save(session.tally)  # whoever is stopped now is waiting for others
-    tally = _merged(session.tally, rank, world, share)
+    tally = merged(session.tally, rank, world, share)
     if not tally.images:
         raise ValueError("there are no images to collect statistics from; pass data with one usable image at least")
     if file is not None and keep_progress:
@@ -182,7 +182,7 @@ def _run(
     forward: Callable[[Any, torch.Tensor], Any],
     file: ProgressFile | None,
     bar: Any,
-    share: "_Share",
+    share: Share,
 ) -> None:
     tally = session.tally
     parameter = next(model.parameters())
@@ -220,23 +220,10 @@ def _run(
     _take_bad_images(dataloader, tally)
 
 
-class _Share:
-    """How many images a process was given, and a checksum of them where one is wanted."""
-
-    def __init__(self, wanted: bool) -> None:
-        self.wanted = wanted
-        self.images = self.checksum = 0
-
-    def add(self, pixel_values: torch.Tensor) -> None:
-        self.images += len(pixel_values)
-        if self.wanted:
-            self.checksum = zlib.crc32(pixel_values.cpu().contiguous().view(torch.uint8).numpy().data, self.checksum)
-
-
-def _batches(dataloader: Any, tally: Tally, share: _Share) -> Iterator[tuple[int, Any]]:
+def _batches(dataloader: Any, tally: Tally, share: Share) -> Iterator[tuple[int, Any]]:
     """Batches with their numbers, without those that the tally has seen."""
     done = tally.batches
-    if _knows_its_share(dataloader):
+    if knows_its_share(dataloader):
         yield from dataloader.starting_at(done).numbered()
         return
     batches = enumerate(dataloader)
@@ -337,76 +324,3 @@ def _take_bad_images(dataloader: Any, tally: Tally) -> None:
     for bad in getattr(getattr(dataloader, "source", None), "bad_images", ()):
         if bad.index not in known:
             tally.bad.append({"index": bad.index, "name": bad.name, "reason": bad.reason})
-
-
-def _processes() -> tuple[int, int]:
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def _knows_its_share(dataloader: Any) -> bool:
-    return hasattr(dataloader, "starting_at")  # qkvit.data.batches
-
-
-def _wrong_share(dataloader: Any, rank: int, world: int) -> str | None:
-    """Why batches are known not to be one process's share, whose images would count more than once."""
-    if world == 1:
-        return None
-    if _knows_its_share(dataloader) and dataloader.shard != (rank, world):
-        return (
-            f"process {rank} of {world} was given the batches of shard {dataloader.shard}, and each passes those of its"
-            f" own share; pass batches(..., shard=({rank}, {world}))"
-        )
-    sampler = getattr(dataloader, "sampler", None)
-    size = getattr(sampler, "total_size", None)
-    if size is not None and size > len(dataloader.dataset):
-        return (
-            f"{type(sampler).__name__} gives {size} images of {len(dataloader.dataset)} to {world} processes, and those"
-            " that it repeats would count twice; pass batches(..., shard=(rank, world)) of qkvit.data"
-        )
-    return None
-
-
-def _refuse_in_all(reason: str | None, world: int) -> None:
-    """Raise in every process what one of them has to say: the others would wait for it at the end."""
-    reasons: list[str | None] = [reason]
-    if world > 1:
-        import torch.distributed as dist
-
-        reasons *= world
-        dist.all_gather_object(reasons, reason)
-    for said in filter(None, reasons):
-        raise ValueError(said)
-
-
-def _merged(tally: Tally, rank: int, world: int, share: _Share) -> Tally:
-    """The tallies of all processes, added in the order of their ranks: the same everywhere.
-
-    Raises:
-        ValueError: two processes were given the same images.
-    """
-    if world == 1:
-        return tally
-    import torch.distributed as dist
-
-    shares: list[Any] = [None] * world
-    dist.all_gather_object(shares, (share.images, share.checksum))
-    same = next((it for it in shares if it[1] and shares.count(it) > 1), None)
-    if same is not None:
-        ranks = [number for number, it in enumerate(shares) if it == same]
-        raise ValueError(
-            f"processes {ranks[0]} and {ranks[1]} ran the same {same[0]} images, which would count twice; pass each"
-            " process the batches of its own share, as batches(..., shard=(rank, world)) gives them"
-        )
-    total = Tally(tally.num_classes, tally.has_class_quantiles)
-    for sender in range(world):  # one after the other: at most two are in memory
-        message = [tally.state() if rank == sender else None]
-        dist.broadcast_object_list(message, src=sender)
-        state = message[0]
-        assert state is not None
-        total.merge(Tally.from_state(*state))
-    total.bad.sort(key=lambda bad: bad["index"])
-    return total

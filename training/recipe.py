@@ -11,7 +11,7 @@ import yaml
 
 from . import yaml_text
 from .errors import TrainingRefusedError
-from .recipe_checks import check, without_effect
+from .recipe_checks import check, switch_off, without_effect
 from .recipe_distillation import Distillation
 from .recipe_types import build, fit, unknown
 
@@ -259,7 +259,7 @@ class Recipe:
         for setting in settings or ():
             made = _with_setting(made, setting)
         said = [setting.partition("=")[0].rpartition(".")[2].strip(" -") for setting in settings or ()]
-        _switch_off(made, useless, said)
+        switch_off(made, useless, said)
         if not any("known_" in name for name in said):
             made.data = _forget_known(written, made.data)
         made.check()
@@ -342,19 +342,6 @@ def _with_setting(recipe: Recipe, setting: str) -> Recipe:
     inner[name] = value
     made = build(Recipe, values, "")
     return replace(made, arguments=fit_arguments(made.arguments))
-
-
-def _switch_off(recipe: Recipe, useless: set[tuple[str, str, str]], said: list[str]) -> None:
-    """What depends on a switch goes with it, where a setting turns that off: nobody has said the one without the other.
-
-    Args:
-        useless: What was without effect before.
-        said: The names of the settings.
-    """
-    for section, name, switch in list(without_effect(recipe)):
-        if (section, name, switch) not in useless and name not in said:
-            settings = getattr(recipe, section)
-            setattr(recipe, section, replace(settings, **{name: getattr(type(settings), name)}))
 
 
 def _forget_known(written: Data, now: Data) -> Data:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from .errors import TrainingRefusedError
@@ -161,6 +162,19 @@ def without_effect(recipe: Any) -> Iterator[tuple[str, str, str]]:
         for name in names:
             if getattr(settings, name) != getattr(type(settings), name) and not is_on(settings):
                 yield section, name, switch
+
+
+def switch_off(recipe: Any, useless: set[tuple[str, str, str]], said: list[str]) -> None:
+    """What depends on a switch goes with it, where a setting turns that off: nobody has said the one without the other.
+
+    Args:
+        useless: What was without effect before.
+        said: The names of the settings.
+    """
+    for section, name, switch in list(without_effect(recipe)):
+        if (section, name, switch) not in useless and name not in said:
+            settings = getattr(recipe, section)
+            setattr(recipe, section, replace(settings, **{name: getattr(type(settings), name)}))
 
 
 def _check_switched(recipe: Any) -> None:

@@ -6,7 +6,7 @@ import transformers
 from torch.utils.data import DataLoader, DistributedSampler
 
 from qkvit.analysis import TokenLayout
-from qkvit.analysis.collect import _refuse_in_all, _wrong_share
+from qkvit.analysis.shares import refuse_in_all, wrong_share
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -85,11 +85,11 @@ def test_a_forward_that_misses_layers_is_refused(model, quiet, raises_sentence, 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_batches_of_another_share_are_refused(source, over, raises_sentence, rank):
-    assert _wrong_share(over(source), 0, 1) is None
-    assert _wrong_share(over(source, shard=(rank, 2)), rank, 2) is None
+    assert wrong_share(over(source), 0, 1) is None
+    assert wrong_share(over(source, shard=(rank, 2)), rank, 2) is None
     for shard in ((0, 1), (1 - rank, 2), (rank, 3)):
         with raises_sentence(ValueError, f"process {rank} of 2", f"shard {shard}", f"shard=({rank}, 2)"):
-            _refuse_in_all(_wrong_share(over(source, shard=shard), rank, 2), 1)
+            refuse_in_all(wrong_share(over(source, shard=shard), rank, 2), 1)
 
 
 def test_a_sampler_that_repeats_images_is_refused(raises_sentence):
@@ -98,6 +98,6 @@ def test_a_sampler_that_repeats_images_is_refused(raises_sentence):
         loader = DataLoader(data, sampler=DistributedSampler(data, num_replicas=2, rank=0))
         if repeats:
             with raises_sentence(ValueError, "DistributedSampler", "8 images of 7"):
-                _refuse_in_all(_wrong_share(loader, 0, 2), 1)
+                refuse_in_all(wrong_share(loader, 0, 2), 1)
         else:
-            assert _wrong_share(loader, 0, 2) is None
+            assert wrong_share(loader, 0, 2) is None

@@ -68,9 +68,9 @@ def test_a_process_that_waits_for_the_others_has_kept_its_share(model, tmp_path,
         raise _StoppedError
 
     module = sys.modules["qkvit.analysis.collect"]  # as an attribute of the package it is the function
-    monkeypatch.setattr(module, "_processes", lambda: (0, 2))
-    monkeypatch.setattr(module, "_refuse_in_all", lambda *_: None)
-    monkeypatch.setattr(module, "_merged", stopped)
+    monkeypatch.setattr(module, "processes", lambda: (0, 2))
+    monkeypatch.setattr(module, "refuse_in_all", lambda *_: None)
+    monkeypatch.setattr(module, "merged", stopped)
     images = torch.rand(3, 3, 16, 16).split(1)
     for forward in (None, pytest.fail):  # nothing runs again
         with pytest.raises(_StoppedError):
