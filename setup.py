@@ -35,14 +35,15 @@ PACKAGE_DATA = {
     "qkvit.analysis.statistics": ["*.c", "*.h"],
 }
 
+# The tests pass with the lowest versions below, on Python 3.10: uv pip install --resolution lowest-direct -e ".[dev]"
 REQUIRED = [
     "torch>=2.10",
     "transformers>=5.17",
     "huggingface_hub>=1.5",
     "safetensors>=0.8",
     "numpy>=2.0",
-    "pillow>=10.0",
-    "typer>=0.15",
+    "pillow>=10.1",
+    "typer>=0.16",
     "pyyaml>=6.0",
 ]
 
@@ -70,12 +71,12 @@ STATISTICS = [
     "matplotlib>=3.9",
 ]
 
-PEFT = ["peft>=0.17"]
+PEFT = ["peft>=0.18"]
 
 ONNX = [
     "onnx>=1.18",
     "onnxruntime>=1.22",
-    "onnxscript>=0.5",
+    "onnxscript>=0.5.7",
 ]
 
 # Not in DEV: where it is installed, every import of transformers' models loads it, and may print about it.
@@ -87,7 +88,7 @@ DEV = [
     *ONNX,
     "build>=1.2",
     "captum>=0.8",
-    "hypothesis>=6.100",
+    "hypothesis>=6.140",
     "mypy>=1.15",
     "parameterized>=0.9",
     "pytest>=8.3",

@@ -62,18 +62,23 @@ class _FieldOverMethod:
     """Descriptor: the field where it was set, the dictionary's method of the same name where not."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.kept = _kept(name)
         self.method = _METHODS[name]
 
     def __get__(self, output: Any, owner: type | None = None) -> Any:
         if output is None:
             return self.method
         method = partial(self.method, output)
-        field = output.__dict__.get(self.name)
+        field = output.__dict__.get(self.kept)
         return method if field is None else CallableTuple(field, method)
 
     def __set__(self, output: Any, value: Any) -> None:
-        output.__dict__[self.name] = value
+        output.__dict__[self.kept] = value
+
+
+def _kept(field: str) -> str:
+    """Where an instance keeps a field. Under the method's own name, torch.compile would not look for the method."""
+    return f"_{field}" if field in _METHODS else field
 
 
 def _with_keys_and_values(cls: type) -> type:
@@ -109,11 +114,11 @@ class _QKVOutput(ModelOutput):
                 self.move_to_end(field)
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{field}={self.__dict__.get(field)!r}" for field in self.__dataclass_fields__)
+        shown = ", ".join(f"{field}={self.__dict__.get(_kept(field))!r}" for field in self.__dataclass_fields__)
         return f"{type(self).__name__}({shown})"
 
     def __reduce__(self) -> Any:  # pickle and deepcopy: the fields as set, not as the descriptors show them
-        return type(self), tuple(self.__dict__.get(field) for field in self.__dataclass_fields__)
+        return type(self), tuple(self.__dict__.get(_kept(field)) for field in self.__dataclass_fields__)
 
 
 @_with_keys_and_values

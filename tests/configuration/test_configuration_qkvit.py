@@ -213,7 +213,7 @@ def test_labels_are_taken_as_names_too_as_json_has_them():
 
 
 def test_labels_may_be_given_by_their_names_alone(tmp_path):
-    config = QKViTConfig(label2id={"dog": 1, "cat": "0", "cow": 2})
+    config = QKViTConfig(label2id={"dog": 1, "cat": 0, "cow": 2})
     assert config.id2label == {0: "cat", 1: "dog", 2: "cow"}
     config.save_pretrained(tmp_path)
     assert QKViTConfig.from_pretrained(tmp_path).num_labels == 3

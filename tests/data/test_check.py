@@ -65,7 +65,7 @@ def test_problems_end_with_code_1_also_as_json(zoo, capsys):
 def test_without_a_command_there_is_help_and_no_empty_error(capsys):
     with pytest.raises(SystemExit) as left:
         main(["data"])
-    assert left.value.code == 2
+    assert left.value.code in {0, 2}  # 2 from click 8.2 on
     printed = capsys.readouterr()
     assert "check" in printed.out + printed.err
     assert "error" not in printed.err

@@ -207,6 +207,6 @@ def test_labels_for_a_model_without_labels_are_refused(tiny_config, raises_sente
 
 def test_a_problem_type_that_is_set_later_and_unknown_is_refused(raises_sentence):
     config = QKViTConfig(num_labels=3)
-    config.problem_type = "regresion"
     with raises_sentence(ValueError, "problem_type='regresion'", "'regression'"):
+        config.problem_type = "regresion"  # where transformers knows the field's type, refused here already
         classification_loss(torch.zeros(2, 3), torch.tensor([0, 1]), config)
