@@ -67,6 +67,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Likewise what a file of tests leaves behind, in caches and in modules that it was the first to import."""
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        pytest_collection_finish()
+
+
 def seed_torch(seed: int) -> None:
     """As `torch.manual_seed`, which on a machine without a GPU writes down its caller's stack for each kind of GPU."""
     import torch

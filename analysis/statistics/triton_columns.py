@@ -89,7 +89,8 @@ def _weights(
     MASK: tl.constexpr, D: tl.constexpr, WIDEN: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """p_ij of one head, 0 for a head that is not there: (BLOCK_M, BLOCK_N)."""
-    exists, there = (i < tokens) & (head < heads), (j < tokens) & (head < heads)
+    present = tl.where(head < heads, tokens, 0)
+    exists, there = i < present, j < present
     scores = scores_of(layer, image, head, i, exists, j, there, MASK, D, WIDEN, BLOCK_D, CHUNK)
     log_sum = tl.load(log_sums + (image * heads + head) * tokens + i, mask=exists, other=float("inf"))
     return tl.exp2(tl.where(there[None, :], scores - log_sum[:, None], float("-inf")))

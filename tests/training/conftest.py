@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from qkvit.training import report, train
+from qkvit.training import plan, report, train
 from qkvit.training.optimisation.weight_average import WeightAverage
 from qkvit.training.watching import meter
 
@@ -73,7 +73,7 @@ def merged(*parts: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _measure_once():
-    """A run measures the machine and ends with a picture: of many runs, once is enough.
+    """A run measures the machine, counts its model's operations and ends with a picture: of many runs, once is enough.
 
     A run also collects garbage, and would look through all that is there by now each time.
     """
@@ -82,7 +82,22 @@ def _measure_once():
         rate = meter.matrix_product_rate("cpu")
         patch.setattr(meter, "matrix_product_rate", lambda *_: rate)
         patch.setattr(report, "draw_curves", lambda path, log: False)
+        for count in (plan.forward_flops, plan.training_flops):
+            patch.setattr(plan, count.__name__, _once_for_a_config(count))
         yield
+
+
+def _once_for_a_config(count: Callable[..., int]) -> Callable[..., int]:
+    kept: dict[Any, int] = {}
+
+    def counted(model: torch.nn.Module, size: tuple[int, int]) -> int:
+        trained = tuple(parameter.requires_grad for parameter in model.parameters())
+        key = (type(model), model.config.to_json_string(use_diff=False), trained, size)
+        if key not in kept:
+            kept[key] = count(model, size)
+        return kept[key]
+
+    return counted
 
 
 @pytest.fixture(scope="session")
