@@ -19,6 +19,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from qkvit.modeling.conversion import convert, export
+from qkvit.modeling.conversion.checkpoint_reader import ModelInMemory
+from qkvit.modeling.conversion.importing import Conversion
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
 MLP = {"intermediate_size": 24}
@@ -173,6 +175,7 @@ def check_every_tensor(case: Case) -> None:
     """Perturb each tensor of theirs: our outputs move as theirs do, which do unless mathematics says they cannot."""
     theirs, pixels = case.model(), images(*case.sizes[0])
     before = case.theirs(theirs, pixels)
+    conversion = Conversion.plan_for(ModelInMemory(theirs))  # made of names and shapes, whatever the numbers are
     moved: dict[str, bool] = {}
     for name, tensor in theirs.state_dict().items():
         if not tensor.is_floating_point():
@@ -183,7 +186,7 @@ def check_every_tensor(case: Case) -> None:
                 torch.randn(tensor.shape, generator=torch.Generator().manual_seed(2), dtype=tensor.dtype), alpha=0.1
             )
         after = case.theirs(theirs, pixels)
-        found = difference(case.ours(convert(theirs, progress=False), pixels), after)
+        found = difference(case.ours(conversion.model(progress=False), pixels), after)
         assert found < LIMITS[torch.float64], f"{case}: with another {name}, the outputs differ by {found:.1e}"
         moved[name] = difference(after, before) > 1e-9
         tensor.copy_(original)
