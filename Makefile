@@ -77,4 +77,6 @@ $(VENV)/.ready:
 	  { echo "error: '$(PYTHON)' cannot make virtual environments (no venv or ensurepip module); on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	@# The pip that comes with Python takes half a minute longer to find out which versions go together.
+	-@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --upgrade pip
 	@touch $@

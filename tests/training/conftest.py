@@ -102,10 +102,11 @@ def _once_for_a_config(count: Callable[..., int]) -> Callable[..., int]:
 
 @pytest.fixture(scope="session")
 def _warm(tmp_path_factory):
-    """What a run imports, imported before processes are forked."""
+    """What a run imports and counts, imported and counted before processes are forked."""
     pytest.importorskip("sklearn")
     gc.freeze()
-    train(merged(TINY, {"arguments": {"output_dir": str(tmp_path_factory.mktemp("warm") / "run"), "max_steps": 1}}))
+    short = {"arguments": {"output_dir": str(tmp_path_factory.mktemp("warm") / "run"), "max_steps": 1}}
+    train(merged(TINY, BUSY, short))
 
 
 @pytest.fixture(scope="session")
