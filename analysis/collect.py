@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..modeling.tensor_digest import tensor_digest
 from .attention_door import configs_of
 from .attention_layers import parents_of, see_images, unwrapped, whole_attention
 from .collected import Collected
 from .collecting import Collecting
 from .progress_file import ProgressFile, remove_progress
-from .run_identity import digest_of_weights, identity_of, settings_of
+from .run_identity import identity_of, settings_of
 from .shares import Share, knows_its_share, merged, processes, refuse_in_all, wrong_share
 from .tally import Tally
 from .token_layout import TokenLayout
@@ -134,7 +135,7 @@ def collect(
                 "progress_folder= keeps numbers for a later call, and an edit is not kept with them: leave it out"
                 " inside intervene and record(explicit=True)"
             )
-        identity = identity_of(dataloader, digest_of_weights(model), layout, names)
+        identity = identity_of(dataloader, tensor_digest(model.named_parameters())[:16], layout, names)
         identity |= {f"config{number or ''}": settings_of(it) for number, it in enumerate(configs_of(session))}
         identity |= {"layers": session.chosen, "statistics": asked, "rollout": rollout}
         identity |= {"quantiles of classes": session.tally.has_class_quantiles}

@@ -8,7 +8,6 @@ from types import CodeType
 from typing import Any
 
 import torch
-from torch import nn
 
 from .token_layout import TokenLayout
 
@@ -39,15 +38,6 @@ def identity_of(
         "layout": None if layout is None else {name: it for name, it in asdict(layout).items() if it is not None},
         "class names": class_names,
     }
-
-
-def digest_of_weights(model: nn.Module) -> str:
-    """A short hash of the parameters: names, shapes, types and every bit."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def settings_of(config: Any) -> Any:

@@ -9,6 +9,7 @@ import itertools
 import multiprocessing.forkserver
 import os
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -159,6 +160,22 @@ def raises_sentence() -> Callable[..., contextlib.AbstractContextManager]:
 
 
 @pytest.fixture
+def code_of_models(tmp_path, monkeypatch) -> Iterator[None]:
+    """Code that comes with a model is copied into a folder of this test and imported from there, and then forgotten."""
+
+    def imported() -> list[str]:
+        return [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]
+
+    kept = {name: sys.modules.pop(name) for name in imported()}
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "code of models"))
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if not (Path(path) / "transformers_modules").is_dir()])
+    yield
+    for name in imported():
+        del sys.modules[name]
+    sys.modules.update(kept)
+
+
+@pytest.fixture
 def uncompiled_flex() -> Iterator[None]:
     """FlexAttention without its compilation of ten seconds: the same mathematics, unfused."""
     import torch
@@ -206,6 +223,7 @@ def flash_attention(monkeypatch) -> list[str]:
 
 # Two thirds of the time that a process takes to import a model. Nothing here looks at the Hub or its environment.
 PRELOADED = ["torch._dynamo", "torch.distributed.tensor", "torch.distributed._composable.fsdp", "scipy.optimize"]
+PRELOADED += ["sklearn.linear_model", "sklearn.metrics", "pandas", "pyarrow.dataset", "aiohttp"]
 
 # Makes of a process with those imported what `python ARGUMENTS` is.
 BEGIN = """

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
-from .checkpoints import ASIDE, prune, publish, seal, sealed_facts, tensor_digest
+from ..modeling.tensor_digest import tensor_digest
+from .checkpoints import ASIDE, prune, publish, seal, sealed_facts
 from .errors import TrainingRefusedError
 from .evaluation import EvaluationCutError
 from .images.batches import EpochBatches

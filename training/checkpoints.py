@@ -1,16 +1,12 @@
 """Checkpoints that are whole or are not there: written aside, sealed with hashes, then renamed."""
 
-import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 SEAL = "whole.json"
 ASIDE = ".unfinished"
@@ -145,17 +141,6 @@ def newest_whole(output: Path) -> tuple[Path | None, list[Path]]:
             return path, broken
         broken.append(path)
     return None, broken
-
-
-def tensor_digest(tensors: "Iterable[tuple[str, torch.Tensor]]") -> str:
-    """A hash of names, shapes, types and every bit of tensors."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _hash(path: Path) -> str:

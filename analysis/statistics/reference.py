@@ -65,7 +65,10 @@ def attention_weights(inputs: QueriesAndKeys) -> torch.Tensor:
 
 
 def entropy_of(weights: torch.Tensor) -> torch.Tensor:
-    """-sum_j p_ij log p_ij. The largest weight is taken as 1 minus the others: near 1, its logarithm is lost in it."""
+    """-sum_j p_j log p_j of rows (..., n): -> (...).
+
+    The largest weight is taken as 1 minus the others: near 1, its logarithm is lost in its rounding.
+    """
     largest, best = weights.max(dim=-1, keepdim=True)
     others = weights.scatter(-1, best, 0)
     return torch.special.entr(others).sum(dim=-1) - (largest * torch.log1p(-others.sum(dim=-1, keepdim=True)))[..., 0]

@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import softplus
 
 from .grid import Grid
+from .reference import entropy_of
 
 
 @dataclass
@@ -188,20 +189,10 @@ def _entropy_of_mixture(tile: Tile, among_patches: torch.Tensor) -> torch.Tensor
     mixture = which + tile.on_patches * among_patches
     if tile.grid.prefix == 1:
         return mixture
-    among_prefix = small_entropy(tile.prefix_scores.double().softmax(dim=-1)).to(which.dtype)
+    among_prefix = entropy_of(tile.prefix_scores.double().softmax(dim=-1)).to(which.dtype)
     if tile.is_masked:
         among_prefix = among_prefix.masked_fill(tile.log_odds == torch.inf, 0)
     return mixture + off_patches * among_prefix
-
-
-def small_entropy(weights: torch.Tensor) -> torch.Tensor:
-    """-sum_j p_j log p_j of rows (..., n) that are small enough to copy: -> (...).
-
-    The largest weight is taken as 1 minus the others: near 1, its logarithm is lost in its rounding.
-    """
-    largest, best = weights.max(dim=-1, keepdim=True)
-    others = weights.scatter(-1, best, 0)
-    return torch.special.entr(others).sum(dim=-1) - (largest * torch.log1p(-others.sum(dim=-1, keepdim=True)))[..., 0]
 
 
 def maximum(tile: Tile) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,7 +3,6 @@
 import copy
 import os
 import socket
-import sys
 import threading
 from contextlib import ExitStack
 
@@ -360,11 +359,9 @@ def test_data_parallel_on_several_devices_is_refused(tiny_model, raises_sentence
         record(wrapped)
 
 
-def test_a_model_with_the_code_that_came_with_it_is_recorded_and_edited(tiny_model, pixels, tmp_path, monkeypatch):
+def test_a_model_with_the_code_that_came_with_it_is_recorded_and_edited(tiny_model, pixels, tmp_path, code_of_models):
     model = tiny_model(QKViTForImageClassification)
     model.save_pretrained(tmp_path / "model")
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
     remote_class = get_class_from_dynamic_module("modeling_qkvit.QKViTForImageClassification", str(tmp_path / "model"))
     assert remote_class is not QKViTForImageClassification
     remote = remote_class.from_pretrained(tmp_path / "model").eval()

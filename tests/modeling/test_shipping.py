@@ -370,10 +370,8 @@ def test_the_code_and_the_image_processor_are_pushed_with_a_configuration(tiny_c
     assert set(uploaded) == {*flat_sources(), "config.json", "preprocessor_config.json"}
 
 
-def test_a_base_model_of_code_that_came_with_a_model_is_pushed_with_it(tiny_model, tmp_path, uploaded, monkeypatch):
+def test_a_base_model_of_code_that_came_with_a_model_is_pushed_with_it(tiny_model, tmp_path, uploaded, code_of_models):
     tiny_model().save_pretrained(tmp_path / "model")
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
     remote = get_class_from_dynamic_module("modeling_qkvit.QKViTForImageClassification", str(tmp_path / "model"))
     inner = remote.from_pretrained(tmp_path / "model").base_model
     inner.save_pretrained(tmp_path / "inner", push_to_hub=True, repo_id="someone/something")

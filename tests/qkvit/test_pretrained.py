@@ -50,7 +50,7 @@ def brought(tmp_path_factory):
     return folder
 
 
-def test_code_is_run_when_trusted(brought):
+def test_code_is_run_when_trusted(brought, code_of_models):
     model, missing = load_pretrained(AutoModelForImageClassification, str(brought), "cpu", trust_remote_code=True)
     assert type(model).__name__ == "OwnClassifier"
     assert not missing

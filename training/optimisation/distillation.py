@@ -17,7 +17,7 @@ from ...configuration.hub_errors import hub_sentences
 from ...configuration.reasons import in_one_line
 from ...data.hub_names import look_for
 from ...modeling.losses_qkvit import classification_loss
-from ..checkpoints import tensor_digest
+from ...modeling.tensor_digest import tensor_digest
 from ..errors import TrainingRefusedError
 from ..models import is_plain, normalisation
 from ..recipe_distillation import Distillation

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from ..checkpoints import sealed_facts, tensor_digest
+from ...modeling.tensor_digest import tensor_digest
+from ..checkpoints import sealed_facts
 from ..errors import TrainingRefusedError
 from .sharded import load_whole_optimizer_state, whole_optimizer_state, whole_state_dict
 from .world import in_any_process
