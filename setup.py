@@ -35,7 +35,7 @@ PACKAGE_DATA = {
     "qkvit.analysis.statistics": ["*.c", "*.h"],
 }
 
-# The tests pass with the lowest versions below, on Python 3.10: uv pip install --resolution lowest-direct -e ".[dev]"
+# The lowest versions have been tried, see constraints.txt: uv pip install --resolution lowest-direct -e ".[dev]"
 REQUIRED = [
     "torch>=2.10",
     "transformers>=5.17",

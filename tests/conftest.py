@@ -62,18 +62,22 @@ def pytest_configure(config: pytest.Config) -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def pytest_collection_finish() -> None:
+def set_aside_what_lives_on() -> None:
     """What the imports made lives as long as the process: no collection of garbage has to look at it."""
     gc.collect()
     gc.freeze()
 
 
+def pytest_collection_finish() -> None:
+    set_aside_what_lives_on()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """Likewise what a file of tests leaves behind, in caches and in modules that it was the first to import."""
+    """A file of tests, too, leaves behind caches, and modules that it was the first to import."""
     yield
     if nextitem is None or nextitem.path != item.path:
-        pytest_collection_finish()
+        set_aside_what_lives_on()
 
 
 def seed_torch(seed: int) -> None:

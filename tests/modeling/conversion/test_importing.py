@@ -11,20 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import (
-    BeitConfig,
-    BeitModel,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessorPil,
-    ViTModel,
-)
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil, ViTModel
 
 import qkvit
-from qkvit import QKViTConfig, QKViTForImageClassification, QKViTModel
+from qkvit import QKViTForImageClassification
 from qkvit.modeling.conversion import convert
-from qkvit.modeling.conversion.families import families, family_of
-from qkvit.modeling.conversion.refusals import REASONS
 
 SIZE = {
     "hidden_size": 16,
@@ -326,58 +317,6 @@ def test_whatever_a_config_holds_it_converts_or_is_one_sentence(folder, junk):
             message = str(error)
     assert "\n" not in message
     assert len(message) > 20
-
-
-# ---- what is refused
-
-
-def test_beit_is_refused_with_the_reason(tmp_path, raises_sentence):
-    beit = BeitModel(BeitConfig(**SIZE, use_relative_position_bias=True))
-    with raises_sentence(ValueError, "'beit'", "bias for each distance"):
-        convert(beit)
-
-
-@pytest.mark.parametrize("model_type", [*REASONS, "bert", None, 3, ["vit"], {}])
-def test_other_models_are_refused_with_a_reason_or_a_list_of_what_is_read(model_type, folder, raises_sentence):
-    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
-    with raises_sentence(ValueError, *families()):
-        convert(folder)
-
-
-def test_no_refused_model_type_is_a_family_s():
-    assert not REASONS.keys() & {name for family in families().values() for name in family.model_types}
-
-
-def test_a_qkvit_folder_is_refused(tmp_path, raises_sentence):
-    QKViTModel(QKViTConfig(**SIZE)).save_pretrained(tmp_path)
-    with raises_sentence(ValueError, "QKViT already"):
-        convert(tmp_path)
-
-
-def test_an_unknown_family_is_refused(folder, raises_sentence):
-    with raises_sentence(ValueError, "family='resnet'", *families()):
-        convert(folder, family="resnet")
-
-
-# ---- from_pretrained of a folder of another family
-
-
-@pytest.mark.parametrize(
-    "family", [family for family in families().values() if family.model_types], ids=lambda f: f.name
-)
-@pytest.mark.parametrize("model_class", [QKViTModel, QKViTForImageClassification, QKViTConfig])
-def test_loading_another_family_s_folder_names_the_command(family, model_class, tmp_path, raises_sentence):
-    for model_type in family.model_types:
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-        with raises_sentence(ValueError, f"`qkvit convert {tmp_path}", family.name):
-            model_class.from_pretrained(tmp_path)
-
-
-@pytest.mark.skipif(family_of({"architecture": "vit_tiny_patch16_224"}) is None, reason="there is no family timm")
-def test_loading_a_timm_folder_names_the_command(tmp_path, raises_sentence):
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224", "num_classes": 10}))
-    with raises_sentence(ValueError, f"`qkvit convert {tmp_path}", "timm"):
-        QKViTModel.from_pretrained(tmp_path)
 
 
 # ---- the front door
