@@ -34,7 +34,7 @@ from .optimisation.schedule import check_schedule
 from .plan import Plan, make_plan
 from .processes.sharded_trainer import said_of_sharing
 from .processes.unused_parameters import unused_parameters
-from .processes.world import barrier, check_world
+from .processes.world import barrier, check_world, of_the_first_process
 from .pushing import is_pushed, push, repository_for
 from .quiet import quiet_libraries
 from .recipe import Recipe
@@ -167,7 +167,7 @@ class Run:
                     check_new(self.output)  # another run may have begun while the data were opened
                 else:
                     checkpoint = trainer.found_whole = find_checkpoint(self.output)
-            checkpoint = self._agree(checkpoint)
+            checkpoint = of_the_first_process(checkpoint, self.args.world_size)
             of_start = (self.output, self.recipe, data, self.args.world_size, dataclasses.asdict(plan))
             record = _Record(partial(write_record, *of_start), wanted=self.args.should_save)
             start = time.perf_counter()
@@ -371,13 +371,6 @@ class Run:
         self._say(f"In {self.output.absolute()}: the model, its code and image processor; {', '.join(files)}.")
 
     # ---- between processes
-
-    def _agree(self, checkpoint: Path | None) -> Path | None:
-        if self.args.world_size > 1:
-            box = [checkpoint]
-            torch.distributed.broadcast_object_list(box, src=0)
-            return box[0]
-        return checkpoint
 
     def _say(self, text: str) -> None:
         if self.args.process_index == 0:

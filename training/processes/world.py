@@ -46,6 +46,17 @@ def barrier(world: int) -> None:
         torch.distributed.barrier()
 
 
+def of_the_first_process(here: Any, world: int) -> Any:
+    """What the first process has here; every process has to ask."""
+    if world == 1:
+        return here
+    import torch
+
+    box = [here]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
 def check_world(asked: int | None, real: int, gpus: int = 1, recipe: str = "RECIPE.yaml") -> None:
     """Refuse a number of processes that nobody asked for.
 
